@@ -15,6 +15,7 @@ def in_subprocess(code: str) -> str:
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "XLA_FLAGS": "",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(

@@ -26,10 +26,13 @@ Array = Any
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """Rows of tokens. Segment 0 is padding; positions count from 0 in each segment."""
+    """Rows of tokens. Segment 0 is padding; positions count from 0 in each segment.
+
+    No segments: every row is one sequence, perhaps padded on the right.
+    """
 
     tokens: Array  # int32[M, R, S]
-    segment_ids: Array  # int32[M, R, S]
+    segment_ids: Array | None  # int32[M, R, S]
     positions: Array  # int32[M, R, S]
 
 
@@ -187,6 +190,6 @@ def _packed(
     positions = [np.arange(len(w)) for w in whole]
     return Packed(
         tokens=_pad(whole, width, pad_id, np.int32, shape),
-        segment_ids=_pad([np.ones(len(w)) for w in whole], width, 0, np.int32, shape),
+        segment_ids=None,
         positions=_pad(positions, width, 0, np.int32, shape),
     )

@@ -81,6 +81,7 @@ class _Spec:
     temperature: float
     mix: float
     loss: TokenLoss | None = None
+    of_logprob: bool = True
 
 
 def token_outputs(
@@ -127,13 +128,15 @@ def token_loss(
     live_hidden: jax.Array | None = None,
     live_head: jax.Array | None = None,
     mix: float = 0.0,
+    of_logprob: bool = True,
 ) -> tuple[jax.Array, TokenOutputs]:
     """Returns the sum of `loss(outputs, extras)` over tokens, and the outputs without gradient.
 
     `loss` maps any slice [c] of the outputs and of `extras`, a pytree of arrays [R, C, ...], to
     float32[c]: what each token adds to the loss. It looks at one token at a time and closes over
-    no arrays; what it weighs tokens by is in `extras`, which get no gradient. Everything else is
-    as in token_outputs.
+    no arrays; what it weighs tokens by is in `extras`, which get no gradient. `of_logprob` False
+    says that it has none by the student's log-probability either, as pure distillation: its
+    gradient is then one pass over the logits, not two. Everything else is as in token_outputs.
     """
     tokens = _Tokens(
         teacher_hidden=teacher_hidden,
@@ -143,7 +146,7 @@ def token_loss(
         extras=extras,
     )
     heads = _Heads(teacher=teacher_head, live=live_head)
-    spec = _Spec(cfg=cfg, temperature=temperature, mix=mix, loss=loss)
+    spec = _Spec(cfg=cfg, temperature=temperature, mix=mix, loss=loss, of_logprob=of_logprob)
     total, outputs = _token_loss(student_hidden, student_head, tokens, heads, spec)
     return total, jax.lax.stop_gradient(outputs)
 
@@ -267,6 +270,8 @@ def _chunk(
 
     def learned(student: jax.Array) -> tuple[jax.Array, jax.Array]:
         logprob = vocabulary.log_prob(student, tokens.token)
+        if not spec.of_logprob:
+            logprob = jax.lax.stop_gradient(logprob)
         if teacher is None:
             return jnp.zeros_like(logprob), logprob
         f = divergences.get(spec.cfg.divergence)
@@ -298,23 +303,25 @@ def _described(
 ) -> TokenOutputs:
     """Returns the outputs of a chunk, from its logits and the two that are learned from."""
     zero = jnp.zeros_like(logprob)
-    outputs = TokenOutputs(
+    if teacher is None:
+        return TokenOutputs(
+            divergence=divergence,
+            student_logprob=logprob,
+            teacher_logprob=zero,
+            student_entropy=vocabulary.entropy(student),
+            teacher_entropy=zero,
+            top1_agree=zero,
+            reverse_kl=zero,
+        )
+    pair = vocabulary.compare(student, teacher, token)
+    return TokenOutputs(
         divergence=divergence,
         student_logprob=logprob,
-        teacher_logprob=zero,
-        student_entropy=vocabulary.entropy(student),
-        teacher_entropy=zero,
-        top1_agree=zero,
-        reverse_kl=zero,
-    )
-    if teacher is None:
-        return outputs
-    return replace(
-        outputs,
-        teacher_logprob=vocabulary.log_prob(teacher, token),
-        teacher_entropy=vocabulary.entropy(teacher),
+        teacher_logprob=pair.q_log_prob,
+        student_entropy=pair.p_entropy,
+        teacher_entropy=pair.q_entropy,
         top1_agree=vocabulary.same_top(student, teacher).astype(jnp.float32),
-        reverse_kl=vocabulary.kl(student, teacher),
+        reverse_kl=pair.kl,
     )
 
 

@@ -14,6 +14,7 @@ from sdjax import config
 from sdjax.learner.batch import Packed, Rows, Samples
 from sdjax.learner.logprobs import TokenOutputs, token_loss, token_outputs
 from sdjax.learner.metrics import token_sums
+from sdjax.models.layer import LayerWeights
 from sdjax.models.transformer import head_weight, hidden_states
 from sdjax.objectives import aggregation, policy_gradient, token_weights
 
@@ -34,8 +35,12 @@ def microbatch_loss(
     samples: Samples,
     graphdef: nnx.GraphDef,
     cfg: config.Train,
+    gradients: LayerWeights | None = None,
 ) -> tuple[jax.Array, tuple[Any, TokenLogprobs]]:
-    """Returns a microbatch's share of the loss, its metric sums and its log-probabilities."""
+    """Returns a microbatch's share of the loss, its metric sums and its log-probabilities.
+
+    `gradients` is what hidden_states adds the student's layers' to.
+    """
     known = _known(micro, samples, cfg)
     parts = partial(_parts, cfg=cfg, num_samples=samples.length.shape[0])
     share = {"distillation": cfg.loss.distillation, "policy": 1.0 - cfg.loss.distillation}
@@ -43,13 +48,20 @@ def microbatch_loss(
     def per_token(outputs: TokenOutputs, known: Known) -> jax.Array:
         return sum((share[k] * x for k, x in parts(outputs, known).items()), jnp.zeros(()))
 
-    contexts = _contexts(params, teacher_params, micro, graphdef, cfg)
+    contexts = _contexts(params, teacher_params, micro, graphdef, cfg, gradients)
     token, mask = micro.token, micro.sample >= 0
     if _needs_whole_completions(cfg):
         outputs = token_outputs(token=token, mask=mask, **contexts)
         total = jnp.sum(jnp.where(mask, per_token(outputs, known), 0.0))
     else:
-        total, outputs = token_loss(per_token, token=token, extras=known, mask=mask, **contexts)
+        total, outputs = token_loss(
+            per_token,
+            token=token,
+            extras=known,
+            mask=mask,
+            of_logprob=cfg.loss.distillation < 1,
+            **contexts,
+        )
     outputs = jax.lax.stop_gradient(outputs)
     old = outputs.student_logprob if known.old_logprobs is None else known.old_logprobs
     sums = token_sums(micro, samples, outputs, old, _sampler_weight(known, old, cfg))
@@ -166,11 +178,12 @@ def _contexts(
     micro: Rows,
     graphdef: nnx.GraphDef,
     cfg: config.Train,
+    gradients: LayerWeights | None,
 ) -> dict[str, Any]:
     """Returns what the chunked head takes of both contexts, by the names of its arguments."""
     student = nnx.merge(graphdef, params)
     contexts = {
-        "student_hidden": gathered(student, micro.student, micro.student_index),
+        "student_hidden": gathered(student, micro.student, micro.student_index, gradients),
         "student_head": head_weight(student),
         "teacher_hidden": None,
         "teacher_head": None,
@@ -195,7 +208,9 @@ def _contexts(
     return contexts
 
 
-def gathered(model: Any, rows: Packed, index: jax.Array) -> jax.Array:
+def gathered(
+    model: Any, rows: Packed, index: jax.Array, gradients: LayerWeights | None = None
+) -> jax.Array:
     """Returns the hidden states at the positions that predict completion tokens, [R, C, D]."""
-    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids)
+    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, gradients)
     return jnp.take_along_axis(hidden, index[..., None], axis=1)

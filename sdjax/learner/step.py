@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from sdjax import config
 from sdjax.learner import optim
-from sdjax.learner.batch import Batch, Rows
+from sdjax.learner.batch import Batch, Rows, Samples
 from sdjax.learner.logprobs import token_outputs
 from sdjax.learner.loss import TokenLogprobs, gathered, microbatch_loss
 from sdjax.learner.metrics import Sums, of_update
@@ -38,12 +38,12 @@ def make_train_step(
     tx = optim.make(cfg.optim)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, TokenLogprobs]:
-        def one(micro: Rows) -> tuple[nnx.State, tuple[Sums, TokenLogprobs]]:
-            return jax.grad(microbatch_loss, has_aux=True)(
-                state.params, state.teacher_params, micro, batch.samples, graphdef, cfg
-            )
+        def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenLogprobs]]:
+            return _add_gradient(grads, state, micro, batch.samples, graphdef, cfg)
 
-        grads, (sums, logprobs) = _over_microbatches(one, batch)
+        grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
+        grads, (sums, logprobs) = _over_microbatches(one, grads, batch)
         lr = optim.learning_rate(state.step, cfg.optim)
         state, applied = _apply(state, grads, tx, lr)
         return state, of_update(sums) | applied | {"optim/lr": lr}, logprobs
@@ -66,7 +66,7 @@ def make_score(
     """
 
     def score(params: nnx.State, batch: Batch) -> jax.Array:
-        def one(micro: Rows) -> tuple[None, jax.Array]:
+        def one(micro: Rows, total: None) -> tuple[None, jax.Array]:
             model = nnx.merge(graphdef, params)
             hidden = gathered(model, micro.student, micro.student_index)
             outputs = token_outputs(
@@ -79,9 +79,9 @@ def make_score(
                 temperature=cfg.rollout.temperature,
                 mask=micro.sample >= 0,
             )
-            return None, outputs.student_logprob
+            return total, outputs.student_logprob
 
-        return _over_microbatches(one, batch)[1]
+        return _over_microbatches(one, None, batch)[1]
 
     return jax.jit(score, out_shardings=rules.leading(mesh, 1))
 
@@ -105,8 +105,49 @@ def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
     )
 
 
-def _over_microbatches(one: Callable[[Rows], tuple[Any, Any]], batch: Batch) -> tuple[Any, Any]:
-    """Returns the sum of the first, and [M, ...] of the second that `one` gives of each microbatch.
+def _add_gradient(
+    grads: nnx.State,
+    state: TrainState,
+    micro: Rows,
+    samples: Samples,
+    graphdef: nnx.GraphDef,
+    cfg: config.Train,
+) -> tuple[nnx.State, tuple[Sums, TokenLogprobs]]:
+    """Returns `grads` plus the microbatch's, and what it reports."""
+    rest = {name: part for name, part in state.params.items() if name != "layers"}
+
+    def loss(rest: dict, layers: nnx.State) -> tuple[jax.Array, tuple[Sums, TokenLogprobs]]:
+        """With `layers` the parameters, or the sums that their gradients are added to."""
+        own = state.params["layers"] if into else layers
+        params = nnx.State(rest | {"layers": own})
+        sums = nnx.merge(graphdef, nnx.State(rest | {"layers": layers})).layers.weights()
+        return microbatch_loss(
+            params,
+            state.teacher_params,
+            micro,
+            samples,
+            graphdef,
+            cfg,
+            gradients=sums if into else None,
+        )
+
+    # Without whole layers recomputed there are activations to keep, which the scan's own
+    # differentiation knows how to.
+    into = cfg.model.remat == "full"
+    start = (grads if into else state.params)["layers"]
+    (added, layers), reported = jax.grad(loss, (0, 1), has_aux=True)(rest, start)
+    if not into:
+        layers = jax.tree.map(jnp.add, grads["layers"], layers)
+    total = {name: jax.tree.map(jnp.add, grads[name], part) for name, part in added.items()}
+    # A State's parts come out of it as States, but were plain dicts in it.
+    leaves = jax.tree.leaves(nnx.State(total | {"layers": layers}))
+    return jax.tree.unflatten(jax.tree.structure(grads), leaves), reported
+
+
+def _over_microbatches(
+    one: Callable[[Rows, Any], tuple[Any, Any]], start: Any, batch: Batch
+) -> tuple[Any, Any]:
+    """Returns what `one` carries from microbatch to microbatch, and [M, ...] of what else it gives.
 
     Those without a completion are not run; their part of the second is 0.
     """
@@ -118,17 +159,13 @@ def _over_microbatches(one: Callable[[Rows], tuple[Any, Any]], batch: Batch) -> 
 
     def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         total, stacked = carry
-        added, new = one(at(i))
-        stacked = jax.tree.map(lambda x, y: x.at[i].set(y), stacked, new)
-        return jax.tree.map(jnp.add, total, added), stacked
+        total, new = one(at(i), total)
+        return total, jax.tree.map(lambda x, y: x.at[i].set(y), stacked, new)
 
-    total, new = jax.eval_shape(lambda: one(at(0)))
+    _, new = jax.eval_shape(lambda: one(at(0), start))
     m = batch.rows.token.shape[0]
-    start = (
-        jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total),
-        jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), new),
-    )
-    return jax.lax.fori_loop(0, batch.microbatches, body, start)
+    stacked = jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), new)
+    return jax.lax.fori_loop(0, batch.microbatches, body, (start, stacked))
 
 
 def _apply(

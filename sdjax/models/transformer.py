@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sdjax.models import attention, rope
+from sdjax.models import attention, layers, rope
 from sdjax.models.config import ModelConfig, Rope
 from sdjax.models.layer import HIDDEN, LayerWeights, block, cast, rms_norm
 from sdjax.parallel.rules import constrain
@@ -106,37 +106,49 @@ def logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
 
 
 def hidden_states(
-    model: Transformer, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array
+    model: Transformer,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array | None,
+    gradients: LayerWeights | None = None,
 ) -> jax.Array:
     """Returns the final norm's output [B, S, embed] in the compute dtype.
 
     tokens, positions, segment_ids: int32[B, S]. A token sees the tokens of its segment at its own
     and earlier indices; positions feed only the rotary embedding. Segment 0 is padding: what comes
-    out of it is finite and without meaning.
+    out of it is finite and without meaning. None in place of segments: every row is one sequence,
+    perhaps padded on the right.
+
+    With `gradients`, the float32 sums so far of the layers' gradients, the backward pass adds to
+    them in place: what it gives as the gradient by `gradients` is the new sums, and none goes to
+    the layers' parameters. So a second set of gradients never exists. It recomputes whole layers.
     """
     cfg = model.cfg
     dtype = jnp.dtype(cfg.compute_dtype)
     kinds = _Kinds.of(cfg, tokens.shape[1])
-    ropes = [rope.tables(r, cfg.head_dim, positions) for r in kinds.ropes]
     how = attention.choose(cfg.attention, dtype, cfg.head_dim)
-    attentions = [
-        partial(attention.attention, segment_ids=segment_ids, window=w, implementation=how)
-        for w in kinds.windows
-    ]
 
-    def layer(x: jax.Array, scanned: tuple) -> tuple[jax.Array, None]:
+    def layer(x: jax.Array, scanned: tuple, context: tuple) -> jax.Array:
         weights, window, rope_kind = scanned
+        ropes, segment_ids = context
+        attentions = [
+            partial(attention.attention, segment_ids=segment_ids, window=w, implementation=how)
+            for w in kinds.windows
+        ]
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             return _switch(window, attentions, q, k, v), None
 
         turn = jax.tree.map(lambda *kind: _pick(rope_kind, kind), *ropes)
-        x, _ = block(x, cast(weights, dtype), turn, cfg, attend)
-        return x, None
+        return block(x, cast(weights, dtype), turn, cfg, attend)[0]
 
     x = _embed(model.embedding.get_value(), tokens, dtype)
     scanned = (model.layers.weights(), jnp.array(kinds.window), jnp.array(kinds.rope))
-    x, _ = jax.lax.scan(_checkpointed(layer, cfg), x, scanned)
+    context = ([rope.tables(r, cfg.head_dim, positions) for r in kinds.ropes], segment_ids)
+    if gradients is None:
+        x = layers.run(_checkpointed(layer, cfg), x, scanned, context)
+    else:
+        x = layers.run_into(layer, x, scanned, context, gradients)
     return rms_norm(x, model.norm.get_value().astype(dtype), cfg)
 
 

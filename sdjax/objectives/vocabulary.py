@@ -6,6 +6,7 @@ reduction, never a gather, so a compiler splits it without moving logits. Logits
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -56,11 +57,39 @@ def entropy(logits: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.exp(a) * a, axis=-1)
 
 
-def kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
-    """Returns KL(p || q) in nats over the last axis."""
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two distributions over the last axis, float32[...] each, in nats."""
+
+    p_entropy: jax.Array
+    q_entropy: jax.Array
+    kl: jax.Array  # KL(p || q)
+    q_log_prob: jax.Array  # of the token
+
+
+def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Comparison:
+    """Returns what is reported of softmax(p_logits) and softmax(q_logits) at int32[...] tokens."""
     a = p_logits - log_normalizer(p_logits)[..., None]
     b = q_logits - log_normalizer(q_logits)[..., None]
-    return jnp.sum(jnp.exp(a) * (a - b), axis=-1)
+    p, q = jnp.exp(a), jnp.exp(b)
+    p_log_p, q_log_q, kl, own = _sums(
+        p * a, q * b, p * (a - b), jnp.where(is_token(b, token), b, 0.0)
+    )
+    return Comparison(p_entropy=-p_log_p, q_entropy=-q_log_q, kl=kl, q_log_prob=own)
+
+
+def _sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the sum of each over the last axis.
+
+    A GPU makes them in one pass over what the terms share (9 ms of 215 less for the whole chunked
+    head at 32,768 tokens); XLA's CPU code for such a reduction is slower than one pass each.
+    """
+    if jax.default_backend() != "gpu":
+        return tuple(jnp.sum(x, axis=-1) for x in terms)
+    zeros = (jnp.float32(0),) * len(terms)
+    return jax.lax.reduce(
+        terms, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (terms[0].ndim - 1,)
+    )
 
 
 def same_top(x: jax.Array, y: jax.Array) -> jax.Array:
