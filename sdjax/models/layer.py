@@ -52,33 +52,39 @@ def cast(weights: LayerWeights, dtype: jnp.dtype) -> LayerWeights:
 def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Returns `x` over its root mean square, taken over the axes that `scale` has, times `scale`.
 
-    float32 inside; `cfg.norm_cast` says which side of the product the cast back stands on.
+    In the dtype of `scale`, float32 inside; `cfg.norm_cast` says which side of the product the
+    cast back stands on.
     """
     axes = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axes, keepdims=True) + cfg.norm_eps)
     if cfg.norm_cast == "before":
-        return wide.astype(x.dtype) * scale.astype(x.dtype)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+        return wide.astype(scale.dtype) * scale
+    return (wide * scale.astype(jnp.float32)).astype(scale.dtype)
 
 
 def block(
-    x: jax.Array,  # [B, S, embed]
+    x: jax.Array,  # float32[B, S, embed]
     weights: LayerWeights,
     rope: tuple[jax.Array, jax.Array],  # cos and sin, float32[B, S, head_dim // 2]
     cfg: ModelConfig,
     attend: Attend[Kept],
 ) -> tuple[jax.Array, Kept]:
-    """Returns the layer's output [B, S, embed] and what `attend` keeps.
+    """Returns the layer's output float32[B, S, embed] and what `attend` keeps.
+
+    The residual stream is float32 and everything else in the weights' dtype: rounded to bfloat16
+    at each sum, the stream is where a sampler and a trainer that compute the same in another
+    order would part.
 
     `attend(q, k, v)` gets rotated queries and keys and returns the attention's output in the shape
     of q: how rows of tokens and a cache differ is its business alone.
     """
     pre = cfg.norm_placement == "pre"
-    inner = rms_norm(x, weights.attention_norm, cfg) if pre else x
+    dtype = weights.q.dtype
+    inner = rms_norm(x, weights.attention_norm, cfg) if pre else x.astype(dtype)
     inner, kept = _attention(inner, weights, rope, cfg, attend)
     x = x + (inner if pre else rms_norm(inner, weights.attention_norm, cfg))
-    inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x
+    inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x.astype(dtype)
     inner = _mlp(inner, weights)
     x = x + (inner if pre else rms_norm(inner, weights.mlp_norm, cfg))
     return constrain(x, HIDDEN), kept
@@ -91,22 +97,31 @@ def _attention(
     cfg: ModelConfig,
     attend: Attend[Kept],
 ) -> tuple[jax.Array, Kept]:
-    q = _project("bsd,dnh->bsnh", x, w.q, w.q_bias)
-    k = _project("bsd,dnh->bsnh", x, w.k, w.k_bias)
+    q = _project("bsd,dnh->bsnh", x, w.q, w.q_bias, jnp.float32)
+    k = _project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32)
     v = _project("bsd,dnh->bsnh", x, w.v, w.v_bias)
     if w.q_norm is not None and w.k_norm is not None:
         q, k = rms_norm(q, w.q_norm, cfg), rms_norm(k, w.k_norm, cfg)
-    q, k = rotate(q, *rope), rotate(k, *rope)
+    q, k = rotate(q, *rope).astype(v.dtype), rotate(k, *rope).astype(v.dtype)
     out, kept = attend(constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY))
-    return _project("bsnh,nhd->bsd", out, w.o, w.o_bias), kept
+    return _project("bsnh,nhd->bsd", out, w.o, w.o_bias, jnp.float32), kept
 
 
 def _mlp(x: jax.Array, w: LayerWeights) -> jax.Array:
-    gate = _project("bsd,df->bsf", x, w.gate, None)
-    up = _project("bsd,df->bsf", x, w.up, None)
-    return _project("bsf,fd->bsd", jax.nn.silu(gate) * up, w.down, None)
+    gate = _project("bsd,df->bsf", x, w.gate, None, jnp.float32)
+    up = _project("bsd,df->bsf", x, w.up, None, jnp.float32)
+    return _project(
+        "bsf,fd->bsd", (jax.nn.silu(gate) * up).astype(x.dtype), w.down, None, jnp.float32
+    )
 
 
-def _project(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
-    out = jnp.einsum(equation, x, w, precision=precision(x.dtype))
+def _project(
+    equation: str,
+    x: jax.Array,
+    w: jax.Array,
+    bias: jax.Array | None,
+    dtype: jnp.dtype | None = None,
+) -> jax.Array:
+    """Returns the product in `dtype`, by default that of `x`; sums are float32 either way."""
+    out = jnp.einsum(equation, x, w, precision=precision(x.dtype), preferred_element_type=dtype)
     return out if bias is None else out + bias
