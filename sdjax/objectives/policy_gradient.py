@@ -103,6 +103,24 @@ def was_clipped(
     return by_clip, over & (advantage < 0)
 
 
+def log_ratio(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    cfg: Policy,
+    *,
+    sample: jax.Array,
+    num_samples: int,
+) -> jax.Array:
+    """Returns log(new / old) at every token, as cfg.ratio has it; all arrays have one shape.
+
+    cfg.ratio "sequence" takes means over completions, so all tokens of a completion must be
+    here; `sample` and `num_samples` are sequence_log_ratio's.
+    """
+    if cfg.ratio == "sequence":
+        return sequence_log_ratio(logprobs, old_logprobs, sample, num_samples)
+    return token_log_ratio(logprobs, old_logprobs)
+
+
 def policy_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array,
@@ -112,16 +130,9 @@ def policy_loss(
     sample: jax.Array,
     num_samples: int,
 ) -> jax.Array:
-    """Returns the clipped loss at every token; all arrays have one shape.
-
-    cfg.ratio "sequence" takes means over completions, so all tokens of a completion must be
-    here; `sample` and `num_samples` are sequence_log_ratio's.
-    """
-    if cfg.ratio == "sequence":
-        log_ratio = sequence_log_ratio(logprobs, old_logprobs, sample, num_samples)
-    else:
-        log_ratio = token_log_ratio(logprobs, old_logprobs)
-    return clipped_loss(log_ratio, advantage, cfg)
+    """Returns the clipped loss at every token; all arrays have one shape, as in log_ratio."""
+    ratio = log_ratio(logprobs, old_logprobs, cfg, sample=sample, num_samples=num_samples)
+    return clipped_loss(ratio, advantage, cfg)
 
 
 def importance_ratio(logprobs: jax.Array, old_logprobs: jax.Array, upper: float) -> jax.Array:
