@@ -57,10 +57,12 @@ class Calls:
     def __init__(self, function):
         self.function = function
         self.shapes = set()
+        self.count = 0
 
     def __call__(self, *args, **static):
         leaves = tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
         self.shapes.add((leaves, tuple(static.items())))
+        self.count += 1
         return self.function(*args, **static)
 
 
@@ -114,6 +116,11 @@ def test_no_function_compiles_twice_for_one_shape(finished):
     assert len(called["after"].shapes) == len(called["weights"].shapes) == 1
     # Evaluation and training sample different shapes.
     assert len(called["generate"].shapes) <= 3 and len(called["train"].shapes) <= 3
+
+
+def test_decode_weights_are_made_once_for_each_state_of_the_parameters(finished):
+    _, called = finished
+    assert called["train"].count == 5 and called["weights"].count == 1 + 5
 
 
 def test_the_exported_model_scores_as_the_trained_one(finished, tmp_path):

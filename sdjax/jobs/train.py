@@ -23,6 +23,7 @@ from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.state import TrainState
 from sdjax.metrics import RolloutWriter, Timers, Writer, closing_table, write_text
 from sdjax.models import weights as model_weights
+from sdjax.models.transformer import DecodeWeights
 from sdjax.objectives import divergences, token_weights
 from sdjax.records import Example, Group, Reprompt
 from sdjax.rollout.collect import collect
@@ -118,8 +119,7 @@ def _train(
 
     plan = evaluate.batches(sets, cfg.eval.batch)
 
-    def evaluated(at: int) -> dict[str, float]:
-        weights = shop.sampler.weights(train_state.params)
+    def evaluated(at: int, weights: DecodeWeights) -> dict[str, float]:
         made = evaluate.answers(
             shop.sampler, weights, shop.tokenizer, plan, cfg.eval, cfg.rollout.enable_thinking
         )
@@ -131,14 +131,16 @@ def _train(
         return evaluate.metrics(by_set)
 
     with writer:
+        # Made once for each state of the parameters: evaluation and rollout read the same.
+        weights = shop.sampler.weights(train_state.params)
         if done == 0:
-            writer.write(0, evaluated(0))
+            writer.write(0, evaluated(0, weights))
         for number in range(done, cfg.steps):
             timers = Timers()
             with timers("rollout"):
                 groups = collect(
                     shop.sampler,
-                    shop.sampler.weights(train_state.params),
+                    weights,
                     next(order),
                     shop.tokenizer,
                     task.grade_many,
@@ -147,11 +149,13 @@ def _train(
                     enable_thinking=cfg.rollout.enable_thinking,
                     key=jax.random.fold_in(root, number),
                 )
+            del weights  # makes room for the update
             with timers("reprompt"):
                 reprompts = _reprompts(groups, shop.tokenizer, cfg, number)
             with timers("update"):
                 updates = _updates(groups, reprompts, shop, steps, train_state, cfg)
                 train_state, metrics, logprobs = _learn(updates, steps, train_state)
+            weights = shop.sampler.weights(train_state.params)
             rollouts.write(number + 1, _rollout_rows(groups, reprompts, logprobs, shop.tokenizer))
             seconds = timers.take()
             metrics |= rollout_metrics(groups, sum(seconds.values())) | seconds
@@ -159,7 +163,7 @@ def _train(
                 metrics |= reprompt.metrics(groups, reprompts, cfg.reprompt)
             last = number + 1 == cfg.steps
             if last or (cfg.eval.every and (number + 1) % cfg.eval.every == 0):
-                metrics |= evaluated(number + 1)
+                metrics |= evaluated(number + 1, weights)
             writer.write(number + 1, metrics)
             if cfg.checkpoint.every and (last or (number + 1) % cfg.checkpoint.every == 0):
                 host = {"data": order.get_state(), "history": history}
