@@ -91,6 +91,10 @@ class Rollout(Sampling):
     prompts_per_step: int = 32
     group_size: int = 8
     """Completions of each prompt."""
+    dynamic_sampling_rounds: int = 0
+    """How many more times prompts_per_step prompts are sampled, at most, to replace groups that
+    teach nothing: with equal rewards, and no demonstration or feedback where there is a teacher
+    (DAPO, arXiv:2503.14476 section 3.2). Then the step goes on with what it has."""
     max_prompt_tokens: int = 1024
     """Longest prompt after the chat template."""
     enable_thinking: bool | None = None
@@ -103,6 +107,12 @@ class Rollout(Sampling):
             self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, ">= 1"
         )
         require(self.group_size >= 1, "rollout.group_size", self.group_size, "must be at least 1")
+        require(
+            self.dynamic_sampling_rounds >= 0,
+            "rollout.dynamic_sampling_rounds",
+            self.dynamic_sampling_rounds,
+            "must not be negative; 0 is off",
+        )
         require(
             self.max_prompt_tokens >= 1,
             "rollout.max_prompt_tokens",

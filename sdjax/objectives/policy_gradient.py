@@ -5,7 +5,8 @@ What the papers call these settings (advantage, clip, ratio in `Policy`; aggrega
     GRPO as arXiv:2603.24472 ran it   mean, 0.2 / 0.28, dual clip 3, token, sequence
     GRPO (arXiv:2402.03300)           mean_std, 0.2 / 0.2, token, sequence
     Dr.GRPO (arXiv:2503.20783)        mean, 0.2 / 0.2, token, constant
-    DAPO (arXiv:2503.14476)           mean_std, 0.2 / 0.28, token, token, overlong_buffer
+    DAPO (arXiv:2503.14476)           mean_std, 0.2 / 0.28, token, token, overlong_buffer,
+                                      rollout.dynamic_sampling_rounds
     GSPO (arXiv:2507.18071)           mean_std, 3e-4 / 4e-4, sequence, sequence
 """
 
