@@ -184,10 +184,19 @@ class Teacher:
     """trust_region: the student's share of the logits."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the stored weights of an initial or trust_region teacher; an ema teacher is float32."""
+    location: Literal["device", "host"] = "device"
+    """host: an initial or trust_region teacher's weights are kept in the host's memory and are on
+    the devices during updates only, so that rollouts and evaluations have their room."""
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_rate <= 1, "teacher.ema_rate", self.ema_rate, "must lie in [0, 1]")
         require(0 <= self.mix <= 1, "teacher.mix", self.mix, "must lie in [0, 1]")
+        require(
+            self.location == "device" or self.kind in ("initial", "trust_region"),
+            "teacher.location",
+            self.location,
+            f"must be 'device' for teacher.kind {self.kind!r}, whose weights change",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ import learning
 import numpy as np
 import pytest
 
+from sdjax import config
+
 # Adam's first update is g / (|g| + eps): with a huge eps and rate it is the gradient itself.
 PLAIN = {"eps": 1e6, "lr": 1e9, "weight_decay": 0.0, "clip_norm": 1e9}
 METHODS = {
@@ -173,6 +175,30 @@ def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never():
         moved = jax.device_get(learner.state.teacher_params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), moved, expected)
         assert int(learner.state.step) == 1
+
+
+@pytest.mark.parametrize("kind", ["initial", "trust_region"])
+def test_a_teacher_kept_on_the_host_gives_the_same_update_and_stays_there(kind):
+    found = {}
+    for location in ("device", "host"):
+        cfg = learning.train_config(teacher={"kind": kind, "location": location})
+        learner = learning.Learner(cfg, learning.make_mesh())
+        batch = learning.pack(cfg)
+        metrics = [learner.update(batch) for _ in range(2)]
+        with jax.set_mesh(learner.mesh):
+            learner.state = learner.after(learner.state)
+        memory = {x.sharding.memory_kind for x in jax.tree.leaves(learner.state.teacher_params)}
+        assert memory == {{"device": "device", "host": "pinned_host"}[location]}
+        assert {x.sharding.memory_kind for x in jax.tree.leaves(learner.state.params)} == {"device"}
+        found[location] = (metrics, learner.params())
+    assert found["host"][0] == found["device"][0]
+    jax.tree.map(np.testing.assert_array_equal, found["host"][1], found["device"][1])
+
+
+@pytest.mark.parametrize("kind", ["ema", "live"])
+def test_a_teacher_that_changes_is_not_kept_on_the_host(kind):
+    with pytest.raises(config.UserError, match=rf"teacher.location is 'host': .* {kind!r}"):
+        config.Teacher(kind=kind, location="host")
 
 
 def test_a_non_finite_gradient_leaves_the_state_as_it_was():

@@ -149,11 +149,12 @@ def test_a_checkpoint_exports_to_the_bytes_of_the_run_s_own_export(finished, tmp
         assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-@pytest.mark.parametrize("kind", ["sdpo", "grpo"])
+@pytest.mark.parametrize("kind", ["sdpo", "grpo", "teacher_on_host"])
 def test_two_steps_and_two_resumed_equal_four_to_the_byte(model, tmp_path, kind):
     changes = {
         "sdpo": {"teacher": {"kind": "ema", "ema_rate": 0.3}},
         "grpo": {"loss": {"distillation": 0.0}, "optim": {"minibatches": 2}},
+        "teacher_on_host": {"teacher": {"location": "host"}},
     }[kind]
     train.run(job(model, tmp_path / "whole", **changes))
     train.run(job(model, tmp_path / "parts", steps=2, **changes))
