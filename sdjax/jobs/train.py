@@ -267,8 +267,9 @@ def _updates(
 def _learn(
     updates: Sequence[Batch], steps: Steps, train_state: TrainState
 ) -> tuple[TrainState, dict[str, float], list[np.ndarray]]:
-    """Returns the state after a step, its mean metrics, and [student, teacher] logprobs by token.
+    """Returns the state after a step, its metrics, and [student, teacher] logprobs by token.
 
+    A metric is the mean over the step's updates, one that ends in _max their largest.
     The logprobs are float32[B, C] each, B over all updates in order, C of the widest one; NaN for
     completions that the update had no use for.
     """
@@ -278,7 +279,8 @@ def _learn(
         reported.append((metrics, logprobs))
     train_state = steps.after(train_state)
     host = jax.device_get(reported)
-    means = {k: float(np.mean([m[k] for m, _ in host])) for k in host[0][0]}
+    joint = {k: np.max if k.endswith("_max") else np.mean for k in host[0][0]}
+    of_step = {k: float(f([m[k] for m, _ in host])) for k, f in joint.items()}
     width = max(p.student.shape[-1] for _, p in host)
 
     def joined(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -286,7 +288,7 @@ def _learn(
         return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in placed])
 
     both = [joined([p.student for _, p in host]), joined([p.teacher for _, p in host])]
-    return train_state, means, both
+    return train_state, of_step, both
 
 
 def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[str, float]:
