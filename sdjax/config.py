@@ -111,6 +111,22 @@ class Train:
             self.optim.microbatch,
             f"must divide the {update} completions of an update",
         )
+        require(
+            self.loss.distillation > 0
+            or self.rollout.group_size >= 2
+            or self.rollout.dynamic_sampling_rounds == 0,
+            "rollout.dynamic_sampling_rounds",
+            self.rollout.dynamic_sampling_rounds,
+            "must be 0 with rollout.group_size 1: no group's rewards can differ",
+        )
+        require(
+            self.loss.distillation == 0
+            or self.reprompt.demonstration != "none"
+            or self.reprompt.feedback,
+            "reprompt.demonstration",
+            self.reprompt.demonstration,
+            "needs reprompt.feedback, or no teacher knows more than the student",
+        )
         if self.loss.distillation > 0 and self.reprompt.demonstration not in ("solution", "none"):
             require(
                 self.rollout.group_size >= 2 or self.reprompt.own_success or self.reprompt.feedback,

@@ -161,6 +161,7 @@ class Writer:
         self._board = _tensorboard(out, after) if primary and log.tensorboard else None
         bar = log.progress and sys.stdout.isatty()
         self._terminal = (_Bar(steps, after) if bar else _Plain(steps)) if primary else None
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Writer:
         return self
@@ -190,6 +191,13 @@ class Writer:
         """Prints a line, above the bar where there is one."""
         if self._terminal:
             self._terminal.say(text)
+
+    def warn(self, step: int, warnings: Mapping[str, str]) -> None:
+        """Prints a step's warnings, by kind, but for kinds that the step before had too."""
+        for kind, text in warnings.items():
+            if kind not in self._warned:
+                self.say(f"warning: step {step}: {text}")
+        self._warned = set(warnings)
 
     def close(self) -> None:
         """Closes the files and takes the bar away; a second call does nothing."""

@@ -91,6 +91,10 @@ class Rollout(Sampling):
     prompts_per_step: int = 32
     group_size: int = 8
     """Completions of each prompt."""
+    dynamic_sampling_rounds: int = 0
+    """How many more times prompts_per_step prompts are sampled, at most, to replace groups that
+    teach nothing: with equal rewards, and no demonstration or feedback where there is a teacher
+    (DAPO, arXiv:2503.14476 section 3.2). Then the step goes on with what it has."""
     max_prompt_tokens: int = 1024
     """Longest prompt after the chat template."""
     enable_thinking: bool | None = None
@@ -103,6 +107,12 @@ class Rollout(Sampling):
             self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, ">= 1"
         )
         require(self.group_size >= 1, "rollout.group_size", self.group_size, "must be at least 1")
+        require(
+            self.dynamic_sampling_rounds >= 0,
+            "rollout.dynamic_sampling_rounds",
+            self.dynamic_sampling_rounds,
+            "must not be negative; 0 is off",
+        )
         require(
             self.max_prompt_tokens >= 1,
             "rollout.max_prompt_tokens",
@@ -174,10 +184,19 @@ class Teacher:
     """trust_region: the student's share of the logits."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the stored weights of an initial or trust_region teacher; an ema teacher is float32."""
+    location: Literal["device", "host"] = "device"
+    """host: an initial or trust_region teacher's weights are kept in the host's memory and are on
+    the devices during updates only, so that rollouts and evaluations have their room."""
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_rate <= 1, "teacher.ema_rate", self.ema_rate, "must lie in [0, 1]")
         require(0 <= self.mix <= 1, "teacher.mix", self.mix, "must lie in [0, 1]")
+        require(
+            self.location == "device" or self.kind in ("initial", "trust_region"),
+            "teacher.location",
+            self.location,
+            f"must be 'device' for teacher.kind {self.kind!r}, whose weights change",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,7 @@ class Tokenizer:
 
     def token_texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the text of each token by itself; parts of a character are U+FFFD."""
-        return [self.decode_raw([int(i)]) for i in ids]
+        return [self._text_of_token(i) for i in np.asarray(ids).tolist()]
 
     def _decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool) -> str:
         text = self.base.decode(
@@ -97,6 +97,11 @@ class Tokenizer:
             clean_up_tokenization_spaces=False,
         )
         return str(text)
+
+    @cached_property
+    def _text_of_token(self) -> Callable[[int], str]:
+        # A step asks for millions of tokens, of which few are different.
+        return cache(lambda i: self.decode_raw([i]))
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ import learning
 import numpy as np
 import pytest
 
+from sdjax import config
+
 # Adam's first update is g / (|g| + eps): with a huge eps and rate it is the gradient itself.
 PLAIN = {"eps": 1e6, "lr": 1e9, "weight_decay": 0.0, "clip_norm": 1e9}
 METHODS = {
@@ -117,6 +119,44 @@ def test_scores_before_an_update_are_the_logprobs_of_the_update():
     assert np.all(scored[real] < 0)
 
 
+def test_clipped_shares_and_importance_weights_are_those_counted_token_by_token():
+    cfg = learning.train_config(loss={"distillation": 0.0}, optim={"lr": 0.0})
+    learner = learning.Learner(cfg, learning.make_mesh())
+    batch = learning.pack(cfg)
+    rows = batch.rows
+    drawn = np.random.default_rng(3).normal(0.0, 0.7, rows.token.shape).astype(np.float32)
+    with jax.set_mesh(learner.mesh):
+        old = jax.device_get(learner.score(learner.state.params, batch)) + drawn
+    metrics = learner.update(learning.replace(batch, rows=learning.replace(rows, old_logprobs=old)))
+    real = np.asarray(rows.sample) >= 0
+    ratio = np.exp(learner.logprobs.student - old)[real]
+    advantage = np.asarray(batch.samples.advantage)[rows.sample][real]
+    low, high, dual = 1 - cfg.policy.clip_low, 1 + cfg.policy.clip_high, cfg.policy.dual_clip
+    clipped = np.where(advantage > 0, ratio > high, ratio < low)
+    assert 0.1 < clipped.mean() < 0.9
+    np.testing.assert_allclose(metrics["policy/clipped"], clipped.mean(), rtol=1e-5)
+    bad = (ratio > dual) & (advantage < 0)
+    assert bad.any()
+    np.testing.assert_allclose(metrics["policy/dual_clipped"], bad.mean(), rtol=1e-5)
+    weight = np.minimum(np.exp(old - rows.sampler_logprobs), cfg.loss.sampler_clip)[real]
+    share = weight.mean() ** 2 / np.mean(weight**2)
+    np.testing.assert_allclose(metrics["sampler/weight_mean"], weight.mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["sampler/weight_max"], weight.max(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["sampler/effective_share"], share, rtol=1e-4)
+
+
+def test_a_distillation_reports_the_kl_to_the_teacher_whatever_its_divergence():
+    found = {}
+    for name, loss in {"kl": {"alpha": 1.0}, "jsd": {"alpha": 0.5}}.items():
+        cfg = learning.train_config(loss=loss)
+        found[name] = learning.Learner(cfg, learning.make_mesh()).update(learning.pack(cfg))
+    kl = found["kl"]["distill/divergence"]
+    assert kl > 0.01
+    for metrics in found.values():
+        np.testing.assert_allclose(metrics["distill/reverse_kl"], kl, rtol=1e-4)
+        assert not any(name.startswith("policy/") for name in metrics)
+
+
 def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never():
     for kind, rate in (("ema", 0.25), ("initial", 0.0)):
         cfg = learning.train_config(
@@ -135,6 +175,30 @@ def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never():
         moved = jax.device_get(learner.state.teacher_params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), moved, expected)
         assert int(learner.state.step) == 1
+
+
+@pytest.mark.parametrize("kind", ["initial", "trust_region"])
+def test_a_teacher_kept_on_the_host_gives_the_same_update_and_stays_there(kind):
+    found = {}
+    for location in ("device", "host"):
+        cfg = learning.train_config(teacher={"kind": kind, "location": location})
+        learner = learning.Learner(cfg, learning.make_mesh())
+        batch = learning.pack(cfg)
+        metrics = [learner.update(batch) for _ in range(2)]
+        with jax.set_mesh(learner.mesh):
+            learner.state = learner.after(learner.state)
+        memory = {x.sharding.memory_kind for x in jax.tree.leaves(learner.state.teacher_params)}
+        assert memory == {{"device": "device", "host": "pinned_host"}[location]}
+        assert {x.sharding.memory_kind for x in jax.tree.leaves(learner.state.params)} == {"device"}
+        found[location] = (metrics, learner.params())
+    assert found["host"][0] == found["device"][0]
+    jax.tree.map(np.testing.assert_array_equal, found["host"][1], found["device"][1])
+
+
+@pytest.mark.parametrize("kind", ["ema", "live"])
+def test_a_teacher_that_changes_is_not_kept_on_the_host(kind):
+    with pytest.raises(config.UserError, match=rf"teacher.location is 'host': .* {kind!r}"):
+        config.Teacher(kind=kind, location="host")
 
 
 def test_a_non_finite_gradient_leaves_the_state_as_it_was():

@@ -381,5 +381,40 @@ def test_right_truncation_cuts_the_end_off_as_the_reference_does(tokenizer):
     np.testing.assert_array_equal(r.tokens, whole.tokens[:40])
 
 
+def test_a_group_can_teach_where_some_completion_of_it_is_distilled(tokenizer):
+    groups = {
+        "all wrong": make_group(["a", "b"], [0.0, 0.0]),
+        "one right": make_group(["a", "b"], [0.0, 1.0]),
+        "alone and right": make_group(["a"], [1.0]),
+        "told why": make_group(["a", "b"], [0.0, 0.0], feedback=["", "Look again."]),
+    }
+    for cfg in (
+        config.Reprompt(),
+        config.Reprompt(own_success=True),
+        config.Reprompt(feedback=True),
+        config.Reprompt(demonstration="none", feedback=True),
+        config.Reprompt(demonstration="solution"),
+    ):
+        for name, group in groups.items():
+            distilled = any(r.distilled for r in build([group], tokenizer, cfg)[0])
+            assert reprompt.can_teach(group, cfg) == distilled, (name, cfg)
+
+
+def test_the_share_of_groups_with_a_demonstration_is_that_of_groups_that_show_one(tokenizer):
+    right, alone, wrong = (
+        make_group(texts, rewards)
+        for texts, rewards in ((["a", "b"], [0.0, 1.0]), (["a"], [1.0]), (["a", "b"], [0.0, 0.0]))
+    )
+    for cfg, share in (
+        (config.Reprompt(), 1 / 3),
+        (config.Reprompt(own_success=True), 2 / 3),
+        (config.Reprompt(demonstration="none"), 0.0),
+    ):
+        groups = [right, alone, wrong]
+        metrics = reprompt.metrics(groups, build(groups, tokenizer, cfg), cfg)
+        assert metrics["reprompt/demonstration_group_fraction"] == pytest.approx(share)
+        assert metrics["reprompt/success_group_fraction"] == pytest.approx(2 / 3)
+
+
 def test_metrics_of_no_completions_are_zero():
     assert set(reprompt.metrics([], [], config.Reprompt()).values()) == {0.0}

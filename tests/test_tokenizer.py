@@ -58,6 +58,14 @@ def test_text_survives_being_encoded_and_decoded(tokenizer):
     assert "".join(tokenizer.token_texts(tokenizer.encode("abc"))) == "abc"
 
 
+def test_texts_of_tokens_are_each_token_decoded_alone_however_often_they_are_asked_for(tokenizer):
+    beyond = tokenizer.vocab_size + 3  # a model's vocabulary may be padded
+    ids = np.array([*range(tokenizer.vocab_size), beyond, 7, 7], np.int32)
+    alone = [tokenizer.decode_raw([i]) for i in ids]
+    assert tokenizer.token_texts(ids) == tokenizer.token_texts(ids.tolist()) == alone
+    assert tokenizer.token_texts([]) == []
+
+
 def test_every_stop_token_is_known(tokenizer, folder, tmp_path):
     end, pad = 2, 0
     assert tokenizer.stop_ids == (pad, end)

@@ -30,7 +30,7 @@ def in_subprocess(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("what", ["train_step", "sampler"])
+@pytest.mark.parametrize("what", ["train_step", "train_step_with_teacher_on_host", "sampler"])
 @pytest.mark.parametrize("name", SLICES)
 def test_compiles_for_a_tpu_slice(name, what):
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
@@ -81,25 +81,36 @@ def placed(tree, shardings):
     )
 
 
-def compile_train_step(name, shape):
+def compile_train_step_with_teacher_on_host(name, shape):
+    """Runs in the subprocess."""
+    compiled = compile_train_step(name, shape, {"location": "host"})
+    memory = compiled.memory_analysis()
+    assert memory.host_argument_size_in_bytes > 0
+
+
+def compile_train_step(name, shape, teacher=None):
     """Runs in the subprocess."""
     import jax
     import learning
 
     mesh = slice_mesh(name, shape)
-    cfg = learning.train_config()
+    cfg = learning.train_config(teacher=teacher or {})
     _, graphdef, abstract = model_parts()
     tx = learning.optim.make(cfg.optim)
     shardings = learning.state.shardings(abstract, tx, cfg.teacher, mesh)
     step = learning.step.make_train_step(graphdef, cfg, mesh, shardings)
     init = learning.state.initialiser(tx, cfg.teacher, shardings)
     batch = learning.pack(cfg)
+    state = placed(jax.eval_shape(init, abstract), shardings)
+    after = learning.step.make_after_step(cfg.teacher, shardings)
     with jax.set_mesh(mesh):
+        init.lower(placed(abstract, shardings.params)).compile()
+        after.lower(state).compile()
         compiled = step.lower(
-            placed(jax.eval_shape(init, abstract), shardings),
-            placed(batch, learning.step.batch_shardings(batch, mesh)),
+            state, placed(batch, learning.step.batch_shardings(batch, mesh))
         ).compile()
     report(compiled)
+    return compiled
 
 
 def compile_sampler(name, shape):

@@ -57,10 +57,12 @@ class Calls:
     def __init__(self, function):
         self.function = function
         self.shapes = set()
+        self.count = 0
 
     def __call__(self, *args, **static):
         leaves = tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
         self.shapes.add((leaves, tuple(static.items())))
+        self.count += 1
         return self.function(*args, **static)
 
 
@@ -116,6 +118,11 @@ def test_no_function_compiles_twice_for_one_shape(finished):
     assert len(called["generate"].shapes) <= 3 and len(called["train"].shapes) <= 3
 
 
+def test_decode_weights_are_made_once_for_each_state_of_the_parameters(finished):
+    _, called = finished
+    assert called["train"].count == 5 and called["weights"].count == 1 + 5
+
+
 def test_the_exported_model_scores_as_the_trained_one(finished, tmp_path):
     out, _ = finished
     cfg = job(out / "model", tmp_path)
@@ -142,11 +149,12 @@ def test_a_checkpoint_exports_to_the_bytes_of_the_run_s_own_export(finished, tmp
         assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-@pytest.mark.parametrize("kind", ["sdpo", "grpo"])
+@pytest.mark.parametrize("kind", ["sdpo", "grpo", "teacher_on_host"])
 def test_two_steps_and_two_resumed_equal_four_to_the_byte(model, tmp_path, kind):
     changes = {
         "sdpo": {"teacher": {"kind": "ema", "ema_rate": 0.3}},
         "grpo": {"loss": {"distillation": 0.0}, "optim": {"minibatches": 2}},
+        "teacher_on_host": {"teacher": {"location": "host"}},
     }[kind]
     train.run(job(model, tmp_path / "whole", **changes))
     train.run(job(model, tmp_path / "parts", steps=2, **changes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.data.pipeline import Batches, drop_overlong
-from sdjax.jobs import evaluate, setup
+from sdjax.jobs import evaluate, learning_signal, setup
 from sdjax.jobs.evaluate import HeldOut
 from sdjax.learner import batch as batches
 from sdjax.learner import optim, state, step
@@ -23,9 +24,12 @@ from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.state import TrainState
 from sdjax.metrics import RolloutWriter, Timers, Writer, closing_table, write_text
 from sdjax.models import weights as model_weights
+from sdjax.models.transformer import DecodeWeights
 from sdjax.objectives import divergences, token_weights
 from sdjax.records import Example, Group, Reprompt
+from sdjax.rollout import dynamic_sampling
 from sdjax.rollout.collect import collect
+from sdjax.rollout.dynamic_sampling import Filled
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
@@ -118,8 +122,7 @@ def _train(
 
     plan = evaluate.batches(sets, cfg.eval.batch)
 
-    def evaluated(at: int) -> dict[str, float]:
-        weights = shop.sampler.weights(train_state.params)
+    def evaluated(at: int, weights: DecodeWeights) -> dict[str, float]:
         made = evaluate.answers(
             shop.sampler, weights, shop.tokenizer, plan, cfg.eval, cfg.rollout.enable_thinking
         )
@@ -131,36 +134,32 @@ def _train(
         return evaluate.metrics(by_set)
 
     with writer:
+        # Made once for each state of the parameters: evaluation and rollout read the same.
+        weights = shop.sampler.weights(train_state.params)
         if done == 0:
-            writer.write(0, evaluated(0))
+            writer.write(0, evaluated(0, weights))
         for number in range(done, cfg.steps):
             timers = Timers()
             with timers("rollout"):
-                groups = collect(
-                    shop.sampler,
-                    shop.sampler.weights(train_state.params),
-                    next(order),
-                    shop.tokenizer,
-                    task.grade_many,
-                    group_size=cfg.rollout.group_size,
-                    sampling=cfg.rollout,
-                    enable_thinking=cfg.rollout.enable_thinking,
-                    key=jax.random.fold_in(root, number),
-                )
+                filled = _rollout(order, weights, shop, task, cfg, root, number)
+            del weights  # makes room for the update
+            groups = filled.groups
             with timers("reprompt"):
                 reprompts = _reprompts(groups, shop.tokenizer, cfg, number)
             with timers("update"):
                 updates = _updates(groups, reprompts, shop, steps, train_state, cfg)
                 train_state, metrics, logprobs = _learn(updates, steps, train_state)
+            weights = shop.sampler.weights(train_state.params)
             rollouts.write(number + 1, _rollout_rows(groups, reprompts, logprobs, shop.tokenizer))
             seconds = timers.take()
-            metrics |= rollout_metrics(groups, sum(seconds.values())) | seconds
+            metrics |= rollout_metrics(filled, cfg, sum(seconds.values())) | seconds
             if reprompts is not None:
                 metrics |= reprompt.metrics(groups, reprompts, cfg.reprompt)
             last = number + 1 == cfg.steps
             if last or (cfg.eval.every and (number + 1) % cfg.eval.every == 0):
-                metrics |= evaluated(number + 1)
+                metrics |= evaluated(number + 1, weights)
             writer.write(number + 1, metrics)
+            writer.warn(number + 1, learning_signal.warnings(groups, reprompts, cfg))
             if cfg.checkpoint.every and (last or (number + 1) % cfg.checkpoint.every == 0):
                 host = {"data": order.get_state(), "history": history}
                 checkpoints.save(number + 1, train_state, host)
@@ -180,6 +179,34 @@ def _start(
     train_state, host = checkpoints.restore(newest, abstract(like, steps.shardings))
     order.set_state(host["data"])
     return train_state, newest, host["history"]
+
+
+def _rollout(
+    order: Batches,
+    weights: DecodeWeights,
+    shop: setup.Workshop,
+    task: Task,
+    cfg: config.Train,
+    root: jax.Array,
+    number: int,
+) -> Filled:
+    """Returns the graded groups of a step, from as many batches of the order as it takes."""
+
+    def sample(of_round: int) -> list[Group]:
+        return collect(
+            shop.sampler,
+            weights,
+            next(order),
+            shop.tokenizer,
+            task.grade_many,
+            group_size=cfg.rollout.group_size,
+            sampling=cfg.rollout,
+            enable_thinking=cfg.rollout.enable_thinking,
+            key=dynamic_sampling.round_key(root, number, of_round),
+        )
+
+    has_signal = partial(learning_signal.has_signal, cfg=cfg)
+    return dynamic_sampling.fill(sample, has_signal, cfg.rollout.dynamic_sampling_rounds)
 
 
 def _reprompts(
@@ -240,8 +267,9 @@ def _updates(
 def _learn(
     updates: Sequence[Batch], steps: Steps, train_state: TrainState
 ) -> tuple[TrainState, dict[str, float], list[np.ndarray]]:
-    """Returns the state after a step, its mean metrics, and [student, teacher] logprobs by token.
+    """Returns the state after a step, its metrics, and [student, teacher] logprobs by token.
 
+    A metric is the mean over the step's updates, one that ends in _max their largest.
     The logprobs are float32[B, C] each, B over all updates in order, C of the widest one; NaN for
     completions that the update had no use for.
     """
@@ -251,7 +279,8 @@ def _learn(
         reported.append((metrics, logprobs))
     train_state = steps.after(train_state)
     host = jax.device_get(reported)
-    means = {k: float(np.mean([m[k] for m, _ in host])) for k in host[0][0]}
+    joint = {k: np.max if k.endswith("_max") else np.mean for k in host[0][0]}
+    of_step = {k: float(f([m[k] for m, _ in host])) for k, f in joint.items()}
     width = max(p.student.shape[-1] for _, p in host)
 
     def joined(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -259,19 +288,27 @@ def _learn(
         return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in placed])
 
     both = [joined([p.student for _, p in host]), joined([p.teacher for _, p in host])]
-    return train_state, means, both
+    return train_state, of_step, both
 
 
-def rollout_metrics(groups: Sequence[Group], seconds: float) -> dict[str, float]:
-    """Returns what the step's completions were like; `seconds` is what the step took."""
+def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[str, float]:
+    """Returns what the completions sampled for a step were like; `seconds` is what it took.
+
+    They are of all groups sampled, also of those the step does not learn from: what the model
+    does must not depend on which groups are chosen to learn from.
+    """
+    groups = filled.sampled
     completions = [c for g in groups for c in g.completions]
     rewards = [[x.reward for x in g.grades] for g in groups]
     sizes = [len(c.tokens) for c in completions]
     words = epistemic.summarise([c.text for c in completions], sizes)
+    signal = [learning_signal.has_signal(g, cfg) for g in groups]
     return {
         "rollout/reward": float(np.mean(rewards)),
         "rollout/correct": float(np.mean([x.correct for g in groups for x in g.grades])),
         "rollout/mixed_groups": float(np.mean([min(r) != max(r) for r in rewards])),
+        "rollout/signal_groups": float(np.mean(signal)),
+        "rollout/sampling_rounds": float(filled.rounds),
         "rollout/length": float(np.mean(sizes)),
         "rollout/truncated": float(np.mean([c.finish == "length" for c in completions])),
         "rollout/tokens_per_s": sum(sizes) / seconds,

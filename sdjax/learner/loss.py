@@ -64,7 +64,14 @@ def microbatch_loss(
         )
     outputs = jax.lax.stop_gradient(outputs)
     old = outputs.student_logprob if known.old_logprobs is None else known.old_logprobs
-    sums = token_sums(micro, samples, outputs, old, _sampler_weight(known, old, cfg))
+    sums = token_sums(
+        micro,
+        samples,
+        outputs,
+        old,
+        _sampler_weight(known, old, cfg),
+        _clipped(outputs, known, old, cfg, samples.length.shape[0]),
+    )
     losses = {k: jnp.sum(jnp.where(mask, x, 0.0)) for k, x in parts(outputs, known).items()}
     losses = {f"loss/{k}": x for k, x in losses.items()} | {"loss/total": total}
     sums = replace(sums, total=sums.total | jax.lax.stop_gradient(losses))
@@ -132,6 +139,18 @@ def _parts(
         )
         parts["policy"] = known.policy_weight * sampler_weight * loss
     return parts
+
+
+def _clipped(
+    outputs: TokenOutputs, known: Known, old: jax.Array, cfg: config.Train, num_samples: int
+) -> tuple[jax.Array, jax.Array] | None:
+    """Returns where the two clips took the policy gradient away; None without a policy loss."""
+    if cfg.loss.distillation == 1:
+        return None
+    ratio = policy_gradient.log_ratio(
+        outputs.student_logprob, old, cfg.policy, sample=known.sample, num_samples=num_samples
+    )
+    return policy_gradient.was_clipped(ratio, known.advantage, cfg.policy)
 
 
 def _token_weight(

@@ -26,11 +26,13 @@ def token_sums(
     outputs: TokenOutputs,
     old: jax.Array,
     sampler_weight: jax.Array,
+    clipped: tuple[jax.Array, jax.Array] | None,
 ) -> Sums:
     """Returns a microbatch's sums, each divided by the whole update's token count.
 
     `distill/...` is over tokens of distilled completions, the rest over those of all that have a
-    row.
+    row. `clipped` is where the policy's clip and its dual clip took the gradient away, None where
+    there is no policy loss.
     """
     mask = micro.sample >= 0
     distilled = mask & samples.distilled[jnp.maximum(micro.sample, 0)]
@@ -55,10 +57,14 @@ def token_sums(
         "sampler/weight_max": jnp.max(jnp.where(mask, sampler_weight, 0.0)),
         "sampler/abs_gap_max": jnp.max(jnp.where(mask, jnp.abs(gap), 0.0)),
     }
+    if clipped is not None:
+        by_clip, by_dual_clip = (x.astype(jnp.float32) for x in clipped)
+        total |= {"policy/clipped": mean(by_clip), "policy/dual_clipped": mean(by_dual_clip)}
     if micro.teacher is not None:
         push = outputs.teacher_logprob - outputs.student_logprob
         total |= {
             "distill/divergence": mean_distilled(outputs.divergence),
+            "distill/reverse_kl": mean_distilled(outputs.reverse_kl),
             "distill/teacher_entropy": mean_distilled(outputs.teacher_entropy),
             "distill/student_entropy": mean_distilled(outputs.student_entropy),
             "distill/top1_agreement": mean_distilled(outputs.top1_agree),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,31 @@ def shardings(
         of_params,
         transform_non_params=lambda _: scalar,
     )
+    of_teacher = of_params if kinds.has_own_params(cfg) else None
+    if cfg.location == "host":
+        of_teacher = _in_memory(of_teacher, "pinned_host")
     return TrainState(
         step=scalar,  # type: ignore[arg-type]
         params=of_params,
-        teacher_params=of_params if kinds.has_own_params(cfg) else None,
+        teacher_params=of_teacher,
         opt_state=of_opt,
     )
+
+
+def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | None:
+    """Returns the teacher's parameters where an update can read them, inside its jit.
+
+    None where the teacher is the student.
+    """
+    on_device = _in_memory(state_shardings.teacher_params, "device")
+    return jax.device_put(state.teacher_params, on_device)
+
+
+def _in_memory(
+    of_params: nnx.State | None, kind: Literal["device", "pinned_host"]
+) -> nnx.State | None:
+    """Returns the shardings, each in that memory of its devices."""
+    return jax.tree.map(lambda s: s.with_memory_kind(kind), of_params)
 
 
 def initialiser(

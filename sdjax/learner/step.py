@@ -23,7 +23,7 @@ from sdjax.learner.batch import Batch, Rows, Samples
 from sdjax.learner.logprobs import token_outputs
 from sdjax.learner.loss import TokenLogprobs, gathered, microbatch_loss
 from sdjax.learner.metrics import Sums, of_update
-from sdjax.learner.state import TrainState
+from sdjax.learner.state import TrainState, teacher_on_device
 from sdjax.models.transformer import head_weight
 from sdjax.parallel import rules
 from sdjax.teacher import kinds
@@ -38,8 +38,10 @@ def make_train_step(
     tx = optim.make(cfg.optim)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, TokenLogprobs]:
+        near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
+
         def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenLogprobs]]:
-            return _add_gradient(grads, state, micro, batch.samples, graphdef, cfg)
+            return _add_gradient(grads, near, micro, batch.samples, graphdef, cfg)
 
         grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)

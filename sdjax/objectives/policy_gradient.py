@@ -5,7 +5,8 @@ What the papers call these settings (advantage, clip, ratio in `Policy`; aggrega
     GRPO as arXiv:2603.24472 ran it   mean, 0.2 / 0.28, dual clip 3, token, sequence
     GRPO (arXiv:2402.03300)           mean_std, 0.2 / 0.2, token, sequence
     Dr.GRPO (arXiv:2503.20783)        mean, 0.2 / 0.2, token, constant
-    DAPO (arXiv:2503.14476)           mean_std, 0.2 / 0.28, token, token, overlong_buffer
+    DAPO (arXiv:2503.14476)           mean_std, 0.2 / 0.28, token, token, overlong_buffer,
+                                      rollout.dynamic_sampling_rounds
     GSPO (arXiv:2507.18071)           mean_std, 3e-4 / 4e-4, sequence, sequence
 """
 
@@ -103,6 +104,24 @@ def was_clipped(
     return by_clip, over & (advantage < 0)
 
 
+def log_ratio(
+    logprobs: jax.Array,
+    old_logprobs: jax.Array,
+    cfg: Policy,
+    *,
+    sample: jax.Array,
+    num_samples: int,
+) -> jax.Array:
+    """Returns log(new / old) at every token, as cfg.ratio has it; all arrays have one shape.
+
+    cfg.ratio "sequence" takes means over completions, so all tokens of a completion must be
+    here; `sample` and `num_samples` are sequence_log_ratio's.
+    """
+    if cfg.ratio == "sequence":
+        return sequence_log_ratio(logprobs, old_logprobs, sample, num_samples)
+    return token_log_ratio(logprobs, old_logprobs)
+
+
 def policy_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array,
@@ -112,16 +131,9 @@ def policy_loss(
     sample: jax.Array,
     num_samples: int,
 ) -> jax.Array:
-    """Returns the clipped loss at every token; all arrays have one shape.
-
-    cfg.ratio "sequence" takes means over completions, so all tokens of a completion must be
-    here; `sample` and `num_samples` are sequence_log_ratio's.
-    """
-    if cfg.ratio == "sequence":
-        log_ratio = sequence_log_ratio(logprobs, old_logprobs, sample, num_samples)
-    else:
-        log_ratio = token_log_ratio(logprobs, old_logprobs)
-    return clipped_loss(log_ratio, advantage, cfg)
+    """Returns the clipped loss at every token; all arrays have one shape, as in log_ratio."""
+    ratio = log_ratio(logprobs, old_logprobs, cfg, sample=sample, num_samples=num_samples)
+    return clipped_loss(ratio, advantage, cfg)
 
 
 def importance_ratio(logprobs: jax.Array, old_logprobs: jax.Array, upper: float) -> jax.Array:

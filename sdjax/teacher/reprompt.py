@@ -125,6 +125,15 @@ def available_feedback(group: Group, index: int, cfg: config.Reprompt) -> str:
     return feedback if cfg.feedback and feedback.strip() else ""
 
 
+def can_teach(group: Group, cfg: config.Reprompt) -> bool:
+    """Returns whether the teacher of some completion can be shown something, if it fits."""
+    rng = np.random.default_rng(0)  # which demonstration, not whether there is one
+    return any(
+        choose(group, index, cfg, rng) or available_feedback(group, index, cfg)
+        for index in range(len(group.completions))
+    )
+
+
 def messages(
     example: Example, demonstrations: Sequence[str], feedback: str, cfg: config.Reprompt
 ) -> tuple[Message, ...]:
@@ -277,6 +286,7 @@ def metrics(
     """Returns shares, 0 for no completions: the reference's five under its own names, and ours.
 
     success_group_fraction       groups with at least one success
+    demonstration_group_fraction groups of which a teacher reads a demonstration
     success_sample_fraction      completions with a demonstration (not: successful ones)
     feedback_available_fraction  completions with feedback, where feedback is asked for
     feedback_used_fraction       completions whose teacher reads it
@@ -294,6 +304,9 @@ def metrics(
     ]
     shares = {
         "success_group_fraction": with_success,
+        "demonstration_group_fraction": [
+            any(r.demonstration is not None for r in group) for group in reprompts
+        ],
         "success_sample_fraction": [r.demonstration is not None for r in flat],
         "feedback_available_fraction": available,
         "feedback_used_fraction": [r.feedback_used for r in flat],
