@@ -25,6 +25,7 @@ from sdjax.sections import (
     Reprompt,
     Rollout,
     Sampling,
+    Server,
     Task,
     Teacher,
     require,
@@ -47,6 +48,7 @@ __all__ = [
     "Reprompt",
     "Rollout",
     "Sampling",
+    "Server",
     "Task",
     "Teacher",
     "Train",
@@ -156,9 +158,17 @@ class Evaluate:
     """Passed to the chat template; None passes nothing."""
     mesh: Mesh = field(default_factory=Mesh)
     eval: Eval = field(default_factory=lambda: Eval(every=0))
+    server: Server = field(default_factory=Server)
+    """One that serves the same model."""
 
     def __post_init__(self) -> None:
         _check_names(self.out_of_domain)
+        require(
+            self.server.reload == "none",
+            "server.reload",
+            self.server.reload,
+            "must be none: an evaluation scores the weights that the server has",
+        )
         require(
             self.max_prompt_tokens >= 1,
             "max_prompt_tokens",

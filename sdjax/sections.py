@@ -5,7 +5,7 @@ The docstring under each field is what `--help` prints. sdjax.config has them al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sdjax.errors import UserError
@@ -85,6 +85,45 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running vLLM or SGLang server that draws the completions in place of the sampler here."""
+
+    url: str | None = None
+    """Such as http://127.0.0.1:8000, without /v1; None samples here."""
+    engine: Literal["vllm", "sglang"] = "vllm"
+    model: str | None = None
+    """vLLM: the name under which it serves the model; None is the first that it lists."""
+    reload: Literal["none", "folder"] = "none"
+    """How it gets the weights of each step. folder: they are written to a folder that it is told
+    to load. none: it keeps those that it has, as an evaluation wants."""
+    folder: str | None = None
+    """reload=folder: the folder, under a path that both know; None is OUT/server."""
+    off_policy: bool = False
+    """Train even if the server keeps the weights that it has."""
+    concurrency: int = 32
+    """Prompts whose completions it draws at one time."""
+    timeout_s: float = 600.0
+    """Longest wait for the completions of a prompt, and for loading weights."""
+    retries: int = 5
+    """Further tries, with growing pauses, while it is busy, fails or cannot be reached."""
+    key_variable: str | None = None
+    """Environment variable that holds its API key."""
+
+    def __post_init__(self) -> None:
+        url = self.url
+        require(
+            url is None
+            or (url.startswith(("http://", "https://")) and not url.rstrip("/").endswith("/v1")),
+            "server.url",
+            url,
+            "must be such as http://127.0.0.1:8000, without /v1",
+        )
+        require(self.concurrency >= 1, "server.concurrency", self.concurrency, "must be >= 1")
+        require(self.timeout_s > 0, "server.timeout_s", self.timeout_s, "must be positive")
+        require(self.retries >= 0, "server.retries", self.retries, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout(Sampling):
     """The completions a training step learns from. The trainer scores at the same temperature."""
 
@@ -99,6 +138,7 @@ class Rollout(Sampling):
     """Longest prompt after the chat template."""
     enable_thinking: bool | None = None
     """Passed to the chat template of student and teacher; None passes nothing."""
+    server: Server = field(default_factory=Server)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +159,21 @@ class Rollout(Sampling):
             self.max_prompt_tokens,
             "must be at least 1",
         )
+        if self.server.url is not None:
+            self._check_server()
+
+    def _check_server(self) -> None:
+        require(
+            self.server.reload != "none" or self.server.off_policy,
+            "rollout.server.reload",
+            self.server.reload,
+            "the server would keep its weights while the model learns; set folder, or "
+            "rollout.server.off_policy to train like that",
+        )
+        # SGLang's log-probabilities are those from before it leaves tokens out.
+        if self.server.engine == "sglang":
+            require(self.top_p == 1, "rollout.top_p", self.top_p, "must be 1 with SGLang")
+            require(self.top_k == 0, "rollout.top_k", self.top_k, "must be 0 with SGLang")
 
 
 @dataclass(frozen=True, kw_only=True)

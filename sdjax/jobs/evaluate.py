@@ -21,10 +21,9 @@ from sdjax.data.pipeline import drop_overlong
 from sdjax.errors import UserError
 from sdjax.jobs import setup
 from sdjax.metrics import to_json, write_text
-from sdjax.models.transformer import DecodeWeights
 from sdjax.records import Example, Group
 from sdjax.rollout.collect import collect
-from sdjax.rollout.sampler import Sampler
+from sdjax.rollout.interface import Sampler
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 
@@ -96,7 +95,7 @@ def batches(sets: Sequence[HeldOut], size: int) -> list[Batch]:
 
 def answers(
     sampler: Sampler,
-    weights: DecodeWeights,
+    weights: Any,
     tokenizer: Tokenizer,
     plan: Sequence[Batch],
     cfg: config.Eval,
@@ -210,7 +209,7 @@ def run(cfg: config.Evaluate) -> None:
     """Writes answers.jsonl, scores.json and scores.md into `cfg.out` and prints the table."""
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
-    shop = setup.workshop(cfg.model, cfg.mesh)
+    shop = setup.workshop(cfg.model, cfg.mesh, cfg.server)
     setup.check_context(
         shop.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
     )
@@ -222,6 +221,7 @@ def run(cfg: config.Evaluate) -> None:
     plan = batches(sets, cfg.eval.batch)
     if cfg.resume:
         _check_same(cfg)
+    setup.check_server(shop.sampler, None)
     out = setup.claim(cfg.out, cfg, resume=cfg.resume)
     file = out / "answers.jsonl"
     primary = jax.process_index() == 0
@@ -230,7 +230,7 @@ def run(cfg: config.Evaluate) -> None:
         write_text(file, text)
     if done < len(plan):
         with jax.set_mesh(shop.mesh):
-            weights = shop.sampler.weights(shop.load())
+            weights = shop.stored_weights()
             made = answers(shop.sampler, weights, shop.tokenizer, plan[done:], cfg.eval, thinking)
             for number, rows in enumerate(made, done + 1):
                 if primary:
@@ -263,7 +263,10 @@ def _check_same(cfg: config.Evaluate) -> None:
     made = _flat(json.loads(file.read_text(encoding="utf-8")))
     now = _flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
     for name in {**made, **now}:
-        if name not in ("out", "resume") and made.get(name) != now.get(name):
+        # Of a server only whether there is one: how it is asked changes no answer.
+        if name in ("out", "resume") or (name.startswith("server.") and name != "server.url"):
+            continue
+        if made.get(name) != now.get(name):
             raise UserError(
                 f"{name} is {now.get(name)!r}: the answers in {cfg.out} were made with "
                 f"{made.get(name)!r}; set it back or choose another --out"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from flax import nnx
@@ -17,8 +19,10 @@ from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Transformer
 from sdjax.parallel import mesh as meshes
 from sdjax.parallel import rules
+from sdjax.rollout import remote
 from sdjax.rollout import sampler as samplers
-from sdjax.rollout.sampler import Sampler
+from sdjax.rollout.interface import Sampler
+from sdjax.rollout.remote import RemoteSampler
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 
@@ -40,9 +44,23 @@ class Workshop:
         shardings = rules.param_shardings(self.abstract, self.mesh)
         return weights.load(self.folder, self.cfg, shardings)
 
+    def stored_weights(self) -> Any:
+        """Returns what the sampler reads of the model as stored; a server has loaded it itself."""
+        if isinstance(self.sampler, RemoteSampler):
+            return None
+        return self.sampler.weights(self.load())
 
-def workshop(source: config.Model, mesh_cfg: config.Mesh) -> Workshop:
-    """Returns the checked parts of a job; reads configs and the tokenizer, but no weights."""
+
+def workshop(
+    source: config.Model,
+    mesh_cfg: config.Mesh,
+    server: config.Server | None = None,
+    out: str = "",
+) -> Workshop:
+    """Returns the checked parts of a job; reads configs and the tokenizer, but no weights.
+
+    With the url of a server in `server` that server samples; weights for it go below `out`.
+    """
     mesh = meshes.make(mesh_cfg)
     folder = weights.resolve(source.path, source.revision)
     cfg = weights.read_config(
@@ -55,9 +73,19 @@ def workshop(source: config.Model, mesh_cfg: config.Mesh) -> Workshop:
     tokenizer = Tokenizer.load(source.path, source.revision)
     model = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
-    sampler = samplers.make(
-        graphdef, cfg, mesh, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id
-    )
+    sampler: Sampler
+    if server is None or server.url is None:
+        sampler = samplers.make(
+            graphdef, cfg, mesh, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id
+        )
+    else:
+        shared = Path(server.folder or Path(out) / "server").resolve()
+        sampler = remote.make(
+            server,
+            stop_ids=tokenizer.stop_ids,
+            vocab_size=cfg.vocab_size,
+            write=partial(_write_for_server, cfg=cfg, source=folder, to=shared),
+        )
     return Workshop(
         folder=folder,
         mesh=mesh,
@@ -67,6 +95,21 @@ def workshop(source: config.Model, mesh_cfg: config.Mesh) -> Workshop:
         abstract=abstract,
         sampler=sampler,
     )
+
+
+def _write_for_server(params: nnx.State, *, cfg: ModelConfig, source: Path, to: Path) -> str:
+    """Writes params in the type that the trainer computes in, and returns the folder."""
+    weights.export(params, cfg, source, to, dtype=cfg.compute_dtype)
+    return str(to)
+
+
+def check_server(sampler: Sampler, sampling: config.Sampling | None) -> None:
+    """Raises UserError where a server samples that does not answer as it must.
+
+    `sampling` is that of training; None: the log-probabilities are of no use.
+    """
+    if isinstance(sampler, RemoteSampler):
+        sampler.check(sampling)
 
 
 def note(text: str) -> None:

@@ -62,7 +62,7 @@ def _prepare(
     token_weights.get(cfg.loss.token_weights)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
-    shop = setup.workshop(cfg.model, cfg.mesh)
+    shop = setup.workshop(cfg.model, cfg.mesh, cfg.rollout.server, cfg.out)
     completion = cfg.rollout.max_completion_tokens
     setup.check_context(
         shop.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
@@ -71,6 +71,7 @@ def _prepare(
         setup.check_context(shop.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion)
     setup.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
     setup.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, shop.mesh)
+    setup.check_server(shop.sampler, cfg.rollout)
     thinking = cfg.rollout.enable_thinking
     limit = cfg.rollout.max_prompt_tokens
     examples, overlong = drop_overlong(

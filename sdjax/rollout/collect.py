@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from sdjax.config import Sampling
-from sdjax.models.transformer import DecodeWeights
 from sdjax.records import Completion, Example, Grade, Group
-from sdjax.rollout.sampler import Sampled, Sampler
+from sdjax.rollout.interface import Sampler
+from sdjax.rollout.sampler import Sampled
 from sdjax.tokenizer import Tokenizer
 
 # Texts, their examples and whether each was cut off, in; their grades, out.
@@ -18,7 +19,7 @@ GradeMany = Callable[[Sequence[str], Sequence[Example], Sequence[bool]], list[Gr
 
 def collect(
     sampler: Sampler,
-    weights: DecodeWeights,
+    weights: Any,
     examples: Sequence[Example],
     tokenizer: Tokenizer,
     grade_many: GradeMany,
