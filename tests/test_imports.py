@@ -37,6 +37,9 @@ ALLOWED = {
         *("config", "errors", "records", "models", "objectives", "parallel"),
         "teacher.kinds",
     ),
+    "bench": (
+        *("config", "records", "metrics", "analysis", "models", "rollout", "learner", "parallel"),
+    ),
     "main": ("config", "errors"),
 }
 WITHOUT_JAX = (
