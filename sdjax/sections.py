@@ -35,6 +35,23 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of a model, by the names of its config.json; as they stand, those of Qwen3-1.7B."""
+
+    model_type: str = "qwen3"
+    """A family in models/families.py."""
+    vocab_size: int = 151_936
+    hidden_size: int = 2048
+    intermediate_size: int = 6144
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 8
+    head_dim: int = 128
+    max_position_embeddings: int = 40_960
+    tie_word_embeddings: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What every task config has; the rest stands in tasks/NAME.py."""
 

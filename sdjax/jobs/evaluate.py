@@ -17,6 +17,7 @@ import jax
 from sdjax import config, tasks
 from sdjax.analysis import lengths, scores
 from sdjax.analysis.scores import Scores
+from sdjax.bench import profile
 from sdjax.data.pipeline import drop_overlong
 from sdjax.errors import UserError
 from sdjax.jobs import setup
@@ -229,7 +230,7 @@ def run(cfg: config.Evaluate) -> None:
     if primary:
         write_text(file, text)
     if done < len(plan):
-        with jax.set_mesh(shop.mesh):
+        with jax.set_mesh(shop.mesh), profile.rounds(cfg.profile) as before:
             weights = shop.sampler.weights(shop.load())
             made = answers(shop.sampler, weights, shop.tokenizer, plan[done:], cfg.eval, thinking)
             for number, rows in enumerate(made, done + 1):
@@ -237,6 +238,7 @@ def run(cfg: config.Evaluate) -> None:
                     with file.open("a", encoding="utf-8") as lines:
                         lines.write(jsonl(rows))
                 setup.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
+                before(number - done)  # the next one
     if primary:
         _report(out, sets)
 
@@ -263,7 +265,7 @@ def _check_same(cfg: config.Evaluate) -> None:
     made = _flat(json.loads(file.read_text(encoding="utf-8")))
     now = _flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
     for name in {**made, **now}:
-        if name not in ("out", "resume") and made.get(name) != now.get(name):
+        if name not in ("out", "resume", "profile") and made.get(name) != now.get(name):
             raise UserError(
                 f"{name} is {now.get(name)!r}: the answers in {cfg.out} were made with "
                 f"{made.get(name)!r}; set it back or choose another --out"

@@ -13,6 +13,7 @@ from flax import nnx
 
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
+from sdjax.bench import profile
 from sdjax.data.pipeline import Batches, drop_overlong
 from sdjax.jobs import evaluate, setup
 from sdjax.jobs.evaluate import HeldOut
@@ -130,10 +131,11 @@ def _train(
             write_text(out / "answers" / f"{at:06d}.jsonl", evaluate.jsonl(rows))
         return evaluate.metrics(by_set)
 
-    with writer:
+    with writer, profile.rounds(cfg.profile) as before:
         if done == 0:
             writer.write(0, evaluated(0))
         for number in range(done, cfg.steps):
+            before(number - done)
             timers = Timers()
             with timers("rollout"):
                 groups = collect(
