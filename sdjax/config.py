@@ -9,29 +9,30 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sdjax.errors import UserError
+from sdjax.objective_sections import Loss, Policy
 from sdjax.sections import (
     Checkpoint,
     Data,
     Eval,
     Log,
-    Loss,
     Mesh,
     Model,
     Optim,
-    Policy,
     Reprompt,
     Rollout,
     Sampling,
     Server,
+    Shape,
     Task,
     Teacher,
     require,
 )
 
 __all__ = [
+    "Bench",
     "Checkpoint",
     "Data",
     "Eval",
@@ -49,6 +50,7 @@ __all__ = [
     "Rollout",
     "Sampling",
     "Server",
+    "Shape",
     "Task",
     "Teacher",
     "Train",
@@ -83,6 +85,8 @@ class Train:
     """Of sampling."""
     resume: bool = False
     """Go on from the newest checkpoint in `out`; without one, start there."""
+    profile: str | None = None
+    """Directory for a profiler trace of the two steps after the first, which compiles."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     rollout: Rollout = field(default_factory=Rollout)
@@ -150,6 +154,8 @@ class Evaluate:
     """Other tasks, each under the name that its figures bear."""
     resume: bool = False
     """Go on after the last batch in `out`; without one, start there."""
+    profile: str | None = None
+    """Directory for a profiler trace of the two batches after the first, which compiles."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     max_prompt_tokens: int = 1024
@@ -211,7 +217,89 @@ class Prepare:
         require(bool(self.splits), "splits", self.splits, "needs at least one split")
 
 
-Job = Train | Evaluate | Export | Prepare
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measures the speed of rollouts and updates on random tokens."""
+
+    out: str
+    """Directory of bench.json."""
+    phases: tuple[Literal["rollout", "update", "head", "tail"], ...] = ("rollout", "update")
+    """rollout: prefill and decode; update: packing and the train step; both: a whole step. head:
+    the chunked head alone, with gradient. tail: rollouts whose lengths are drawn from a lognormal
+    distribution."""
+    weights: Literal["random", "model"] = "random"
+    """random: of a model of `shape`, drawn on the devices; model: those of model.path."""
+    shape: Shape = field(default_factory=Shape)
+    model: Model = field(default_factory=Model)
+    prompts: tuple[int, ...] = (8,)
+    """Prompts sampled at one time; each number is measured."""
+    group_size: int = 8
+    """Completions of each prompt."""
+    prompt_tokens: int = 128
+    completion_tokens: int = 512
+    """Of every completion: no token stops one."""
+    reprompt_tokens: int = 640
+    """What the teacher reads before a completion: the prompt and a demonstration."""
+    median_share: float = 0.125
+    """tail: the median length, as a share of completion_tokens, which cuts longer ones off."""
+    spread: float = 1.0
+    """tail: standard deviation of the logarithm of a length."""
+    batches: int = 4
+    """tail: batches of prompts, one after the other."""
+    repeats: int = 3
+    """Timed runs after a first one, which compiles; the median counts."""
+    measure: bool = True
+    """Measure what the device can do (matrix product, copy) in this run; else use the table in
+    sdjax/bench/peaks.py."""
+    profile: str | None = None
+    """Directory for a profiler trace of one more run of each phase."""
+    seed: int = 0
+    teacher: Teacher = field(default_factory=Teacher)
+    loss: Loss = field(default_factory=Loss)
+    policy: Policy = field(default_factory=Policy)
+    optim: Optim = field(default_factory=Optim)
+    mesh: Mesh = field(default_factory=Mesh)
+
+    def __post_init__(self) -> None:
+        require(bool(self.phases), "phases", self.phases, "needs at least one")
+        require(
+            bool(self.prompts) and min(self.prompts) >= 1,
+            "prompts",
+            self.prompts,
+            "needs numbers of at least 1",
+        )
+        for name in ("group_size", "prompt_tokens", "reprompt_tokens", "batches", "repeats"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(
+            self.completion_tokens >= 2,
+            "completion_tokens",
+            self.completion_tokens,
+            "must be at least 2: the first comes with the prefill",
+        )
+        require(0 < self.median_share <= 1, "median_share", self.median_share, "must lie in (0, 1]")
+        require(self.spread >= 0, "spread", self.spread, "must not be negative")
+        require(
+            self.group_size >= 2 or "update" not in self.phases,
+            "group_size",
+            self.group_size,
+            "must be at least 2 with an update: completions learn from a sibling",
+        )
+        for number in self.prompts if "update" in self.phases else ():
+            require(
+                number * self.group_size % self.optim.microbatch == 0,
+                "optim.microbatch",
+                self.optim.microbatch,
+                f"must divide the {number * self.group_size} completions of an update",
+            )
+        require(
+            self.optim.minibatches == 1,
+            "optim.minibatches",
+            self.optim.minibatches,
+            "must be 1: a single update is measured",
+        )
+
+
+Job = Train | Evaluate | Export | Prepare | Bench
 
 
 def to_dict(config: object) -> dict:

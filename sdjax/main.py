@@ -222,6 +222,8 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
 
     tyro keeps the class of every section, so a task's own fields are overridden like any other.
     """
+    if not args:
+        return job
     import tyro
 
     printed = io.StringIO()

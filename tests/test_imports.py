@@ -21,7 +21,8 @@ ALLOWED = {
     "errors": (),
     "records": (),
     "sections": ("errors",),
-    "config": ("errors", "sections"),
+    "objective_sections": ("errors", "sections"),
+    "config": ("errors", "sections", "objective_sections"),
     "metrics": ("config",),
     "tokenizer": ("errors", "records", "models.gguf", "models.resolve"),
     "graders": ("errors", "records"),
@@ -37,10 +38,22 @@ ALLOWED = {
         *("config", "errors", "records", "models", "objectives", "parallel"),
         "teacher.kinds",
     ),
+    "bench": (
+        *("config", "records", "metrics", "analysis", "models", "rollout", "learner", "parallel"),
+    ),
     "main": ("config", "errors"),
 }
 WITHOUT_JAX = (
-    *("errors", "records", "sections", "config", "metrics", "main", "tokenizer"),
+    *(
+        "errors",
+        "records",
+        "sections",
+        "objective_sections",
+        "config",
+        "metrics",
+        "main",
+        "tokenizer",
+    ),
     *("graders", "analysis", "tasks", "data", "teacher.reprompt"),
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}

@@ -307,6 +307,19 @@ def test_nothing_of_jax_is_imported_before_the_job_starts(tmp_path):
     assert seconds < 5
 
 
+def test_a_config_as_it_stands_needs_no_parser(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    script = (
+        "import sys; sys.modules['tyro'] = None\n"
+        "from sdjax.main import load, override\n"
+        "from pathlib import Path\n"
+        "print(override(load(Path(sys.argv[1])), [], prog='x').out)\n"
+    )
+    done, _ = run("-c", script, str(file))
+    assert done.stdout == "runs/x\n", done.stderr
+
+
 def test_a_missing_model_ends_the_real_command_with_one_line(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(GOOD)

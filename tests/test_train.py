@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from sdjax import config
+from sdjax.analysis import trace
 from sdjax.jobs import evaluate, export, setup, train
 from sdjax.tasks.arithmetic import Arithmetic
 
@@ -51,19 +52,38 @@ def model(tmp_path_factory):
     return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
+COMPILED = []
+"""Seconds of every compilation (or of a look-up in the cache of programs) of this process."""
+
+
+def count(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(count)
+
+
 class Calls:
-    """A jitted function that remembers the shapes and static arguments it was called with."""
+    """A jitted function that takes nothing from the host.
+
+    It remembers the shapes and static arguments it was called with, and at each call how many
+    programs had been compiled.
+    """
 
     def __init__(self, function):
         self.function = function
         self.shapes = set()
         self.count = 0
+        self.compiled = []
 
     def __call__(self, *args, **static):
         leaves = tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
         self.shapes.add((leaves, tuple(static.items())))
         self.count += 1
-        return self.function(*args, **static)
+        self.compiled.append(len(COMPILED))
+        with jax.transfer_guard("disallow"):
+            return self.function(*args, **static)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +106,7 @@ def finished(model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "_steps", steps)
         patch.setattr(setup.samplers, "make", sampler)
-        train.run(job(model, out, steps=5))
+        train.run(job(model, out, steps=5, profile=str(out / "profile")))
     return out, called
 
 
@@ -121,6 +141,21 @@ def test_no_function_compiles_twice_for_one_shape(finished):
 def test_decode_weights_are_made_once_for_each_state_of_the_parameters(finished):
     _, called = finished
     assert called["train"].count == 5 and called["weights"].count == 1 + 5
+
+
+def test_a_step_after_the_first_compiles_nothing(finished):
+    _, called = finished
+    train = called["train"]
+    # Its completions fall into one bucket of lengths, as its prompts do.
+    assert len(train.compiled) == 5 and len(train.shapes) == 1
+    after_first = {n for calls in called.values() for n in calls.compiled if n >= train.compiled[1]}
+    assert after_first == {train.compiled[-1]}
+
+
+def test_a_profile_is_one_trace_of_the_run(finished):
+    out, _ = finished
+    assert len(list((out / "profile").glob("**/*.xplane.pb"))) == 1
+    assert trace.read(out / "profile").devices == 0
 
 
 def test_the_exported_model_scores_as_the_trained_one(finished, tmp_path):

@@ -17,6 +17,7 @@ import jax
 from sdjax import config, tasks
 from sdjax.analysis import lengths, scores
 from sdjax.analysis.scores import Scores
+from sdjax.bench import profile
 from sdjax.data.pipeline import drop_overlong
 from sdjax.errors import UserError
 from sdjax.jobs import setup
@@ -229,7 +230,7 @@ def run(cfg: config.Evaluate) -> None:
     if primary:
         write_text(file, text)
     if done < len(plan):
-        with jax.set_mesh(shop.mesh):
+        with jax.set_mesh(shop.mesh), profile.rounds(cfg.profile) as before:
             weights = shop.stored_weights()
             made = answers(shop.sampler, weights, shop.tokenizer, plan[done:], cfg.eval, thinking)
             for number, rows in enumerate(made, done + 1):
@@ -237,6 +238,7 @@ def run(cfg: config.Evaluate) -> None:
                     with file.open("a", encoding="utf-8") as lines:
                         lines.write(jsonl(rows))
                 setup.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
+                before(number - done)  # the next one
     if primary:
         _report(out, sets)
 
@@ -264,7 +266,9 @@ def _check_same(cfg: config.Evaluate) -> None:
     now = _flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
     for name in {**made, **now}:
         # Of a server only whether there is one: how it is asked changes no answer.
-        if name in ("out", "resume") or (name.startswith("server.") and name != "server.url"):
+        if name in ("out", "resume", "profile") or (
+            name.startswith("server.") and name != "server.url"
+        ):
             continue
         if made.get(name) != now.get(name):
             raise UserError(

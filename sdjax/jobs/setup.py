@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,28 @@ from sdjax.rollout.interface import Sampler
 from sdjax.rollout.remote import RemoteSampler
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def keep_programs() -> None:
+    """Lets compiled programs outlive the process, in the user's cache.
+
+    Where JAX has been given a place (JAX_COMPILATION_CACHE_DIR), that one stays. A directory that
+    cannot be written costs a warning. To be called before anything compiles.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "sdjax" / "xla"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(13, "not writable")
+    except OSError as error:
+        log.warning("programs are compiled anew in every run: %s: %s", folder, error.strerror)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +85,7 @@ def workshop(
 
     With the url of a server in `server` that server samples; weights for it go below `out`.
     """
+    keep_programs()
     mesh = meshes.make(mesh_cfg)
     folder = weights.resolve(source.path, source.revision)
     cfg = weights.read_config(
@@ -69,7 +94,7 @@ def workshop(
         remat=source.remat,
         attention=source.attention,
     )
-    _check_divisible(cfg, mesh)
+    check_divisible(cfg, mesh)
     tokenizer = Tokenizer.load(source.path, source.revision)
     model = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
@@ -163,7 +188,8 @@ def claim(out: str, job: config.Job, *, resume: bool) -> Path:
     return folder
 
 
-def _check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError where the mesh does not divide the model's sizes."""
     for name, size, axis in (
         ("attention heads", cfg.num_heads, "tensor"),
         ("key-value heads", cfg.num_kv_heads, "tensor"),

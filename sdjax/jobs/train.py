@@ -14,6 +14,7 @@ from flax import nnx
 
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
+from sdjax.bench import profile
 from sdjax.data.pipeline import Batches, drop_overlong
 from sdjax.jobs import evaluate, learning_signal, setup
 from sdjax.jobs.evaluate import HeldOut
@@ -134,12 +135,13 @@ def _train(
             write_text(out / "answers" / f"{at:06d}.jsonl", evaluate.jsonl(rows))
         return evaluate.metrics(by_set)
 
-    with writer:
+    with writer, profile.rounds(cfg.profile) as before:
         # Made once for each state of the parameters: evaluation and rollout read the same.
         weights = shop.sampler.weights(train_state.params)
         if done == 0:
             writer.write(0, evaluated(0, weights))
         for number in range(done, cfg.steps):
+            before(number - done)
             timers = Timers()
             with timers("rollout"):
                 filled = _rollout(order, weights, shop, task, cfg, root, number)

@@ -1,0 +1,9 @@
+"""A whole SDPO step of a random-weight Qwen3-0.6B, otherwise as step_1_7b.py.
+
+python -m sdjax.main --config configs/bench/step_0_6b.py
+python -m sdjax.main --config configs/bench/step_0_6b.py --loss.divergence top_k
+"""
+
+from sdjax.config import Bench, Shape
+
+config = Bench(out="runs/bench/step_0_6b", shape=Shape(hidden_size=1024, intermediate_size=3072))

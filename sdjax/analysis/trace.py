@@ -1,0 +1,145 @@
+"""Where the devices' time went, from a profiler trace. No jax."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# The first that a kernel's name matches. A fusion may hold a product on a TPU; it counts as one
+# only where its name says so.
+CATEGORIES = {
+    "collectives": r"nccl|all[-_]?(reduce|gather|to[-_]all)|reduce[-_]?scatter|collective|permute",
+    "attention": r"sdpa|flash|fmha|splash|attention",
+    "matmul": r"nvjet|gemm|cublas|cutlass|xmma|convolution|\bdot\b|dot_general|_dot",
+    "copies": r"memcpy|memset|copy|dynamic[-_](update[-_])?slice|transpose|concatenate",
+    "sort": r"sort|top_?k|radix",
+    "reductions": r"reduce",
+    "elementwise": r"fusion|loop_|input_|wrapped_|broadcast|convert|select|gather|scatter|iota",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """All runs of one kernel, or of one operation on a TPU, over all devices."""
+
+    name: str
+    category: str
+    seconds: float
+    launches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What ran on the devices: kernels by falling time, and seconds from first to last."""
+
+    kernels: tuple[Kernel, ...]
+    devices: int
+    span: float
+    busy: float
+    """Seconds of the span in which a device ran something, a mean over devices."""
+
+    @property
+    def total(self) -> float:
+        """Seconds of all kernels."""
+        return sum(k.seconds for k in self.kernels)
+
+    def by_category(self) -> dict[str, float]:
+        """Returns seconds by category, falling."""
+        out: dict[str, float] = defaultdict(float)
+        for kernel in self.kernels:
+            out[kernel.category] += kernel.seconds
+        return dict(sorted(out.items(), key=lambda item: -item[1]))
+
+
+def category(name: str) -> str:
+    """Returns what kind of work a kernel is, by its name."""
+    lower = name.lower()
+    return next((kind for kind, says in CATEGORIES.items() if re.search(says, lower)), "other")
+
+
+def read(folder: Path) -> Trace:
+    """Returns the newest trace under a directory given to the profiler.
+
+    Raises FileNotFoundError where there is none. A trace of a CPU has no device: no kernels.
+    """
+    files = sorted(folder.glob("**/*.trace.json.gz"), key=lambda f: f.stat().st_mtime)
+    if not files:
+        raise FileNotFoundError(f"{folder}: no .trace.json.gz in it")
+    with gzip.open(files[-1], "rt", encoding="utf-8") as file:
+        return of_events(json.load(file).get("traceEvents", []))
+
+
+def of_events(events: Sequence[dict]) -> Trace:
+    """Returns what a trace's events say of GPUs' streams and TPUs' operations."""
+    names = {
+        (e["pid"], e.get("tid") if e["name"] == "thread_name" else None): e["args"]["name"]
+        for e in events
+        if e.get("ph") == "M" and e.get("name") in ("process_name", "thread_name")
+    }
+    seconds: dict[str, float] = defaultdict(float)
+    launches: dict[str, int] = defaultdict(int)
+    spans: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    for e in events:
+        if e.get("ph") != "X" or not _on_device(names, e):
+            continue
+        length = e.get("dur", 0.0)
+        seconds[e["name"]] += length / 1e6
+        launches[e["name"]] += 1
+        spans[e["pid"]].append((e["ts"], e["ts"] + length))
+    kernels = (
+        Kernel(name=n, category=category(n), seconds=s, launches=launches[n])
+        for n, s in seconds.items()
+    )
+    ends = [t for of_device in spans.values() for pair in of_device for t in pair]
+    return Trace(
+        kernels=tuple(sorted(kernels, key=lambda k: -k.seconds)),
+        devices=len(spans),
+        span=(max(ends) - min(ends)) / 1e6 if ends else 0.0,
+        busy=sum(map(_covered, spans.values())) / 1e6 / max(len(spans), 1),
+    )
+
+
+def _on_device(names: dict, event: dict) -> bool:
+    process = names.get((event["pid"], None), "")
+    thread = names.get((event["pid"], event.get("tid")), "")
+    return ("GPU" in process and thread.startswith("Stream")) or (
+        "TPU" in process and thread == "XLA Ops"
+    )
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Returns the length of the union of intervals."""
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(stop - max(start, end), 0.0)
+        end = max(end, stop)
+    return total
+
+
+def to_markdown(trace: Trace, listed: int = 15) -> str:
+    """Returns the tables: where the time goes by category, and the kernels that take most."""
+    if not trace.kernels:
+        return "no device events: the trace is of a CPU, or nothing ran on a device"
+    head = (
+        f"{trace.devices} device(s), {1e3 * trace.span:.1f} ms, busy {trace.busy / trace.span:.1%}"
+    )
+    lines = [head, "", "| where the time goes | ms | share |", "| --- | --- | --- |"]
+    for kind, seconds in trace.by_category().items():
+        lines.append(f"| {kind} | {1e3 * seconds:.2f} | {seconds / trace.total:.1%} |")
+    lines += [
+        "",
+        "| kernel | category | launches | ms | share |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for k in trace.kernels[:listed]:
+        name = k.name.replace("|", "\\|")[:80]
+        lines.append(
+            f"| {name} | {k.category} | {k.launches} | {1e3 * k.seconds:.2f} "
+            f"| {k.seconds / trace.total:.1%} |"
+        )
+    return "\n".join(lines)

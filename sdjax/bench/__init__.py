@@ -1,0 +1,1 @@
+"""Speed measured on random tokens, against what the device can do."""

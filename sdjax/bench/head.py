@@ -1,0 +1,77 @@
+"""The chunked head alone: hidden states of both contexts in, loss and gradient out."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.bench import timing
+from sdjax.bench.rows import Row
+from sdjax.bench.subject import Subject
+from sdjax.learner.logprobs import TokenOutputs, token_loss
+from sdjax.metrics import Timers
+from sdjax.models import work
+from sdjax.parallel import rules
+
+
+def measure(s: Subject, prompts: int) -> list[Row]:
+    """Returns the row of the head on prompts x group_size completions."""
+    cfg, rows = s.cfg, prompts * s.cfg.group_size
+    d, v = s.model.embed, s.model.vocab_size
+    arrays = _arrays(s, rows, cfg.completion_tokens)
+
+    def loss(
+        hidden: jax.Array, head: jax.Array, taught: jax.Array, teacher: jax.Array, token: jax.Array
+    ) -> tuple[jax.Array, TokenOutputs]:
+        return token_loss(
+            lambda outputs, share: share * outputs.divergence,
+            hidden,
+            head,
+            taught,
+            teacher,
+            token,
+            jnp.full(token.shape, 1 / token.size),
+            cfg=cfg.loss,
+            temperature=1.0,
+            mask=jnp.ones(token.shape, bool),
+        )
+
+    both = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+
+    def run(number: int) -> dict[str, float]:
+        timers = Timers()
+        with timers("head"):
+            jax.block_until_ready(both(*arrays))
+        return timers.take()
+
+    tokens = rows * cfg.completion_tokens
+    return [
+        Row(
+            phase="head",
+            timing=s.timings(f"head_{prompts}", run)["time/head_s"],
+            sequences=rows,
+            tokens=tokens,
+            flops=work.distilled_head(tokens, d, v),
+            peak_bytes=timing.peak_bytes(),
+        )
+    ]
+
+
+def _arrays(s: Subject, rows: int, width: int) -> tuple[jax.Array, ...]:
+    """Returns hidden states, head, teacher's hidden states and head, and tokens.
+
+    The teacher's differ from the student's by noise: random ones apart would put all mass of the
+    two on different tokens.
+    """
+    d, v, dtype = s.model.embed, s.model.vocab_size, jnp.dtype(s.model.compute_dtype)
+
+    def draw() -> tuple[jax.Array, ...]:
+        keys = jax.random.split(jax.random.key(s.cfg.seed), 4)
+        hidden = jax.random.normal(keys[0], (rows, width, d), dtype)
+        noise = jax.random.normal(keys[1], (rows, width, d), dtype)
+        head = jax.random.normal(keys[2], (d, v), jnp.float32) * (2.0 / d**0.5)
+        token = jax.random.randint(keys[3], (rows, width), 0, v)
+        return hidden, head, (hidden + noise / 2).astype(dtype), head.astype(dtype), token
+
+    split, whole = rules.leading(s.mesh), rules.replicated(s.mesh)
+    return jax.jit(draw, out_shardings=(split, whole, split, whole, split))()

@@ -1,0 +1,188 @@
+"""A training step, through the functions that training calls: rollout, packing, update.
+
+What only the host does with texts (tokenizer, grader, reprompt) is not part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sdjax import config
+from sdjax.bench import synthetic, timing
+from sdjax.bench.rows import Row
+from sdjax.bench.subject import Subject
+from sdjax.bench.timing import Timing
+from sdjax.learner import batch as batches
+from sdjax.learner import optim, state, step
+from sdjax.metrics import Timers
+from sdjax.models import work
+from sdjax.models.transformer import DecodeWeights
+from sdjax.parallel import mesh as meshes
+from sdjax.records import Group, Reprompt
+from sdjax.rollout.sampler import Sampled
+
+
+def measure(s: Subject, prompts: int) -> list[Row]:
+    """Returns the rows of the step's phases that the config asks for."""
+    cfg, rng, vocab = s.cfg, s.rng(), s.model.vocab_size
+    asked = synthetic.prompts(cfg, prompts, vocab, rng)
+    params = s.params()
+    learner = Learner(s, params, prompts) if "update" in cfg.phases else None
+
+    def rollout(tokens: int, number: int, timers: Timers) -> list[list[Sampled]]:
+        with timers("weights"):
+            params_now = learner.state.params if learner else params
+            decoding = jax.block_until_ready(s.sampler.weights(params_now))
+        with timers("sample"):
+            return sample(s, decoding, asked, tokens, number)
+
+    def run(number: int) -> dict[str, float]:
+        timers = Timers()
+        if "rollout" in cfg.phases:
+            sampled = rollout(cfg.completion_tokens, number, timers)
+        else:
+            sampled = synthetic.completions(cfg, prompts, vocab, rng)
+        if learner:
+            groups = synthetic.groups(asked, sampled)
+            learner.update(groups, synthetic.reprompts(cfg, groups, vocab, rng), timers)
+        return timers.take()
+
+    def prefill(number: int) -> dict[str, float]:
+        timers = Timers()
+        rollout(1, number, timers)
+        return timers.take()
+
+    name = "_".join([p for p in ("rollout", "update") if p in cfg.phases] + [str(prompts)])
+    times = s.timings(name, run)
+    peak = timing.peak_bytes()  # before the prefill alone
+    made: list[Row] = []
+    if "rollout" in cfg.phases:
+        first = timing.repeated(prefill, cfg.repeats)["time/sample_s"]
+        made += _rollout_rows(s, prompts, times, first, peak)
+    if learner:
+        made += _update_rows(s, prompts, times, peak)
+    if len(times) == 4:
+        whole = timing.added(*times.values())
+        made.append(_row(s, "step", prompts, whole, peak_bytes=peak))
+    return made
+
+
+def sample(
+    s: Subject, decoding: DecodeWeights, prompts: Sequence[np.ndarray], tokens: int, number: int
+) -> list[list[Sampled]]:
+    """Returns a group of completions of `tokens` tokens each for every prompt."""
+    return s.sampler.sample(
+        decoding,
+        prompts,
+        group_size=s.cfg.group_size,
+        sampling=config.Sampling(max_completion_tokens=tokens),
+        key=jax.random.fold_in(jax.random.key(s.cfg.seed), number),
+    )
+
+
+class Learner:
+    """A train state and the jitted functions that move it."""
+
+    def __init__(self, s: Subject, params: nnx.State, prompts: int) -> None:
+        self.mesh, self.cfg = s.mesh, train_config(s.cfg, prompts)
+        tx = optim.make(self.cfg.optim)
+        shardings = state.shardings(s.abstract, tx, self.cfg.teacher, s.mesh)
+        self.state = state.initialiser(tx, self.cfg.teacher, shardings)(params)
+        self.train = step.make_train_step(s.graphdef, self.cfg, s.mesh, shardings)
+        self.after = step.make_after_step(self.cfg.teacher, shardings)
+
+    def update(
+        self, groups: Sequence[Group], reprompts: Sequence[Sequence[Reprompt]], timers: Timers
+    ) -> None:
+        """Moves the state; timers "pack", on the host and to the devices, and "update"."""
+        cfg = self.cfg
+        with timers("pack"):
+            packed = batches.pack(
+                groups,
+                reprompts if cfg.loss.distillation > 0 else None,
+                microbatch=cfg.optim.microbatch,
+                distillation=cfg.loss.distillation,
+                policy=cfg.policy,
+                longest=cfg.rollout.max_completion_tokens,
+                pad_id=0,
+                epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
+            )
+            placed = jax.device_put(packed, step.batch_shardings(packed, self.mesh))
+            jax.block_until_ready(placed)
+        with timers("update"):
+            moved, *reported = self.train(self.state, placed)
+            self.state = self.after(moved)
+            jax.block_until_ready((self.state, reported))
+
+
+def train_config(cfg: config.Bench, prompts: int) -> config.Train:
+    """Returns the training whose step is measured."""
+    return config.Train(
+        out=cfg.out,
+        task=config.Task(),
+        rollout=config.Rollout(
+            prompts_per_step=prompts,
+            group_size=cfg.group_size,
+            max_prompt_tokens=cfg.prompt_tokens,
+            max_completion_tokens=cfg.completion_tokens,
+        ),
+        model=cfg.model,
+        teacher=cfg.teacher,
+        loss=cfg.loss,
+        policy=cfg.policy,
+        optim=cfg.optim,
+        mesh=cfg.mesh,
+    )
+
+
+def _row(s: Subject, phase: str, prompts: int, times: Timing, **fields: object) -> Row:
+    sequences = prompts * s.cfg.group_size
+    tokens = sequences * s.cfg.completion_tokens
+    size = {"sequences": sequences, "tokens": tokens} | fields
+    return Row(phase=phase, timing=times, **size)  # type: ignore[arg-type]
+
+
+def _rollout_rows(
+    s: Subject, prompts: int, times: dict[str, Timing], first: Timing, peak: int | None
+) -> list[Row]:
+    """Returns prefill (with one token drawn), decode (the other tokens) and the whole."""
+    cfg, n = s.cfg, prompts * s.cfg.group_size
+    steps = cfg.completion_tokens - 1
+    contexts = [cfg.prompt_tokens] * n
+    prefill = work.forward(s.model, contexts[:prompts])
+    decode = work.forward(s.model, [c + steps for c in contexts], contexts)
+    ends = work.head(n * steps, s.model.embed, s.model.vocab_size)
+    read = work.decode_bytes(s.model, contexts, steps, shards=meshes.batch_shards(s.mesh))
+    rest = times["time/sample_s"].less(first.median)
+    whole = timing.added(times["time/weights_s"], times["time/sample_s"])
+    return [
+        _row(s, "prefill", prompts, first, tokens=None, compiles=False, flops=prefill),
+        _row(
+            s, "decode", prompts, rest,
+            tokens=n * steps, steps=steps, compiles=False, flops=decode + ends, bytes=read,
+        ),
+        _row(s, "rollout", prompts, whole, peak_bytes=peak),
+    ]  # fmt: skip
+
+
+def _update_rows(s: Subject, prompts: int, times: dict[str, Timing], peak: int | None) -> list[Row]:
+    """Returns packing and update."""
+    cfg, n = s.cfg, prompts * s.cfg.group_size
+    distils = cfg.loss.distillation > 0
+    teachers = int(distils) * (2 if cfg.teacher.kind == "trust_region" else 1)
+    contexts, completions = [cfg.prompt_tokens] * n, [cfg.completion_tokens] * n
+    needed = work.update(
+        s.model, contexts, [cfg.reprompt_tokens] * n, completions, teachers=teachers
+    )
+    again = work.recomputed(s.model, contexts, completions)
+    return [
+        _row(s, "pack", prompts, times["time/pack_s"], compiles=False),
+        _row(
+            s, "update", prompts, times["time/update_s"],
+            flops=needed, recomputed=again, peak_bytes=peak,
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,80 @@
+"""The model that is measured: its sizes, its parameters on a mesh, its sampler."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from sdjax import config
+from sdjax.bench import profile, timing
+from sdjax.bench.timing import Run, Timing
+from sdjax.models import families, weights
+from sdjax.models.config import ModelConfig
+from sdjax.models.transformer import Transformer
+from sdjax.parallel import rules
+from sdjax.rollout import sampler as samplers
+from sdjax.rollout.sampler import Sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model on a mesh, not yet loaded, and what is to be measured of it."""
+
+    cfg: config.Bench
+    model: ModelConfig
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef
+    abstract: nnx.State
+    sampler: Sampler
+
+    def params(self) -> nnx.State:
+        """Returns the float32 params, each device holding its part: drawn there, or loaded."""
+        shardings = rules.param_shardings(self.abstract, self.mesh)
+        if self.cfg.weights == "model":
+            source = self.cfg.model
+            return weights.load(
+                weights.resolve(source.path, source.revision), self.model, shardings
+            )
+
+        def draw() -> nnx.State:
+            return nnx.split(Transformer(self.model, rngs=nnx.Rngs(self.cfg.seed)))[1]
+
+        return jax.jit(draw, out_shardings=shardings)()
+
+    def rng(self) -> np.random.Generator:
+        """Returns the source of tokens and lengths, at its start."""
+        return np.random.default_rng(self.cfg.seed)
+
+    def timings(self, name: str, run: Run) -> dict[str, Timing]:
+        """Returns the timings of a run's parts; where asked, traces one more run as `name`."""
+        made = timing.repeated(run, self.cfg.repeats)
+        if self.cfg.profile is not None:
+            with profile.trace(Path(self.cfg.profile) / name):
+                run(self.cfg.repeats + 1)
+        return made
+
+
+def model_config(cfg: config.Bench) -> ModelConfig:
+    """Returns the model to be measured; reads no weights."""
+    how = cfg.model
+    runtime = {k: getattr(how, k) for k in ("compute_dtype", "remat", "attention")}
+    if cfg.weights == "model":
+        return weights.read_config(weights.resolve(how.path, how.revision), **runtime)
+    return families.from_hf(asdict(cfg.shape), **runtime)
+
+
+def make(cfg: config.Bench, model: ModelConfig, mesh: jax.sharding.Mesh) -> Subject:
+    """Returns the model on the mesh, its sampler without a stop token."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))
+    return Subject(
+        cfg=cfg,
+        model=model,
+        mesh=mesh,
+        graphdef=graphdef,
+        abstract=abstract,
+        sampler=samplers.make(graphdef, model, mesh, stop_ids=(), pad_id=0),
+    )

@@ -1,0 +1,84 @@
+"""Measures speed: tables on the terminal and bench.json."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+
+import jax
+
+from sdjax import config
+from sdjax.bench import head, peaks, rows, steps, subject, tail
+from sdjax.jobs import setup
+from sdjax.metrics import write_text
+from sdjax.models.config import ModelConfig
+from sdjax.objectives import divergences, token_weights
+from sdjax.parallel import mesh as meshes
+
+
+def run(cfg: config.Bench) -> None:
+    """Measures the config's phases for each number of prompts, and writes bench.json."""
+    mesh = meshes.make(cfg.mesh)
+    model = subject.model_config(cfg)
+    _check(cfg, model, mesh)
+    out = setup.claim(cfg.out, cfg, resume=False)
+    phases = {"head": head.measure, "tail": tail.measure}
+    asked = [phases[p] for p in cfg.phases if p in phases]
+    if {"rollout", "update"} & set(cfg.phases):
+        asked.insert(0, steps.measure)
+    best = peaks.measure(model.compute_dtype) if cfg.measure else peaks.known(_kind())
+    setup.note(
+        f"{len(jax.devices())} x {_kind()}, jax {jax.__version__}; a device's peak: "
+        f"{best.flops_per_s / 1e12:.4g} TFLOP/s, {best.bytes_per_s / 1e12:.3g} TB/s "
+        f"({best.source})"
+    )
+    number, made = jax.device_count(), []
+    with jax.set_mesh(mesh):
+        measured = subject.make(cfg, model, mesh)
+        for measure in asked:
+            for prompts in cfg.prompts:
+                new = [
+                    row.to_dict(best.flops_per_s * number, best.bytes_per_s * number)
+                    for row in measure(measured, prompts)
+                ]
+                setup.note(rows.to_markdown(new))
+                made += new
+                # As far as it has come: what follows may not fit the device.
+                if jax.process_index() == 0:
+                    text = json.dumps(_about(cfg, best) | {"rows": made}, indent=2)
+                    write_text(out / "bench.json", text + "\n")
+
+
+def _kind() -> str:
+    return jax.devices()[0].device_kind
+
+
+def _about(cfg: config.Bench, best: peaks.Peaks) -> dict:
+    """Returns what a figure must be read with."""
+    return {
+        "command": shlex.join(["python", "-m", "sdjax.main", *sys.argv[1:]]),
+        "device": _kind(),
+        "devices": jax.device_count(),
+        "jax": jax.__version__,
+        # Where one is in use, compile_s may be the time of a look-up.
+        "compilation_cache": jax.config.jax_compilation_cache_dir,  # type: ignore[attr-defined]
+        "peak_flops_per_s": best.flops_per_s,
+        "peak_bytes_per_s": best.bytes_per_s,
+        "peak_source": best.source,
+        "config": config.to_dict(cfg),
+    }
+
+
+def _check(cfg: config.Bench, model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError for what does not fit model or mesh."""
+    divergences.get(cfg.loss.divergence)
+    token_weights.get(cfg.loss.token_weights)
+    setup.check_divisible(model, mesh)
+    completion = cfg.completion_tokens
+    setup.check_context(model, "prompt_tokens", cfg.prompt_tokens, completion)
+    if "update" in cfg.phases:
+        setup.check_context(model, "reprompt_tokens", cfg.reprompt_tokens, completion)
+        setup.check_shards("optim.microbatch", cfg.optim.microbatch, mesh)
+    for prompts in cfg.prompts:
+        setup.check_shards("prompts", prompts, mesh)
