@@ -1,5 +1,6 @@
-"""The sections of a config but for what is minimised (objective_sections): frozen, typed, validated, documented. No jax.
+"""The sections of a config, but for what is minimised (objective_sections). No jax.
 
+Each is frozen, typed, validated and documented.
 The docstring under each field is what `--help` prints. sdjax.config has them all, and the jobs.
 """
 

@@ -174,6 +174,10 @@ def _over_bins_forward(
 
 def _over_bins_backward(cfg: Loss, saved: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
     student, teacher, kept, norm_s, norm_t, total, each = saved
+    if jax.default_backend() == "gpu":
+        # Seen as the forward pass's own, the slopes would be kept: a pass that writes them and
+        # one that reads them, float32, where making them again is free beside reading the logits.
+        student, teacher = jax.lax.optimization_barrier((student, teacher))
     a, b = student - norm_s[..., None], teacher - norm_t[..., None]
     p = jnp.exp(a)
     _, slope = _shares(a, b, cfg)
