@@ -214,6 +214,7 @@ def run(cfg: config.Evaluate) -> None:
     setup.check_context(
         shop.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
     )
+    setup.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
     thinking = cfg.enable_thinking
     sets = held_out(task, others, cfg.eval, shop.tokenizer, cfg.max_prompt_tokens, thinking)
     for part in sets:
