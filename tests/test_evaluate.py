@@ -130,6 +130,19 @@ def test_a_batch_in_the_file_is_not_sampled_again(model, finished, tmp_path):
     assert after[2]["completion"] == "marked" and len(after) == 24
 
 
+def test_an_evaluation_that_fails_before_its_first_batch_leaves_no_answers(model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(b"cut off")
+    out = tmp_path / "run"
+    with pytest.raises(UserError):
+        evaluate.run(job(str(folder), out))
+    assert not (out / "answers.jsonl").exists()
+    evaluate.run(job(model, out, resume=False))
+    assert len(lines(out / "answers.jsonl")) == 24
+
+
 def test_resuming_under_another_config_is_refused(model, finished):
     before = (finished / "answers.jsonl").read_bytes()
     other = replace(job(model, finished).eval, temperature=0.9)

@@ -226,7 +226,8 @@ def run(cfg: config.Evaluate) -> None:
     file = out / "answers.jsonl"
     primary = jax.process_index() == 0
     done, text = _whole_batches(file, plan, cfg.eval.k) if cfg.resume else (0, "")
-    if primary:
+    if primary and file.exists():
+        # An unfinished batch is sampled again.
         write_text(file, text)
     if done < len(plan):
         with jax.set_mesh(shop.mesh):
