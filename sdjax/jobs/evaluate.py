@@ -69,6 +69,10 @@ def held_out(
         )
     sets = []
     for name, part in {task.name: task, **out_of_domain}.items():
+        if not len(part.held_out):
+            raise UserError(
+                f"{name}: every row to be held out is in the training set too; choose another file"
+            )
         wanted = min(cfg.examples or len(part.held_out), len(part.held_out))
         kept, dropped = drop_overlong(
             [part.held_out[i] for i in range(wanted)],
