@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -22,14 +23,16 @@ METHODS = {
 }
 
 
-def gradient(mesh=(1, 1, 1), microbatch=8, chunk=64, loss=None, teacher="initial"):
+def gradient(mesh=(1, 1, 1), microbatch=8, chunk=64, loss=None, teacher="initial", remat="full"):
     """Returns (metrics, -1000 times the gradient) of one update on the random batch."""
     cfg = learning.train_config(
         optim=PLAIN | {"microbatch": microbatch},
         loss={"chunk_tokens": chunk} | (loss or {}),
         teacher={"kind": teacher, "dtype": "float32"},
+        model={"remat": remat},
     )
-    learner = learning.Learner(cfg, learning.make_mesh(*mesh))
+    model = replace(learning.CFG, remat=remat)
+    learner = learning.Learner(cfg, learning.make_mesh(*mesh), model)
     before = learner.params()
     metrics = learner.update(learning.pack(cfg))
     return metrics, jax.tree.map(lambda a, b: a - b, learner.params(), before)
@@ -49,6 +52,11 @@ def test_metrics_and_gradients_are_equal_for_microbatches_of_1_2_and_8(method):
     assert results[0][0]["optim/grad_norm"] > 1e-4
     assert_same(results[0], results[1])
     assert_same(results[0], results[2])
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_gradients_summed_layer_by_layer_in_place_are_those_of_the_whole(remat):
+    assert_same(gradient(microbatch=2), gradient(microbatch=2, remat=remat))
 
 
 def test_the_gradient_taken_in_the_forward_pass_is_the_differentiated_one(monkeypatch):

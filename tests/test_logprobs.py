@@ -102,6 +102,64 @@ def test_chunked_outputs_and_gradients_are_those_of_whole_logits(name):
         near(total, want_total, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["full", "top_k"])
+def test_a_head_that_is_the_embedding_gives_the_same_turned(name):
+    x, weight = given()
+
+    def by_loss(h, w, turned):
+        heads = {"student_head": w, "teacher_head": x["teacher_head"]}
+        heads = {k: v.T for k, v in heads.items()} if turned else heads
+        moved = {**x, **heads, "student_hidden": h}
+        return token_loss(
+            of_token,
+            **moved,
+            extras=weight,
+            cfg=SECTIONS[name],
+            temperature=0.7,
+            vocab_first=turned,
+        )
+
+    at = x["student_hidden"], x["student_head"]
+    run = jax.jit(jax.value_and_grad(by_loss, (0, 1), has_aux=True), static_argnums=2)
+    jax.tree.map(lambda g, w: near(g, w, 1e-5), run(*at, True), run(*at, False))
+
+
+@pytest.mark.parametrize("name", ["full", "top_k", "reverse"])
+def test_the_reductions_that_a_gpu_runs_give_the_same(name, monkeypatch):
+    x, weight = given()
+
+    def run():
+        def total(h, w):
+            moved = {**x, "student_hidden": h, "student_head": w}
+            return token_loss(of_token, **moved, extras=weight, cfg=SECTIONS[name], temperature=0.7)
+
+        at = x["student_hidden"], x["student_head"]
+        return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*at)
+
+    want = run()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    jax.tree.map(lambda g, w: near(g, w, 1e-5), run(), want)
+
+
+def test_a_loss_said_to_be_of_the_divergence_alone_has_the_same_gradient_in_one_pass():
+    x, weight = given()
+
+    def total(h, w, of_logprob):
+        moved = {**x, "student_hidden": h, "student_head": w}
+        return token_loss(
+            lambda out, e: e * out.divergence,
+            **moved,
+            extras=weight,
+            cfg=Loss(),
+            temperature=0.7,
+            of_logprob=of_logprob,
+        )
+
+    at = x["student_hidden"], x["student_head"]
+    run = jax.value_and_grad(total, (0, 1), has_aux=True)
+    jax.tree.map(lambda g, w: near(g, w, 1e-6), run(*at, False), run(*at, True))
+
+
 @pytest.mark.parametrize("chunk", [1, 13, 59, 60, 1000])
 def test_the_chunk_size_changes_nothing(chunk):
     x, weight = given()

@@ -67,7 +67,7 @@ class _Tokens:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class _Heads:
-    """Arrays [D, V], beside the student's."""
+    """Arrays like the student's head, beside it."""
 
     teacher: jax.Array | None
     live: jax.Array | None
@@ -80,8 +80,14 @@ class _Spec:
     cfg: Loss
     temperature: float
     mix: float
+    vocab_first: bool
     loss: TokenLoss | None = None
     of_logprob: bool = True
+
+    @property
+    def embed_axis(self) -> int:
+        """Which axis of a head is that of hidden states."""
+        return 1 if self.vocab_first else 0
 
 
 def token_outputs(
@@ -96,11 +102,13 @@ def token_outputs(
     mask: jax.Array,
     live_hidden: jax.Array | None = None,
     live_head: jax.Array | None = None,
+    vocab_first: bool = False,
     mix: float = 0.0,
 ) -> TokenOutputs:
     """Returns what student and teacher say of `token` int32[R, C] where `mask` bool[R, C].
 
-    Hidden states are [R, C, D], at the positions that predict the tokens; heads are [D, V].
+    Hidden states are [R, C, D], at the positions that predict the tokens; heads are [D, V], or
+    with `vocab_first` [V, D], as an embedding that is the head too: turned, it would be copied.
     Gradients go to the student's two only. Heads are cast to the hidden states' dtype and
     products accumulate in float32; the head's gradient is summed in float32 and comes back in the
     head's own dtype, so pass the float32 parameter. `live_hidden` and `live_head` are the
@@ -109,7 +117,7 @@ def token_outputs(
     """
     tokens = _Tokens(teacher_hidden=teacher_hidden, live_hidden=live_hidden, token=token, mask=mask)
     heads = _Heads(teacher=teacher_head, live=live_head)
-    spec = _Spec(cfg=cfg, temperature=temperature, mix=mix)
+    spec = _Spec(cfg=cfg, temperature=temperature, mix=mix, vocab_first=vocab_first)
     return _token_outputs(student_hidden, student_head, tokens, heads, spec)
 
 
@@ -127,6 +135,7 @@ def token_loss(
     mask: jax.Array,
     live_hidden: jax.Array | None = None,
     live_head: jax.Array | None = None,
+    vocab_first: bool = False,
     mix: float = 0.0,
     of_logprob: bool = True,
 ) -> tuple[jax.Array, TokenOutputs]:
@@ -146,7 +155,14 @@ def token_loss(
         extras=extras,
     )
     heads = _Heads(teacher=teacher_head, live=live_head)
-    spec = _Spec(cfg=cfg, temperature=temperature, mix=mix, loss=loss, of_logprob=of_logprob)
+    spec = _Spec(
+        cfg=cfg,
+        temperature=temperature,
+        mix=mix,
+        vocab_first=vocab_first,
+        loss=loss,
+        of_logprob=of_logprob,
+    )
     total, outputs = _token_loss(student_hidden, student_head, tokens, heads, spec)
     return total, jax.lax.stop_gradient(outputs)
 
@@ -243,8 +259,9 @@ def _with_gradient(
             outputs, loss, pull = _chunk(chunk[0], chunk[1], head, heads, spec)
             # In the compute dtype, or the two products below would not run at its speed.
             logits_grad = (pull() / spec.temperature).astype(head.dtype)
-            hidden_grad = _product(logits_grad, head, (1, 1)).astype(head.dtype)
-            head_grad = head_grad + _product(chunk[0], logits_grad, (0, 0))
+            hidden_grad = _product(logits_grad, head, (1, 1 - spec.embed_axis)).astype(head.dtype)
+            x, y = (logits_grad, chunk[0]) if spec.vocab_first else (chunk[0], logits_grad)
+            head_grad = head_grad + _product(x, y, (0, 0))
             return (total + loss, head_grad), (outputs, hidden_grad)
 
         hidden, tokens = _clean(hidden, tokens)
@@ -327,7 +344,7 @@ def _described(
 
 def _logits(hidden: jax.Array, head: jax.Array, spec: _Spec) -> jax.Array:
     """Returns float32[c, V], temperature applied."""
-    return _product(hidden, head, (1, 0)) / spec.temperature
+    return _product(hidden, head, (1, spec.embed_axis)) / spec.temperature
 
 
 def _teacher_logits(tokens: _Tokens, heads: _Heads, spec: _Spec) -> jax.Array | None:

@@ -15,7 +15,7 @@ from sdjax.learner.batch import Packed, Rows, Samples
 from sdjax.learner.logprobs import TokenOutputs, token_loss, token_outputs
 from sdjax.learner.metrics import token_sums
 from sdjax.models.layer import LayerWeights
-from sdjax.models.transformer import head_weight, hidden_states
+from sdjax.models.transformer import head_matrix, hidden_states
 from sdjax.objectives import aggregation, policy_gradient, token_weights
 
 
@@ -203,9 +203,10 @@ def _contexts(
     student = nnx.merge(graphdef, params)
     contexts = {
         "student_hidden": gathered(student, micro.student, micro.student_index, gradients),
-        "student_head": head_weight(student),
+        "student_head": head_matrix(student),
         "teacher_hidden": None,
         "teacher_head": None,
+        "vocab_first": student.cfg.tie_embeddings,
         "cfg": cfg.loss,
         "temperature": cfg.rollout.temperature,
     }
@@ -215,13 +216,13 @@ def _contexts(
     teacher = nnx.merge(graphdef, jax.lax.stop_gradient(own))
     contexts |= {
         "teacher_hidden": gathered(teacher, micro.teacher, micro.teacher_index),
-        "teacher_head": head_weight(teacher),
+        "teacher_head": head_matrix(teacher),
     }
     if cfg.teacher.kind == "trust_region":
         live = nnx.merge(graphdef, jax.lax.stop_gradient(params))
         contexts |= {
             "live_hidden": gathered(live, micro.teacher, micro.teacher_index),
-            "live_head": head_weight(live),
+            "live_head": head_matrix(live),
             "mix": cfg.teacher.mix,
         }
     return contexts

@@ -23,8 +23,9 @@ from sdjax.learner.logprobs import token_outputs
 from sdjax.learner.loss import TokenLogprobs, gathered, microbatch_loss
 from sdjax.learner.metrics import Sums, of_update
 from sdjax.learner.state import TrainState, teacher_on_device
-from sdjax.models.transformer import head_weight
+from sdjax.models.transformer import head_matrix
 from sdjax.parallel import rules
+from sdjax.parallel.rounding import AS_WRITTEN
 from sdjax.teacher import kinds
 
 Metrics = dict[str, jax.Array]
@@ -57,6 +58,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(state_shardings, None),
         out_shardings=(state_shardings, rep, rep),
+        compiler_options=AS_WRITTEN,
     )
 
 
@@ -74,11 +76,12 @@ def make_score(
             hidden = gathered(model, micro.student, micro.student_index)
             outputs = token_outputs(
                 hidden,
-                head_weight(model),
+                head_matrix(model),
                 None,
                 None,
                 micro.token,
                 cfg=cfg.loss,
+                vocab_first=model.cfg.tie_embeddings,
                 temperature=cfg.rollout.temperature,
                 mask=micro.sample >= 0,
             )
@@ -86,7 +89,7 @@ def make_score(
 
         return _over_microbatches(one, None, batch)[1]
 
-    return jax.jit(score, out_shardings=rules.leading(mesh, 1))
+    return jax.jit(score, out_shardings=rules.leading(mesh, 1), compiler_options=AS_WRITTEN)
 
 
 def make_after_step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import jax
@@ -123,5 +124,30 @@ def _project(
     dtype: jnp.dtype | None = None,
 ) -> jax.Array:
     """Returns the product in `dtype`, by default that of `x`; sums are float32 either way."""
-    out = jnp.einsum(equation, x, w, precision=precision(x.dtype), preferred_element_type=dtype)
+    out = _product(equation, x, w) if dtype is None else _wide_product(equation, x, w)
     return out if bias is None else out + bias
+
+
+def _product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, w, precision=precision(x.dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _wide_product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns the product in float32. Its gradient is that of `_product`: the two products of the
+    backward pass take a cotangent in the dtype of `x`, or they would run in float32."""
+    exact = precision(x.dtype)
+    return jnp.einsum(equation, x, w, precision=exact, preferred_element_type=jnp.float32)
+
+
+def _wide_forward(equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple]:
+    return _wide_product(equation, x, w), (x, w)
+
+
+def _wide_backward(equation: str, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    _, pull = jax.vjp(partial(_product, equation), x, w)
+    return pull(g.astype(x.dtype))
+
+
+_wide_product.defvjp(_wide_forward, _wide_backward)

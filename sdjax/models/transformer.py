@@ -87,11 +87,15 @@ def _param(
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
 
 
+def head_matrix(model: Transformer) -> jax.Array:
+    """Returns the language model head as it is kept: float32[embed, vocab], or where it is the
+    embedding too [vocab, embed]."""
+    return (model.embedding if model.cfg.tie_embeddings else model.head).get_value()
+
+
 def head_weight(model: Transformer) -> jax.Array:
     """Returns the weights of the language model head, float32[embed, vocab]."""
-    if model.cfg.tie_embeddings:
-        return model.embedding.get_value().T
-    return model.head.get_value()
+    return head_matrix(model).T if model.cfg.tie_embeddings else head_matrix(model)
 
 
 def logits(hidden: jax.Array, head: jax.Array) -> jax.Array:

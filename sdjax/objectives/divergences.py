@@ -29,7 +29,7 @@ from sdjax.config import Loss
 from sdjax.errors import UserError
 from sdjax.objectives.selection import Selection, selected
 from sdjax.objectives.selection import top_k as select_top_k
-from sdjax.objectives.vocabulary import log_normalizer, log_prob
+from sdjax.objectives.vocabulary import log_normalizer, log_prob, sums
 
 Divergence = Callable[[jax.Array, jax.Array, jax.Array, Loss], jax.Array]
 
@@ -161,10 +161,13 @@ def _over_bins_forward(
     share, slope = _shares(a, b, cfg)
     if keep is not None:
         share, slope = jnp.where(keep, share, 0.0), jnp.where(keep, slope, 0.0)
-    value, total = jnp.sum(share, axis=-1), jnp.sum(slope, axis=-1)
-    each = jnp.zeros_like(total)
+    terms = [share, slope]
     if keep is not None and cfg.tail:
-        tail_s, tail_t = (jnp.sum(jnp.where(keep, 0.0, jnp.exp(x)), axis=-1) for x in (a, b))
+        terms += [jnp.where(keep, 0.0, jnp.exp(x)) for x in (a, b)]
+    value, total, *tails = sums(*terms)
+    each = jnp.zeros_like(total)
+    if tails:
+        tail_s, tail_t = tails
         floored = jnp.maximum(tail_s, TAIL_FLOOR)
         more, tail_slope = _shares(jnp.log(floored), jnp.log(jnp.maximum(tail_t, TAIL_FLOOR)), cfg)
         tail_slope = jnp.where(tail_s > TAIL_FLOOR, tail_slope, 0.0)

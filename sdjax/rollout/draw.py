@@ -37,29 +37,44 @@ def draw(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, 
     `logits` is float32[B, V], `keys` one key a row. The log-probability is that of the
     distribution after temperature, top-k and top-p; a greedy choice has log-probability 0.
     """
-    greedy = how.temperature == 0
-    scaled = logits / jnp.where(greedy, 1.0, how.temperature)
     limited = (how.top_p < 1) | (how.top_k > 0)
-    scaled = jax.lax.cond(limited & ~greedy, _limit, lambda x, _: x, scaled, how)
-    logprobs = jax.nn.log_softmax(scaled)
-    drawn = _inverse_cdf(jnp.exp(logprobs), keys)
-    token = jnp.where(greedy, jnp.argmax(logits, axis=-1), drawn).astype(jnp.int32)
-    logprob = jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
-    return token, jnp.where(greedy, 0.0, logprob)
+    way = jnp.where(how.temperature == 0, 0, jnp.where(limited, 2, 1))
+    # Whole ways, each ending in two numbers a row: a branch that gave logits would copy them.
+    return jax.lax.switch(way, (_greedy, _plain, _limited), logits, keys, how)
 
 
-def _inverse_cdf(probs: jax.Array, keys: jax.Array) -> jax.Array:
-    """Returns int32[B]: a draw from each row of [B, V] with two uniforms a row.
+def _greedy(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
+    del keys, how
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return token, jnp.zeros(token.shape, jnp.float32)
 
-    First a block of the vocabulary, then an entry of it: two short cumulative sums in place of a
-    random number for every entry, and no loss of small probabilities to a long sum's rounding.
+
+def _plain(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
+    return _inverse_cdf(logits / how.temperature, keys)
+
+
+def _limited(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
+    return _inverse_cdf(_limit(logits / how.temperature, how), keys)
+
+
+def _inverse_cdf(logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns int32[B], a draw from softmax of each row of [B, V], and its log-probability.
+
+    First a block of the vocabulary, then an entry of it: two passes over the logits and two
+    uniforms a row in place of a random number for every entry, and no loss of small probabilities
+    to a long sum's rounding.
     """
-    b, v = probs.shape
-    blocks = jnp.pad(probs, ((0, 0), (0, -v % BLOCK))).reshape(b, -1, BLOCK)
+    b, v = logits.shape
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    room = ((0, 0), (0, -v % BLOCK))
+    blocks = jnp.pad(logits, room, constant_values=-jnp.inf).reshape(b, -1, BLOCK)
+    mass = jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1)
     u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
-    block = _search(jnp.sum(blocks, axis=-1), u[:, 0])
-    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * BLOCK + _search(inside, u[:, 1])
+    block = _search(mass, u[:, 0])
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0] - top
+    entry = _search(jnp.exp(inside), u[:, 1])
+    own = jnp.take_along_axis(inside, entry[:, None], axis=-1)[:, 0]
+    return (block * BLOCK + entry).astype(jnp.int32), own - jnp.log(jnp.sum(mass, axis=-1))
 
 
 def _search(mass: jax.Array, u: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from sdjax.models import transformer
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
+from sdjax.parallel.rounding import AS_WRITTEN
 from sdjax.rollout import draw
 from sdjax.rollout.slots import CACHE_AXES
 
@@ -29,6 +30,7 @@ def make(
     return jax.jit(
         partial(_generate, cfg=cfg, stops=stops, pad_id=pad_id),
         static_argnames=("group_size", "capacity"),
+        compiler_options=AS_WRITTEN,
     )
 
 

@@ -18,6 +18,7 @@ from sdjax.models import transformer
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
+from sdjax.parallel.rounding import AS_WRITTEN
 from sdjax.rollout import draw
 
 Array = jax.Array
@@ -104,13 +105,14 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
         empty=jax.jit(
             partial(_empty, cfg), static_argnames=("rows", "capacity"), out_shardings=slots
         ),
-        prefill=jax.jit(prefill, out_shardings=prompts),
+        prefill=jax.jit(prefill, out_shardings=prompts, compiler_options=AS_WRITTEN),
         insert=jax.jit(insert, donate_argnums=0, out_shardings=slots),
         decode=jax.jit(
             partial(_decode, cfg=cfg, stops=stops, pad_id=pad_id),
             static_argnames="steps",
             donate_argnums=1,
             out_shardings=(slots, rep),
+            compiler_options=AS_WRITTEN,
         ),
         resize=jax.jit(resize, static_argnames="capacity"),
     )
