@@ -291,8 +291,13 @@ class Optim:
     minibatches: int = 1
     """Updates a step: its groups are split into as many equal parts."""
     microbatch: int = 8
-    """Completions whose activations exist at one time, over all devices; changes memory, not
-    results."""
+    """Rows whose activations exist at one time, over all devices; changes memory, not results. A
+    row is one completion after its context, or more of them with row_tokens."""
+    row_tokens: int = 0
+    """Completions, each with its context, share a row of up to so many tokens, counted in the
+    longer of the student's row and the teacher's; changes time and memory, not results. One that
+    is longer has a row of its own. 0: each has, padded to the length of the longest. Worth it
+    where lengths differ; on a GPU rows of several need an attention mask, S x S a row."""
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, "optim.lr", self.lr, "must not be negative")
@@ -302,6 +307,19 @@ class Optim:
         require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be positive")
         require(self.minibatches >= 1, "optim.minibatches", self.minibatches, "must be >= 1")
         require(self.microbatch >= 1, "optim.microbatch", self.microbatch, "must be >= 1")
+        require(self.row_tokens >= 0, "optim.row_tokens", self.row_tokens, "must not be negative")
+
+    def check_update(self, completions: int) -> None:
+        """Raises UserError where an update of so many completions leaves a microbatch unfilled.
+
+        With row_tokens the number of rows depends on lengths, and the last one may be.
+        """
+        require(
+            self.row_tokens > 0 or completions % self.microbatch == 0,
+            "optim.microbatch",
+            self.microbatch,
+            f"must divide the {completions} completions of an update",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
