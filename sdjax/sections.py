@@ -294,10 +294,11 @@ class Optim:
     """Rows whose activations exist at one time, over all devices; changes memory, not results. A
     row is one completion after its context, or more of them with row_tokens."""
     row_tokens: int = 0
-    """Completions, each with its context, share a row of up to so many tokens, counted in the
-    longer of the student's row and the teacher's; changes time and memory, not results. One that
-    is longer has a row of its own. 0: each has, padded to the length of the longest. Worth it
-    where lengths differ; on a GPU rows of several need an attention mask, S x S a row."""
+    """Completions, each with its context, share rows of up to so many tokens, counted in the
+    longer of the student's row and the teacher's; changes time and memory, not results. A longer
+    one raises the limit for its update. 0: each has a row of its own, padded to the longest. Set
+    it where lengths differ, to about the longest or twice that: attention's time grows with a
+    row, since it masks the tokens of other completions and does not skip them."""
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, "optim.lr", self.lr, "must not be negative")

@@ -221,8 +221,10 @@ def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
         assert a == b
     alone, packed = (lines(tmp_path / name / "metrics.jsonl")[-1] for name in ("alone", "packed"))
     assert packed["update/padding"] < alone["update/padding"]
+    # What is sampled after the update may differ by the rounding of its parameters.
+    other = ("time/", "rollout/tokens_per_s", "update/padding", "eval/")
     for name in alone:
-        if not name.startswith(("time/", "rollout/tokens_per_s", "update/padding", "eval/")):
+        if not name.startswith(other):
             np.testing.assert_allclose(packed[name], alone[name], rtol=1e-4, atol=1e-6)
 
 
