@@ -89,6 +89,10 @@ class Sampling:
     """Draw from this many likeliest tokens; 0 is off."""
     max_completion_tokens: int = 512
     """A completion that reaches it without a stop token is truncated (finish "length")."""
+    slots: int = 0
+    """Completions decoded at a time, over all devices: as one ends, the next takes its place. 0:
+    as many as fit the free memory, at most 256 a batch shard. Changes speed and memory, not
+    tokens."""
 
     def __post_init__(self) -> None:
         require(self.temperature >= 0, "temperature", self.temperature, "must not be negative")
@@ -100,6 +104,7 @@ class Sampling:
             self.max_completion_tokens,
             "must be at least 1",
         )
+        require(self.slots >= 0, "slots", self.slots, "must not be negative; 0: what fits")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,11 @@ def test_an_empty_data_file_is_named(attempt):
     assert code == 2 and "train.json" in error and "no row" in error.lower()
 
 
+def test_a_test_file_of_training_rows_alone_is_named(attempt):
+    code, error = attempt("file", data={"train.json": rows(), "test.json": rows()[:2]})
+    assert code == 2 and "sciknoweval: every row to be held out is in the training set" in error
+
+
 def test_a_row_without_an_answer_is_named_by_file_row_and_field(attempt):
     data = {"train.json": rows((2, "answer", None)), "test.json": rows()}
     code, error = attempt("file", data=data)

@@ -66,12 +66,13 @@ def test_every_phase_has_a_row_with_finite_figures(measured):
     _, made = measured
     rows = {row["phase"]: row for row in made["rows"]}
     assert list(rows) == [
-        *("prefill", "decode", "rollout", "pack", "update", "step", "head", "tail: plain loop"),
+        *("prefill", "decode", "rollout", "pack", "update", "step", "head"),
+        *("tail: plain loop", "tail: engine"),
     ]
     for row in rows.values():
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, int | float))
         assert len(row["seconds_of_each"]) == 2
-    for phase in ("rollout", "update", "step", "head", "tail: plain loop"):
+    for phase in ("rollout", "update", "step", "head", "tail: plain loop", "tail: engine"):
         assert rows[phase]["tokens_per_s"] > 0 and rows[phase]["compile_s"] >= 0
     assert rows["update"]["mfu"] > 0 and rows["update"]["hfu"] > rows["update"]["mfu"]
     assert rows["head"]["mfu"] == rows["head"]["hfu"] > 0

@@ -46,7 +46,9 @@ GOOD = {"prompt": "p", "reward": {"answer": "a"}}
         ('{"prompt": "p", "reward": {"answer": null}}', "field 'reward.answer' is missing"),
         ('{"prompt": " ", "reward": {"answer": "a"}}', "field 'prompt' is empty"),
         ('{"prompt": 3, "reward": {"answer": "a"}}', "field 'prompt' is int, not text"),
-        ('{"prompt": "p"', "is not JSON"),
+        ('{"prompt": "p"', "is not JSON (Expecting ',' delimiter, column 15)"),
+        ('{"prompt": "p', "is not JSON (Unterminated string starting, column 12)"),
+        ('{"question": "p"}', "field 'prompt' is missing (the columns are question)"),
         ("[1]", "is a JSON list, not an object"),
         ("[" * 100_000, "is not JSON"),
     ],
@@ -61,6 +63,23 @@ def test_a_bad_row_is_named_by_file_row_and_field_or_skipped_and_listed(tmp_path
     assert ids(kept) == ["1", "4"]
     assert [(s.file, s.row) for s in skipped] == [(str(file), 3)]
     assert skipped[0].reason.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (b'[{"a": 1},\n {"a": 2},\n {"a": ', "3: is not JSON (Expecting value, line 3, column 8)"),
+        (b'[{"a": 1}, {"a": 2} {"a": 3}]', "2: is not JSON (Expecting ',' delimiter, column 21)"),
+        (b'[{"a": 1}, {"a": "\xff"}, {}]', "2: is not JSON ('utf-8' codec can't decode"),
+        (b"[", "1: is not JSON (Expecting value, column 2)"),
+    ],
+)
+def test_a_broken_element_of_an_array_is_named(tmp_path, rows, says):
+    file = tmp_path / "rows.json"
+    file.write_bytes(rows)
+    with pytest.raises(UserError) as error:
+        list(sources.read_rows(str(file)))
+    assert f"{file}:{says}" in str(error.value) and "mend the row" in str(error.value)
 
 
 def test_a_file_without_rows_or_without_usable_rows_is_an_error(tmp_path):

@@ -17,6 +17,7 @@ from sdjax.analysis.lengths import split_thinking
 from sdjax.errors import UserError
 from sdjax.jobs import evaluate, setup, train
 from sdjax.models import weights
+from sdjax.records import Group
 from sdjax.rollout.collect import collect
 from sdjax.tasks.arithmetic import Arithmetic
 from sdjax.tasks.largest_number import LargestNumber
@@ -130,6 +131,19 @@ def test_a_batch_in_the_file_is_not_sampled_again(model, finished, tmp_path):
     assert after[2]["completion"] == "marked" and len(after) == 24
 
 
+def test_an_evaluation_that_fails_before_its_first_batch_leaves_no_answers(model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    for file in folder.glob("*.safetensors"):
+        file.write_bytes(b"cut off")
+    out = tmp_path / "run"
+    with pytest.raises(UserError):
+        evaluate.run(job(str(folder), out))
+    assert not (out / "answers.jsonl").exists()
+    evaluate.run(job(model, out, resume=False))
+    assert len(lines(out / "answers.jsonl")) == 24
+
+
 def test_resuming_under_another_config_is_refused(model, finished):
     before = (finished / "answers.jsonl").read_bytes()
     other = replace(job(model, finished).eval, temperature=0.9)
@@ -215,6 +229,7 @@ config = Evaluate(out="OUT", task=Arithmetic(held_out=3), model=Model(path="MODE
         (("", ""), ["--out_of_domain.larges.held_out", "1"], "--out_of_domain.largest.held_out"),
         (("", ""), ["--out_of_domain.largest.held_out", "0"], "task.held_out is 0"),
         (("", ""), ["--eval.k", "0"], "eval.k is 0: must be at least 1"),
+        (("", ""), ["--eval.slots", "-1"], "slots is -1: must not be negative"),
         (("", ""), ["--max_prompt_tokens", "5"], "max_prompt_tokens is 5: every one of the 3"),
     ],
 )
@@ -270,58 +285,70 @@ def smollm2(tmp_path_factory):
     return shop, params, tiny.torch_model(folder), theirs
 
 
+REAL = {
+    "sciknoweval": SciKnowEval(
+        train=str(SHARED / "sciknoweval" / "chemistry" / "train.json"),
+        test=str(SHARED / "sciknoweval" / "chemistry" / "test.json"),
+    ),
+    "math500": Math(train="", test=str(SHARED / "math" / "math500.parquet")),
+}
+LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
+
+
 @needs_real
+@pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize(
-    ("count", "new"),
-    [(4, 16), pytest.param(40, 32, marks=pytest.mark.slow)],
-    ids=["short", "long"],
+    ("count", "new"), [(4, 16), pytest.param(100, 128, marks=LONG)], ids=["short", "long"]
 )
-def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, count, new):
+def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, name, count, new):
     """But for what follows a choice between two tokens whose logits lie within 1e-3."""
     shop, params, reference, theirs = smollm2
-    chemistry = SHARED / "sciknoweval" / "chemistry"
-    parts = (
-        SciKnowEval(train=str(chemistry / "train.json"), test=str(chemistry / "test.json")),
-        Math(train="", test=str(SHARED / "math" / "math500.parquet")),
+    task = tasks.load(REAL[name], config.Data())
+    # The shortest first: a batch is as wide as its longest prompt.
+    examples = sorted(
+        (task.held_out[i] for i in range(100)),
+        key=lambda e: len(shop.tokenizer.encode_prompt(e.messages)),
+    )[:count]
+    ours = greedy(shop, params, task, examples, new)
+    found = generate(reference, theirs, examples, new, shop.tokenizer.stop_ids)
+    ties = 0
+    for group, tokens in zip(ours, found, strict=True):
+        (completion,), (grade,) = group.completions, group.grades
+        if not np.array_equal(completion.tokens, tokens):
+            assert is_tie(reference, group.prompt, completion.tokens, tokens), group.example.id
+            ties += 1
+            continue
+        text = theirs.decode(tokens, skip_special_tokens=True)
+        assert text == completion.text
+        cut = tokens[-1] not in shop.tokenizer.stop_ids
+        assert task.grade(text, group.example, truncated=cut) == grade
+    correct = sum(g.grades[0].correct for g in ours)
+    ended = sum(g.completions[0].finish == "stop" for g in ours)
+    print(
+        f"{name}: {count - ties} of {count} the same, {ties} ties, {correct} correct, {ended} end"
     )
-    greedy = config.Eval(temperature=0.0, top_p=1.0, k=1, max_completion_tokens=new)
-    for part in parts:
-        task = tasks.load(part, config.Data())
-        # The shortest first: a batch is as wide as its longest prompt.
-        examples = sorted(
-            (task.held_out[i] for i in range(100)),
-            key=lambda e: len(shop.tokenizer.encode_prompt(e.messages)),
-        )[:count]
-        ours = []
-        with jax.set_mesh(shop.mesh):
-            decoding = shop.sampler.weights(params)
-            for start in range(0, count, 10):
-                ours += collect(
-                    shop.sampler,
-                    decoding,
-                    examples[start : start + 10],
-                    shop.tokenizer,
-                    task.grade_many,
-                    group_size=1,
-                    sampling=greedy,
-                    enable_thinking=None,
-                    key=jax.random.key(0),
-                )
-        found = generate(reference, theirs, examples, new, shop.tokenizer.stop_ids)
-        ties = 0
-        for group, tokens in zip(ours, found, strict=True):
-            (completion,), (grade,) = group.completions, group.grades
-            if not np.array_equal(completion.tokens, tokens):
-                assert is_tie(reference, group.prompt, completion.tokens, tokens), group.example.id
-                ties += 1
-                continue
-            text = theirs.decode(tokens, skip_special_tokens=True)
-            assert text == completion.text
-            cut = tokens[-1] not in shop.tokenizer.stop_ids
-            assert task.grade(text, group.example, truncated=cut) == grade
-        correct = sum(group.grades[0].correct for group in ours)
-        print(f"{task.name}: {count - ties} of {count} the same, {ties} ties, {correct} correct")
-        assert ties <= max(1, count // 20)
+    assert ties <= max(1, count // 20)
+
+
+def greedy(shop, params, task, examples, new: int) -> list[Group]:
+    """Returns our greedy answers, graded."""
+    cfg = config.Eval(temperature=0.0, top_p=1.0, k=1, max_completion_tokens=new)
+    out = []
+    with jax.set_mesh(shop.mesh):
+        decoding = shop.sampler.weights(params)
+        for start in range(0, len(examples), 10):
+            out += collect(
+                shop.sampler,
+                decoding,
+                examples[start : start + 10],
+                shop.tokenizer,
+                task.grade_many,
+                group_size=1,
+                sampling=cfg,
+                enable_thinking=None,
+                key=jax.random.key(0),
+            )
+    return out
 
 
 def generate(reference, theirs, examples, new: int, stops) -> list[np.ndarray]:

@@ -259,8 +259,14 @@ def test_math_rows_of_every_known_schema_are_read(tmp_path, row, answer, solutio
         ({"problem": "q"}, "field 'answer' is missing"),
         (
             {"prompt": [], "reward_model": {"ground_truth": "1"}},
-            "field 'prompt' holds more than one",
+            "field 'prompt' holds more or less than one",
         ),
+        (
+            {"prompt": [{"role": "user"}], "reward_model": {"ground_truth": "1"}},
+            "field 'prompt.content' is missing",
+        ),
+        ({"problem": "q", "answer": True}, "field 'answer' is bool, not text"),
+        ({"problem": "q", "answer": "1", "solution": ["s"]}, "field 'solution' is list, not text"),
         ({"reward_model": {"ground_truth": "1"}}, "field 'prompt' is missing"),
         ({"prompt": "q", "reward_model": "1"}, "field 'reward_model.ground_truth' is missing"),
         ({"prompt": "q", "reward_model": {"ground_truth": 1}}, "is int, not text"),

@@ -133,23 +133,41 @@ def compile_sampler(name, shape):
     mesh = slice_mesh(name, shape)
     cfg, graphdef, abstract = model_parts()
     made = sampler.make(graphdef, cfg, mesh, stop_ids=(1, 2), pad_id=0)
+    programs = made.programs
+    split, rep = rules.leading(mesh), rules.replicated(mesh)
     with jax.set_mesh(mesh):
         params = placed(abstract, rules.param_shardings(abstract, mesh))
-        weights = made.weights.lower(params).compile()
-        outs = jax.eval_shape(made.weights, params)
-        rows, rep = rules.leading(mesh), rules.replicated(mesh)
+        weights = compiled_on(made.weights, params)
+        prompts = compiled_on(
+            programs.prefill,
+            weights,
+            jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=split),
+            jax.ShapeDtypeStruct((8,), jnp.int32, sharding=split),
+        )
+        slots = compiled_on(programs.empty, rows=64, capacity=256)
+        entries = jax.ShapeDtypeStruct((4, 8), jnp.int32, sharding=rep)
+        slots = compiled_on(programs.insert, slots, prompts, entries)
         how = jax.eval_shape(lambda: draw.settings(config.Sampling()))
-        compiled = made.generate.lower(
-            placed(outs, weights.output_shardings),
-            jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=rows),
-            jax.ShapeDtypeStruct((8,), jnp.int32, sharding=rows),
+        slots, _ = compiled_on(
+            programs.decode,
+            weights,
+            slots,
             jax.eval_shape(lambda: jax.random.key(0)),
             placed(how, jax.tree.map(lambda _: rep, how)),
             jax.ShapeDtypeStruct((), jnp.int32, sharding=rep),
-            group_size=8,
-            capacity=128,
-        ).compile()
+            steps=64,
+        )
+        rows = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=split)
+        compiled_on(programs.resize, slots.cache.keys[0], rows, capacity=512)
+
+
+def compiled_on(program, *args, **static):
+    """Compiles a jitted function, reports it, and returns its abstract outputs, placed."""
+    import jax
+
+    compiled = program.lower(*args, **static).compile()
     report(compiled)
+    return placed(jax.eval_shape(program, *args, **static), compiled.output_shardings)
 
 
 def report(compiled):

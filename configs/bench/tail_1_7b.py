@@ -2,8 +2,9 @@
 
 python -m sdjax.main --config configs/bench/tail_1_7b.py
 
-256 sequences in 4 batches of 64, each decoded until its longest ends. Tokens/s counts the tokens
-of the sequences, not those decoded after their end.
+256 sequences: by the plain loop in 4 batches of 64, each decoded until its longest ends, and by
+the engine in 64 slots. Tokens/s counts the tokens of the sequences, not those decoded after their
+end.
 """
 
 from sdjax.config import Bench

@@ -23,7 +23,7 @@ from sdjax.models import work
 from sdjax.models.transformer import DecodeWeights
 from sdjax.parallel import mesh as meshes
 from sdjax.records import Group, Reprompt
-from sdjax.rollout.sampler import Sampled
+from sdjax.rollout.interface import Sampled
 
 
 def measure(s: Subject, prompts: int) -> list[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sdjax.config import Bench
 from sdjax.records import Completion, Example, Grade, Group, Reprompt
-from sdjax.rollout.sampler import Sampled
+from sdjax.rollout.interface import Sampled
 
 
 def prompts(cfg: Bench, number: int, vocab: int, rng: np.random.Generator) -> list[np.ndarray]:

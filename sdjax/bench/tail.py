@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 import jax
+import numpy as np
 
-from sdjax.bench import steps, synthetic, timing
+from sdjax.bench import synthetic, timing
 from sdjax.bench.rows import Row
 from sdjax.bench.subject import Subject
-from sdjax.metrics import Timers
+from sdjax.config import Sampling
+from sdjax.rollout import speed
 
 
 def measure(s: Subject, prompts: int) -> list[Row]:
-    """Returns the row of the plain loop, which decodes a batch until its longest sequence ends."""
+    """Returns a row of the plain loop, which decodes a batch until its longest sequence ends, and
+    one of the engine with as many slots as a batch has sequences."""
     cfg, rng = s.cfg, s.rng()
-    asked = synthetic.prompts(cfg, prompts, s.model.vocab_size, rng)
-    size = prompts * cfg.group_size
-    lengths = synthetic.lengths(cfg, cfg.batches * size, rng).reshape(cfg.batches, size)
-    decoding = jax.block_until_ready(s.sampler.weights(s.params()))
-
-    # No sequence stops by itself, so a batch is given the number of tokens of its longest: the
-    # loop's work is the same, its cache no larger than that batch needs.
-    def plain(number: int) -> dict[str, float]:
-        timers = Timers()
-        with timers("plain"):
-            for batch in lengths:
-                steps.sample(s, decoding, asked, int(batch.max()), number)
-        return timers.take()
-
+    asked = synthetic.prompts(cfg, cfg.batches * prompts, s.model.vocab_size, rng)
+    lengths = synthetic.lengths(cfg, len(asked) * cfg.group_size, rng).astype(np.int32)
+    made = speed.compare(
+        s.sampler,
+        s.model,
+        jax.block_until_ready(s.sampler.weights(s.params())),
+        asked,
+        group_size=cfg.group_size,
+        sampling=Sampling(
+            max_completion_tokens=cfg.completion_tokens, slots=prompts * cfg.group_size
+        ),
+        limits=lengths,
+        batch=prompts,
+        repeats=cfg.repeats,
+    )
     return [
         Row(
-            phase="tail: plain loop",
-            timing=s.timings(f"tail_{prompts}", plain)["time/plain_s"],
+            phase=f"tail: {name}",
+            timing=timing.Timing(first=laps.first, later=laps.later),
             sequences=lengths.size,
             tokens=int(lengths.sum()),
             peak_bytes=timing.peak_bytes(),
         )
+        for name, laps in made.items()
     ]

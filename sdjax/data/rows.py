@@ -36,13 +36,20 @@ def text_field(row: dict[str, Any], *names: str) -> str:
     path = ".".join(names)
     for name in names:
         if not isinstance(value, dict) or name not in value or value[name] is None:
-            raise RowError(f"field '{path}' is missing")
+            known = "" if names[0] in row else f" (the columns are {columns(row)})"
+            raise RowError(f"field '{path}' is missing{known}")
         value = value[name]
     if not isinstance(value, str):
         raise RowError(f"field '{path}' is {type(value).__name__}, not text")
     if not value.strip():
         raise RowError(f"field '{path}' is empty")
     return value
+
+
+def columns(row: dict[str, Any], listed: int = 12) -> str:
+    """Returns the names of a row's fields, up to `listed`, for a message."""
+    names = sorted(row)
+    return ", ".join(names[:listed]) + (", ..." if len(names) > listed else "")
 
 
 def to_examples(

@@ -28,6 +28,7 @@ from sdjax.errors import UserError
 Row = tuple[int, dict[str, Any] | Broken]
 # In a TFDS data set's metadata: the columns whose text is JSON.
 JSON_COLUMNS = "json_columns"
+_SPACE = re.compile(r"\s*")
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
 
@@ -128,9 +129,9 @@ def _json_lines(file: Path) -> Iterator[Row]:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 try:
-                    value = json.loads(line)
+                    value = json.loads(line.strip())
                 except (ValueError, RecursionError) as error:
-                    yield number, Broken(f"is not JSON ({error})")
+                    yield number, Broken(f"is not JSON ({_json_fault(error)})")
                 else:
                     yield number, _checked(value)
 
@@ -142,12 +143,41 @@ def _checked(value: Any) -> dict[str, Any] | Broken:
 
 
 def _json_array(file: Path) -> Iterator[Row]:
+    text = file.read_bytes()
     try:
-        values = json.loads(file.read_bytes())
+        values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is not JSON ({error})") from None
+        row = _broken_element(text, error)
+        raise UserError(
+            f"{file}:{row}: is not JSON ({_json_fault(error)}); mend the row: in an array the rows "
+            "after it cannot be found"
+        ) from None
     for number, value in enumerate(values, start=1):
         yield number, _checked(value)
+
+
+def _json_fault(error: Exception) -> str:
+    """Returns what is wrong, and where."""
+    if not isinstance(error, json.JSONDecodeError):
+        return _first_line(error)
+    line = f"line {error.lineno}, " if error.lineno > 1 else ""
+    return f"{error.msg.removesuffix(' at')}, {line}column {error.colno}"
+
+
+def _broken_element(text: bytes, error: Exception) -> int:
+    """Returns the number of the first element of an array that is not JSON."""
+    number = 1
+    readable = text[: error.start] if isinstance(error, UnicodeDecodeError) else text
+    with contextlib.suppress(ValueError, RecursionError):
+        array = readable.decode()
+        decoder, at = json.JSONDecoder(), array.index("[") + 1
+        while True:
+            _, at = decoder.raw_decode(array, _SPACE.match(array, at).end())  # type: ignore[union-attr]
+            comma = _SPACE.match(array, at).end()  # type: ignore[union-attr]
+            if array[comma : comma + 1] != ",":
+                break
+            at, number = comma + 1, number + 1
+    return number
 
 
 def _parquet(file: Path) -> Iterator[Row]:
@@ -162,7 +192,9 @@ def _parquet(file: Path) -> Iterator[Row]:
                     number += 1
                     yield number, {n: _decoded(n, value) for n, value in row.items()}
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{file}: cannot be read as parquet ({_first_line(error)})") from None
+        raise UserError(
+            f"{file}: cannot be read as parquet ({_first_line(error)}); write or fetch it again"
+        ) from None
 
 
 def _tfds(folder: Path, split: str) -> Iterator[Row]:

@@ -69,6 +69,10 @@ def held_out(
         )
     sets = []
     for name, part in {task.name: task, **out_of_domain}.items():
+        if not len(part.held_out):
+            raise UserError(
+                f"{name}: every row to be held out is in the training set too; choose another file"
+            )
         wanted = min(cfg.examples or len(part.held_out), len(part.held_out))
         kept, dropped = drop_overlong(
             [part.held_out[i] for i in range(wanted)],
@@ -214,6 +218,7 @@ def run(cfg: config.Evaluate) -> None:
     setup.check_context(
         shop.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
     )
+    setup.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
     thinking = cfg.enable_thinking
     sets = held_out(task, others, cfg.eval, shop.tokenizer, cfg.max_prompt_tokens, thinking)
     for part in sets:
@@ -227,7 +232,8 @@ def run(cfg: config.Evaluate) -> None:
     file = out / "answers.jsonl"
     primary = jax.process_index() == 0
     done, text = _whole_batches(file, plan, cfg.eval.k) if cfg.resume else (0, "")
-    if primary:
+    if primary and file.exists():
+        # An unfinished batch is sampled again.
         write_text(file, text)
     if done < len(plan):
         with jax.set_mesh(shop.mesh), profile.rounds(cfg.profile) as before:

@@ -73,6 +73,8 @@ def _prepare(
     setup.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
     setup.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, shop.mesh)
     setup.check_server(shop.sampler, cfg.rollout)
+    setup.check_shards("rollout.slots", cfg.rollout.slots, shop.mesh)
+    setup.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
     thinking = cfg.rollout.enable_thinking
     limit = cfg.rollout.max_prompt_tokens
     examples, overlong = drop_overlong(

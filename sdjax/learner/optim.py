@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from sdjax.config import Optim
 
+Params = Any
+
 
 def make(cfg: Optim) -> optax.GradientTransformation:
-    """Returns gradients -> updates before the learning rate, which `apply` multiplies in."""
+    """Returns clipped gradients -> updates before the learning rate, as `apply` uses them."""
     return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
         optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),
         optax.add_decayed_weights(cfg.weight_decay),
     )
+
+
+def apply(
+    params: Params, opt_state: optax.OptState, grads: Params, lr: jax.Array, cfg: Optim
+) -> tuple[Params, optax.OptState, jax.Array]:
+    """Returns parameters and state after an update, and the gradients' norm before clipping.
+
+    Where that is not finite, the parameters and state are those given. Layer by layer in place:
+    taken whole, the update of 1.7B parameters needs 7 GB beside the arrays that it replaces.
+    """
+    tx = make(cfg)
+    norm = optax.tree.norm(grads)
+    ok = jnp.isfinite(norm)
+    scale = jnp.where(norm > cfg.clip_norm, cfg.clip_norm / norm, 1.0)
+    adam, *rest = opt_state
+
+    def one(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        state = (optax.ScaleByAdamState(count=adam.count, mu=m, nu=v), *rest)
+        update, (new, *_) = tx.update(g * scale, state, p)
+        pairs = ((p - lr * update, p), (new.mu, m), (new.nu, v))
+        return tuple(jnp.where(ok, after, before) for after, before in pairs)
+
+    def by_layer(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        def layer(i: jax.Array, whole: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            at = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (*whole, g)]
+            put = jax.lax.dynamic_update_index_in_dim
+            return tuple(put(x, new, i, 0) for x, new in zip(whole, one(*at), strict=True))
+
+        return jax.lax.fori_loop(0, p.shape[0], layer, (p, m, v))
+
+    # Only matrices of layers have three axes or more; the first is that of layers.
+    made = jax.tree.map(
+        lambda p, *more: (by_layer if p.ndim > 2 else one)(p, *more),
+        *(params, adam.mu, adam.nu, grads),
+    )
+    params, mu, nu = jax.tree.transpose(
+        jax.tree.structure(params), jax.tree.structure((0, 0, 0)), made
+    )
+    count = jnp.where(ok, optax.safe_increment(adam.count), adam.count)
+    return params, (optax.ScaleByAdamState(count=count, mu=mu, nu=nu), *rest), norm
 
 
 def learning_rate(step: jax.Array, cfg: Optim) -> jax.Array:

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -36,7 +35,6 @@ def make_train_step(
     graphdef: nnx.GraphDef, cfg: config.Train, mesh: Mesh, state_shardings: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenLogprobs]]:
     """Returns the jitted update. It donates the state and skips itself on non-finite gradients."""
-    tx = optim.make(cfg.optim)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, TokenLogprobs]:
         near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
@@ -48,8 +46,15 @@ def make_train_step(
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
         grads, (sums, logprobs) = _over_microbatches(one, grads, batch)
         lr = optim.learning_rate(state.step, cfg.optim)
-        state, applied = _apply(state, grads, tx, lr)
-        metrics = of_update(sums) | applied | {"optim/lr": lr, "update/padding": batch.padding}
+        params, opt_state, norm = optim.apply(state.params, state.opt_state, grads, lr, cfg.optim)
+        state = replace(state, params=params, opt_state=opt_state)
+        skipped = 1.0 - jnp.isfinite(norm).astype(jnp.float32)
+        metrics = of_update(sums) | {
+            "optim/grad_norm": norm,
+            "optim/skipped": skipped,
+            "optim/lr": lr,
+            "update/padding": batch.padding,
+        }
         return state, metrics, logprobs
 
     rep = rules.replicated(mesh)
@@ -170,23 +175,3 @@ def _over_microbatches(
     m = batch.rows.token.shape[0]
     stacked = jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), new)
     return jax.lax.fori_loop(0, batch.microbatches, body, (start, stacked))
-
-
-def _apply(
-    state: TrainState, grads: nnx.State, tx: optax.GradientTransformation, lr: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """Returns the state after the update, or the same one where the gradient is not finite."""
-    norm = optax.tree.norm(grads)
-    ok = jnp.isfinite(norm)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-
-    def keep(new: Any, old: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-
-    state = replace(
-        state,
-        params=keep(params, state.params),
-        opt_state=keep(opt_state, state.opt_state),
-    )
-    return state, {"optim/grad_norm": norm, "optim/skipped": 1.0 - ok.astype(jnp.float32)}

@@ -8,8 +8,8 @@ top-p. `check` finds out which.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -23,8 +23,8 @@ from sdjax.errors import UserError
 from sdjax.records import Finish
 from sdjax.rollout import sglang, vllm
 from sdjax.rollout.http import Client
+from sdjax.rollout.interface import Sampled, in_groups
 from sdjax.rollout.reply import Reply
-from sdjax.rollout.sampler import Sampled
 
 
 class Engine(Protocol):
@@ -86,7 +86,20 @@ class RemoteSampler:
         sampling: Sampling,
         key: jax.Array,
     ) -> list[list[Sampled]]:
-        """Returns `group_size` completions of each prompt, stop token included.
+        """Returns `group_size` completions of each prompt."""
+        ended = self.stream(weights, prompts, group_size=group_size, sampling=sampling, key=key)
+        return in_groups(ended, group_size)
+
+    def stream(
+        self,
+        weights: None,
+        prompts: Sequence[np.ndarray],
+        *,
+        group_size: int,
+        sampling: Sampling,
+        key: jax.Array,
+    ) -> Iterator[tuple[int, Sampled]]:
+        """Yields (p * group_size + g, completion g of prompt p), stop token included, by group.
 
         A completion that was drawn greedily has log-probability 0 throughout, as here. Raises
         UserError, one line with the address, where the server fails or answers something else.
@@ -106,9 +119,18 @@ class RemoteSampler:
                 )
             return [self._sampled(reply, sampling) for reply in replies]
 
-        # After an error, those not yet sent are not sent.
         with ThreadPoolExecutor(self.concurrency) as pool:
-            return list(pool.map(group, prompts, seeds))
+            asked = {
+                pool.submit(group, p, s): i
+                for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))
+            }
+            try:
+                for future in as_completed(asked):
+                    first = asked[future] * group_size
+                    yield from enumerate(future.result(), first)
+            finally:
+                # After an error, those not yet sent are not sent.
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def check(self, sampling: Sampling | None) -> None:
         """Raises UserError where the server does not answer as it must; draws 8 tokens.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdjax import config
-from sdjax.data.rows import RowError, text_field, to_examples
+from sdjax.data.rows import RowError, columns, text_field, to_examples
 from sdjax.data.sources import read_rows
 from sdjax.graders import code, sandbox
 from sdjax.records import Example, Message
@@ -95,7 +95,7 @@ def fields(row: dict[str, Any]) -> tuple[str, str]:
         question, tests = text_field(row, "prompt"), text_field(row, "tests")
     else:
         raise RowError(
-            f"has the columns {', '.join(sorted(row))}; needs question_content and "
+            f"has the columns {columns(row)}; needs question_content and "
             "private_test_cases, or prompt and tests"
         )
     try:

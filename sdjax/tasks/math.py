@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdjax import config
-from sdjax.data.rows import RowError, Skipped, distinct, text_field, to_examples, unseen
+from sdjax.data.rows import RowError, Skipped, columns, distinct, text_field, to_examples, unseen
 from sdjax.data.sources import read_rows
 from sdjax.graders import eval_reference, math
 from sdjax.graders.regions import last_boxed
@@ -107,37 +107,43 @@ def fields(row: dict[str, Any]) -> tuple[str, str, str | None]:
     """
     if "reward_model" in row:
         info = row.get("extra_info")
-        solution = info.get("solution") if isinstance(info, dict) else None
+        solution = _solution(info, "extra_info.solution") if isinstance(info, dict) else None
         return _user_message(row), text_field(row, "reward_model", "ground_truth"), solution
     name = next((n for n in ("problem", "question") if n in row), None)
     if name is None:
         raise RowError(
-            f"has the columns {', '.join(sorted(row))}; needs prompt and reward_model, or problem "
+            f"has the columns {columns(row)}; needs prompt and reward_model, or problem "
             "(or question) and answer"
         )
-    question, solution = text_field(row, name), row.get("solution")
-    if row.get("answer") is None and isinstance(solution, str):
+    question, solution = text_field(row, name), _solution(row, "solution")
+    if row.get("answer") is None and solution is not None:
         boxed = last_boxed(solution)
         if boxed is not None:
             return question, boxed, solution
-    if isinstance(row.get("answer"), int | float):
+    if isinstance(row.get("answer"), int | float) and not isinstance(row["answer"], bool):
         return question, str(row["answer"]), solution
     worked, mark, answer = text_field(row, "answer").rpartition("####")
     return (question, answer.strip(), worked.strip()) if mark else (question, answer, solution)
 
 
+def _solution(row: dict[str, Any], path: str) -> str | None:
+    """Returns the text in column solution, which a row need not have."""
+    solution = row.get("solution")
+    if solution is not None and not isinstance(solution, str):
+        raise RowError(f"field '{path}' is {type(solution).__name__}, not text")
+    return solution
+
+
 def _user_message(row: dict[str, Any]) -> str:
     """Returns the text of the one user message in column prompt."""
     messages = row.get("prompt")
-    if isinstance(messages, str):
+    if messages is None or isinstance(messages, str):
         return text_field(row, "prompt")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise RowError(
-            "field 'prompt' is missing" if messages is None else "field 'prompt' holds no messages"
-        )
+        raise RowError("field 'prompt' holds no messages")
     if len(messages) != 1 or messages[0].get("role") != "user":
-        raise RowError("field 'prompt' holds more than one user message")
-    return text_field(messages[0], "content")
+        raise RowError("field 'prompt' holds more or less than one user message")
+    return text_field({"prompt": messages[0]}, "prompt", "content")
 
 
 _DAPO_HEAD = re.compile(

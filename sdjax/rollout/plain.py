@@ -1,0 +1,96 @@
+"""The plain loop: one batch, decoded until its last completion ends.
+
+What the engine is tested against and measured against. No job samples with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from sdjax.models import transformer
+from sdjax.models.config import ModelConfig
+from sdjax.models.transformer import Cache, DecodeWeights
+from sdjax.parallel import rules
+from sdjax.rollout import draw
+from sdjax.rollout.slots import CACHE_AXES
+
+Array = jax.Array
+
+
+def make(
+    cfg: ModelConfig, *, stop_ids: tuple[int, ...], pad_id: int
+) -> Callable[..., tuple[Array, Array, Array]]:
+    """Returns `_generate` for a model, jitted; group_size and capacity are static."""
+    stops = jnp.asarray(stop_ids, jnp.int32)
+    return jax.jit(
+        partial(_generate, cfg=cfg, stops=stops, pad_id=pad_id),
+        static_argnames=("group_size", "capacity"),
+    )
+
+
+def _generate(
+    weights: DecodeWeights,
+    prompt: Array,
+    length: Array,
+    limit: Array,
+    key: Array,
+    how: draw.Settings,
+    *,
+    group_size: int,
+    capacity: int,
+    cfg: ModelConfig,
+    stops: Array,
+    pad_id: int,
+) -> tuple[Array, Array, Array]:
+    """Returns tokens int32[B, T], logprobs float32[B, T] and counts int32[B], B = P x group_size.
+
+    prompt: int32[P, S], padded on the right; length: int32[P]; limit: int32[B], at most the
+    capacity T.
+    """
+    b = prompt.shape[0] * group_size
+    hidden, cache = transformer.prefill(weights, cfg, prompt, length)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(b))
+
+    def continues(state: tuple) -> Array:
+        return ~jnp.all(state[2])
+
+    def body(state: tuple) -> tuple:
+        step, (hidden, cache), done, tokens, logprobs, count = state
+        logits = transformer.logits(hidden, weights.head)
+        token, logprob = draw.draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), how)
+        token, logprob = jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
+        count += ~done
+        done |= jnp.any(token[:, None] == stops, axis=-1) | (count >= limit)
+        return (
+            step + 1,
+            transformer.decode_step(weights, cfg, token, cache),
+            done,
+            tokens.at[:, step].set(token),
+            logprobs.at[:, step].set(logprob),
+            count,
+        )
+
+    shared = (jnp.repeat(hidden, group_size, axis=0), _share(cache, group_size, capacity))
+    tokens, logprobs = jnp.zeros((b, capacity), jnp.int32), jnp.zeros((b, capacity), jnp.float32)
+    count = jnp.zeros(b, jnp.int32)
+    start = (jnp.int32(0), shared, jnp.zeros(b, bool), tokens, logprobs, count)
+    *_, tokens, logprobs, count = jax.lax.while_loop(continues, body, start)
+    return tokens, logprobs, count
+
+
+def _share(cache: Cache, group_size: int, capacity: int) -> Cache:
+    """Returns the prompts' cache for every member of their groups, with room for completions."""
+
+    def one(x: Array) -> Array:
+        room = jnp.pad(x, ((0, 0), (0, capacity), (0, 0), (0, 0)))
+        return rules.constrain(jnp.repeat(room, group_size, axis=0), CACHE_AXES)
+
+    return Cache(
+        keys=tuple(one(k) for k in cache.keys),
+        values=tuple(one(v) for v in cache.values),
+        length=jnp.repeat(cache.length, group_size),
+    )
