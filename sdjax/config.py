@@ -110,13 +110,7 @@ class Train:
             f"must divide rollout.prompts_per_step ({self.rollout.prompts_per_step})",
         )
         completions = self.rollout.prompts_per_step * self.rollout.group_size
-        update = completions // self.optim.minibatches
-        require(
-            update % self.optim.microbatch == 0,
-            "optim.microbatch",
-            self.optim.microbatch,
-            f"must divide the {update} completions of an update",
-        )
+        self.optim.check_update(completions // self.optim.minibatches)
         require(
             self.loss.distillation > 0
             or self.rollout.group_size >= 2
@@ -285,12 +279,7 @@ class Bench:
             "must be at least 2 with an update: completions learn from a sibling",
         )
         for number in self.prompts if "update" in self.phases else ():
-            require(
-                number * self.group_size % self.optim.microbatch == 0,
-                "optim.microbatch",
-                self.optim.microbatch,
-                f"must divide the {number * self.group_size} completions of an update",
-            )
+            self.optim.check_update(number * self.group_size)
         require(
             self.optim.minibatches == 1,
             "optim.minibatches",

@@ -296,8 +296,14 @@ class Optim:
     minibatches: int = 1
     """Updates a step: its groups are split into as many equal parts."""
     microbatch: int = 8
-    """Completions whose activations exist at one time, over all devices; changes memory, not
-    results."""
+    """Rows whose activations exist at one time, over all devices; changes memory, not results. A
+    row is one completion after its context, or more of them with row_tokens."""
+    row_tokens: int = 0
+    """Completions, each with its context, share rows of up to so many tokens, counted in the
+    longer of the student's row and the teacher's; changes time and memory, not results. A longer
+    one raises the limit for its update. 0: each has a row of its own, padded to the longest. Set
+    it where lengths differ, to about the longest or twice that: attention's time grows with a
+    row, since it masks the tokens of other completions and does not skip them."""
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, "optim.lr", self.lr, "must not be negative")
@@ -307,6 +313,19 @@ class Optim:
         require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be positive")
         require(self.minibatches >= 1, "optim.minibatches", self.minibatches, "must be >= 1")
         require(self.microbatch >= 1, "optim.microbatch", self.microbatch, "must be >= 1")
+        require(self.row_tokens >= 0, "optim.row_tokens", self.row_tokens, "must not be negative")
+
+    def check_update(self, completions: int) -> None:
+        """Raises UserError where an update of so many completions leaves a microbatch unfilled.
+
+        With row_tokens the number of rows depends on lengths, and the last one may be.
+        """
+        require(
+            self.row_tokens > 0 or completions % self.microbatch == 0,
+            "optim.microbatch",
+            self.microbatch,
+            f"must divide the {completions} completions of an update",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,19 +100,21 @@ def reprompts(of_groups, seed=1):
     ]
 
 
-def pack(cfg, of_groups=None):
-    """Returns the batch of these groups (or of the random ones)."""
+def pack(cfg, of_groups=None, of_reprompts=None):
+    """Returns the batch of these groups and reprompts (or of the random ones)."""
     of_groups = groups() if of_groups is None else of_groups
+    of_reprompts = reprompts(of_groups) if of_reprompts is None else of_reprompts
     rng = np.random.default_rng(2)
     return batches.pack(
         of_groups,
-        reprompts(of_groups) if cfg.loss.distillation > 0 else None,
+        of_reprompts if cfg.loss.distillation > 0 else None,
         microbatch=cfg.optim.microbatch,
         distillation=cfg.loss.distillation,
         policy=cfg.policy,
         longest=32,
         pad_id=0,
         epistemic=[rng.random(len(c.tokens)) < 0.2 for g in of_groups for c in g.completions],
+        row_tokens=cfg.optim.row_tokens,
     )
 
 

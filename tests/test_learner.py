@@ -39,7 +39,7 @@ def gradient(mesh=(1, 1, 1), microbatch=8, chunk=64, loss=None, teacher="initial
 
 
 def assert_same(one, two, rtol=1e-5):
-    for name in one[0]:
+    for name in one[0].keys() - {"update/padding"}:
         np.testing.assert_allclose(two[0][name], one[0][name], rtol=1e-4, atol=1e-6, err_msg=name)
     for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(two[1]), strict=True):
         # Absolute part: float32 rounding of a change 1000 times the gradient, beside values near 1.

@@ -30,7 +30,10 @@ def in_subprocess(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("what", ["train_step", "train_step_with_teacher_on_host", "sampler"])
+@pytest.mark.parametrize(
+    "what",
+    ["train_step", "train_step_with_teacher_on_host", "train_step_of_packed_rows", "sampler"],
+)
 @pytest.mark.parametrize("name", SLICES)
 def test_compiles_for_a_tpu_slice(name, what):
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
@@ -88,13 +91,18 @@ def compile_train_step_with_teacher_on_host(name, shape):
     assert memory.host_argument_size_in_bytes > 0
 
 
-def compile_train_step(name, shape, teacher=None):
+def compile_train_step_of_packed_rows(name, shape):
+    """Runs in the subprocess."""
+    compile_train_step(name, shape, optim={"row_tokens": 160})
+
+
+def compile_train_step(name, shape, teacher=None, optim=None):
     """Runs in the subprocess."""
     import jax
     import learning
 
     mesh = slice_mesh(name, shape)
-    cfg = learning.train_config(teacher=teacher or {})
+    cfg = learning.train_config(teacher=teacher or {}, optim=optim or {})
     _, graphdef, abstract = model_parts()
     tx = learning.optim.make(cfg.optim)
     shardings = learning.state.shardings(abstract, tx, cfg.teacher, mesh)

@@ -110,6 +110,7 @@ class Learner:
                 longest=cfg.rollout.max_completion_tokens,
                 pad_id=0,
                 epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
+                row_tokens=cfg.optim.row_tokens,
             )
             placed = jax.device_put(packed, step.batch_shardings(packed, self.mesh))
             jax.block_until_ready(placed)

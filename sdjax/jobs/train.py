@@ -260,6 +260,7 @@ def _updates(
                 for g in part
                 for c in g.completions
             ],
+            row_tokens=cfg.optim.row_tokens,
         )
         placed = jax.device_put(packed, step.batch_shardings(packed, shop.mesh))
         if cfg.optim.minibatches > 1:
@@ -275,8 +276,8 @@ def _learn(
     """Returns the state after a step, its metrics, and [student, teacher] logprobs by token.
 
     A metric is the mean over the step's updates, one that ends in _max their largest.
-    The logprobs are float32[B, C] each, B over all updates in order, C of the widest one; NaN for
-    completions that the update had no use for.
+    The logprobs are float32[B, T] each, B over all updates in order, T of the longest completion;
+    NaN for those that the update had no use for, and after a completion's end.
     """
     reported = []
     for update in updates:
@@ -286,10 +287,10 @@ def _learn(
     host = jax.device_get(reported)
     joint = {k: np.max if k.endswith("_max") else np.mean for k in host[0][0]}
     of_step = {k: float(f([m[k] for m, _ in host])) for k, f in joint.items()}
-    width = max(p.student.shape[-1] for _, p in host)
 
     def joined(values: Sequence[np.ndarray]) -> np.ndarray:
         placed = [batches.by_completion(u, v) for u, v in zip(updates, values, strict=True)]
+        width = max(a.shape[-1] for a in placed)
         return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in placed])
 
     both = [joined([p.student for _, p in host]), joined([p.teacher for _, p in host])]

@@ -2,7 +2,7 @@
 
 Rows of student and teacher come in pairs: row r of both holds the same completions, so whatever
 splits rows over devices keeps a completion's two contexts together, and gathering the positions
-that predict it stays inside a row.
+that predict it stays inside a row. No completion is cut: what is summed over one is in one row.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from sdjax.config import Policy
+from sdjax.learner import packing
+from sdjax.learner.packing import Layout
 from sdjax.objectives.policy_gradient import advantages, overlong_shaped
-from sdjax.parallel.shapes import bucket
 from sdjax.records import Group, Reprompt
 
 # numpy while it is packed, jax once it is placed.
@@ -26,9 +27,10 @@ Array = Any
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """Rows of tokens. Segment 0 is padding; positions count from 0 in each segment.
+    """Rows of tokens: contexts, each before its completion, then padding.
 
-    No segments: every row is one sequence, perhaps padded on the right.
+    Each such pair is a segment, numbered from 1 in its row; padding is segment 0. Positions count
+    from 0 in each segment. No segments: every row is one sequence, perhaps padded on the right.
     """
 
     tokens: Array  # int32[M, R, S]
@@ -39,7 +41,7 @@ class Packed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """M microbatches of R rows, C completion tokens a row.
+    """M microbatches of R rows, C completion tokens a row, those of one completion in order.
 
     `student_index` and `teacher_index` say where in its row a completion token is predicted: one
     before the token itself. `sample` is the token's completion, or -1 where there is no token.
@@ -77,6 +79,7 @@ class Batch:
     rows: Rows
     samples: Samples
     microbatches: Array  # int32[]: how many of the M have a completion; the others are not run
+    padding: Array  # float32[]: share of padding among the tokens of the rows that are run
 
 
 def pack(
@@ -89,8 +92,10 @@ def pack(
     longest: int,
     pad_id: int,
     epistemic: Sequence[np.ndarray],
+    row_tokens: int = 0,
 ) -> Batch:
-    """Returns the host arrays of one update, one completion a row.
+    """Returns the host arrays of one update, each completion in a row of its own or,
+    with `row_tokens`, of several (optim.row_tokens).
 
     Only completions that add to the loss get a row: those that are distilled, where `distillation`
     is over 0, and those with an advantage, where it is under 1. The others would add exactly 0;
@@ -102,45 +107,54 @@ def pack(
     samples = _samples(groups, flat, distillation, policy, longest)
     learned = np.flatnonzero(samples.learned).tolist()
     tokens = [completions[i].tokens for i in learned]
-    prompts = [g.prompt for g in groups for _ in g.completions]
-    contexts = [prompts[i] for i in learned]
-    shape = (len(completions) // microbatch, microbatch)
-    width = bucket(max(len(c.tokens) for c in completions))
-
-    def ragged(values: Sequence[np.ndarray], fill: float, dtype: type) -> np.ndarray:
-        return _pad(values, width, fill, dtype, shape)
-
-    def index(contexts: Sequence[np.ndarray]) -> np.ndarray:
-        spans = [
-            np.arange(len(p) - 1, len(p) - 1 + len(t))
-            for p, t in zip(contexts, tokens, strict=True)
-        ]
-        return ragged(spans, 0, np.int32)
-
-    taught = [flat[i].tokens for i in learned] if flat is not None else None
-    rows = Rows(
-        student=_packed(contexts, tokens, shape, pad_id),
-        teacher=None if taught is None else _packed(taught, tokens, shape, pad_id),
-        token=ragged(tokens, pad_id, np.int32),
-        student_index=index(contexts),
-        teacher_index=None if taught is None else index(taught),
-        sample=ragged(
-            [np.full(len(t), i) for i, t in zip(learned, tokens, strict=True)], -1, np.int32
-        ),
-        index=ragged([np.arange(len(t)) for t in tokens], 0, np.int32),
-        sampler_logprobs=ragged([completions[i].logprobs for i in learned], 0.0, np.float32),
-        old_logprobs=None,
-        epistemic=ragged([epistemic[i] for i in learned], False, np.bool_),
+    of_each = [g.prompt for g in groups for _ in g.completions]
+    prompts = [of_each[i] for i in learned]
+    taught = None if flat is None else [flat[i].tokens for i in learned]
+    sizes = _sizes(tokens, [prompts] if taught is None else [prompts, taught])
+    layout = packing.layout(
+        sizes,
+        completions=len(completions),
+        microbatch=microbatch,
+        row_tokens=row_tokens,
     )
-    filled = np.int32(-(-len(learned) // microbatch))
-    return Batch(rows=rows, samples=samples, microbatches=filled)
+    student, student_index = _packed(prompts, tokens, layout, pad_id)
+    teacher, teacher_index = None, None
+    if taught is not None:
+        teacher, teacher_index = _packed(taught, tokens, layout, pad_id)
+    sample = [np.full(len(t), i) for i, t in zip(learned, tokens, strict=True)]
+    rows = Rows(
+        student=student,
+        teacher=teacher,
+        token=layout.array(tokens, pad_id, np.int32),
+        student_index=student_index,
+        teacher_index=teacher_index,
+        sample=layout.array(sample, -1, np.int32),
+        index=layout.array([np.arange(len(t)) for t in tokens], 0, np.int32),
+        sampler_logprobs=layout.array([completions[i].logprobs for i in learned], 0.0, np.float32),
+        old_logprobs=None,
+        epistemic=layout.array([epistemic[i] for i in learned], False, np.bool_),
+    )
+    filled = -(-len(layout.rows) // microbatch)
+    widths = [x.tokens.shape[-1] for x in (student, teacher) if x is not None]
+    computed = max(filled * microbatch * sum(widths), 1)
+    return Batch(
+        rows=rows,
+        samples=samples,
+        microbatches=np.int32(filled),
+        padding=np.float32(1.0 - sizes[:, 1:].sum() / computed if filled else 0.0),
+    )
 
 
 def by_completion(batch: Batch, values: np.ndarray) -> np.ndarray:
-    """Returns float32[B, C] from values [M, R, C] of the batch's rows; NaN where none."""
-    sample = np.asarray(batch.rows.sample)[..., 0].ravel()
-    out = np.full((len(batch.samples.length), values.shape[-1]), np.nan, np.float32)
-    out[sample[sample >= 0]] = values.reshape(-1, values.shape[-1])[sample >= 0]
+    """Returns float32[B, T] from values [M, R, C] of the batch's rows; NaN where there is none.
+
+    T is the length of the longest completion.
+    """
+    sample, index = np.asarray(batch.rows.sample), np.asarray(batch.rows.index)
+    length = np.asarray(batch.samples.length)
+    out = np.full((len(length), length.max()), np.nan, np.float32)
+    real = sample >= 0
+    out[sample[real], index[real]] = values[real]
     return out
 
 
@@ -168,28 +182,33 @@ def _samples(
     )
 
 
-def _pad(
-    values: Sequence[np.ndarray], width: int, fill: float, dtype: type, shape: tuple[int, int]
-) -> np.ndarray:
-    """Returns [*shape, width]: a value a row, filled up on the right, then empty rows."""
-    out: np.ndarray = np.full((shape[0] * shape[1], width), fill, dtype)
-    for row, value in zip(out, values, strict=False):
-        row[: len(value)] = value
-    return out.reshape(*shape, width)
+def _sizes(completions: Sequence[np.ndarray], contexts: Sequence[Sequence]) -> np.ndarray:
+    """Returns int64[N, 1 + K]: tokens of each completion alone, and with each of its K contexts."""
+    alone = np.array([len(t) for t in completions], np.int64)
+    with_each = [alone + np.array([len(p) for p in of], np.int64) for of in contexts]
+    return np.stack([alone, *with_each], axis=1)
 
 
 def _packed(
     contexts: Sequence[np.ndarray],
     completions: Sequence[np.ndarray],
-    shape: tuple[int, int],
+    layout: Layout,
     pad_id: int,
-) -> Packed:
-    """Returns one row for each context followed by its completion."""
+) -> tuple[Packed, np.ndarray]:
+    """Returns rows of contexts, each before its completion, and where this is predicted, [M, R, C].
+
+    A context is one token long at least: the completion's first is predicted from its last.
+    """
     whole = [np.concatenate([p, t]) for p, t in zip(contexts, completions, strict=True)]
-    width = bucket(max((len(w) for w in whole), default=1))
-    positions = [np.arange(len(w)) for w in whole]
-    return Packed(
-        tokens=_pad(whole, width, pad_id, np.int32, shape),
-        segment_ids=None,
-        positions=_pad(positions, width, 0, np.int32, shape),
+    places = layout.places([len(w) for w in whole])
+    segments = [np.full(len(w), number) for w, (number, _) in zip(whole, places, strict=True)]
+    index = [
+        before + np.arange(len(p) - 1, len(w) - 1)
+        for p, w, (_, before) in zip(contexts, whole, places, strict=True)
+    ]
+    packed = Packed(
+        tokens=layout.array(whole, pad_id, np.int32),
+        segment_ids=layout.array(segments, 0, np.int32) if layout.several else None,
+        positions=layout.array([np.arange(len(w)) for w in whole], 0, np.int32),
     )
+    return packed, layout.array(index, 0, np.int32)
