@@ -246,7 +246,8 @@ class Bench:
     """Measure what the device can do (matrix product, copy) in this run; else use the table in
     sdjax/bench/peaks.py."""
     profile: str | None = None
-    """Directory for a profiler trace of one more run of each phase."""
+    """Directory for profiler traces: of one more run for each number of prompts, rollout and update
+    in one, and of the head's. tail has none."""
     seed: int = 0
     teacher: Teacher = field(default_factory=Teacher)
     loss: Loss = field(default_factory=Loss)

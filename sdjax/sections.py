@@ -7,7 +7,7 @@ The docstring under each field is what `--help` prints. sdjax.config has them al
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from sdjax.errors import UserError
 
@@ -51,6 +51,11 @@ class Shape:
     max_position_embeddings: int = 40_960
     tie_word_embeddings: bool = True
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, str | bool):
+                require(value >= 1, f"shape.{name}", value, "must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -81,6 +86,9 @@ class Data:
 class Sampling:
     """How completions are drawn."""
 
+    SECTION: ClassVar[str] = ""
+    """What stands before the field names in an error."""
+
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -91,20 +99,16 @@ class Sampling:
     """A completion that reaches it without a stop token is truncated (finish "length")."""
     slots: int = 0
     """Completions decoded at a time, over all devices: as one ends, the next takes its place. 0:
-    as many as fit the free memory, at most 256 a batch shard. Changes speed and memory, not
-    tokens."""
+    as many as fit the free memory, at most 256 a batch shard. Changes speed and memory, and in
+    bfloat16 the rounding of products: set it where a resumed run must repeat every token."""
 
     def __post_init__(self) -> None:
-        require(self.temperature >= 0, "temperature", self.temperature, "must not be negative")
-        require(0 < self.top_p <= 1, "top_p", self.top_p, "must lie in (0, 1]")
-        require(self.top_k >= 0, "top_k", self.top_k, "must not be negative; 0 is off")
-        require(
-            self.max_completion_tokens >= 1,
-            "max_completion_tokens",
-            self.max_completion_tokens,
-            "must be at least 1",
-        )
-        require(self.slots >= 0, "slots", self.slots, "must not be negative; 0: what fits")
+        at, longest = self.SECTION, self.max_completion_tokens
+        require(self.temperature >= 0, f"{at}temperature", self.temperature, "must be at least 0")
+        require(0 < self.top_p <= 1, f"{at}top_p", self.top_p, "must lie in (0, 1]")
+        require(self.top_k >= 0, f"{at}top_k", self.top_k, "must be at least 0, which is off")
+        require(longest >= 1, f"{at}max_completion_tokens", longest, "must be at least 1")
+        require(self.slots >= 0, f"{at}slots", self.slots, "must be at least 0: as many as fit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +153,8 @@ class Server:
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Sampling):
     """The completions a training step learns from. The trainer scores at the same temperature."""
+
+    SECTION: ClassVar[str] = "rollout."
 
     prompts_per_step: int = 32
     group_size: int = 8
@@ -349,6 +355,8 @@ class Mesh:
 @dataclass(frozen=True, kw_only=True)
 class Eval(Sampling):
     """Held-out evaluation: before, during and after training, or as a job."""
+
+    SECTION: ClassVar[str] = "eval."
 
     temperature: float = 0.6
     top_p: float = 0.95

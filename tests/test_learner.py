@@ -1,11 +1,8 @@
 """The update: its result depends on the data alone, not on how the work is cut."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import fake_devices
 import jax
 import learning
 import numpy as np
@@ -244,16 +241,7 @@ def test_eight_updates_of_ragged_batches_compile_once_per_shape_bucket():
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2", "1x4x2"])
 def test_loss_and_gradients_are_those_of_one_device_on_a_mesh(mesh):
-    # Fake devices must be asked for before jax starts, hence another process.
-    flags = "--xla_force_host_platform_device_count=8"
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
-    code = f"import test_learner; test_learner.compare_with_one_device({mesh!r})"
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=here, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Involuntary full rematerialization" not in done.stderr
+    fake_devices.run(f"import test_learner; test_learner.compare_with_one_device({mesh!r})")
 
 
 def compare_with_one_device(name):

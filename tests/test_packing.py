@@ -1,11 +1,8 @@
 """Completions that share a row: nothing is lost, nothing changes but the padding."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import fake_devices
 import jax
 import learning
 import numpy as np
@@ -87,16 +84,7 @@ def test_an_update_of_packed_rows_is_that_of_rows_of_one(method, aggregation):
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
 def test_packed_rows_on_a_mesh_give_the_update_of_rows_of_one_on_one_device(mesh):
-    # Fake devices must be asked for before jax starts, hence another process.
-    flags = "--xla_force_host_platform_device_count=8"
-    env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)}
-    code = f"import test_packing; test_packing.compare_with_one_device({mesh!r})"
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=here, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Involuntary full rematerialization" not in done.stderr
+    fake_devices.run(f"import test_packing; test_packing.compare_with_one_device({mesh!r})")
 
 
 def compare_with_one_device(name):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -155,7 +156,7 @@ def check_shards(name: str, size: int, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where a batch does not divide by the shards of the mesh."""
     shards = meshes.batch_shards(mesh)
     if size % shards:
-        raise UserError(f"{name} is {size}: must divide by mesh.data x mesh.fsdp = {shards}")
+        raise UserError(f"{name} is {size}: must be a multiple of mesh.data x mesh.fsdp = {shards}")
 
 
 def check_context(cfg: ModelConfig, name: str, context: int, completion: int) -> None:
@@ -173,19 +174,35 @@ def claim(out: str, job: config.Job, *, resume: bool) -> Path:
     A directory that already holds a run is refused unless `resume`; one whose run ended before its
     first result is not.
     """
+    _check_profile(getattr(job, "profile", None))
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        results = [folder / "metrics.jsonl", folder / "answers.jsonl"]
+        results = [folder / name for name in ("metrics.jsonl", "answers.jsonl", "bench.json")]
         held = any(file.exists() and file.stat().st_size for file in results)
         if held and not resume:
-            raise UserError(f"out is {out!r}: it holds a run; pass --resume or another --out")
+            resume_or = "pass --resume or " if hasattr(job, "resume") else "choose "
+            raise UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
         text = json.dumps(config.to_dict(job), indent=2, default=str)
         if jax.process_index() == 0:
             write_text(folder / "config.json", text + "\n")
     except OSError as e:
         raise UserError(f"out is {out!r}: cannot be written ({e.strerror})") from e
     return folder
+
+
+def _check_profile(folder: str | None) -> None:
+    """Raises UserError where no trace could be written: it is, only after the work it is of."""
+    if folder is None:
+        return
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise UserError(
+            f"profile is {folder!r}: cannot be written ({e.strerror}); name another directory"
+        ) from e
 
 
 def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:

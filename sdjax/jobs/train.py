@@ -72,9 +72,9 @@ def _prepare(
         setup.check_context(shop.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion)
     setup.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
     setup.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, shop.mesh)
-    setup.check_server(shop.sampler, cfg.rollout)
     setup.check_shards("rollout.slots", cfg.rollout.slots, shop.mesh)
     setup.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
+    setup.check_server(shop.sampler, cfg.rollout)
     thinking = cfg.rollout.enable_thinking
     limit = cfg.rollout.max_prompt_tokens
     examples, overlong = drop_overlong(
@@ -237,8 +237,8 @@ def _updates(
     steps: Steps,
     train_state: TrainState,
     cfg: config.Train,
-) -> list[Batch]:
-    """Returns the step's batches, on the devices.
+) -> list[tuple[Batch, Batch]]:
+    """Returns the step's batches, each as it was packed on the host and as it is on the devices.
 
     Where there are several, each carries its tokens' log-probabilities under the parameters as
     they are before the first.
@@ -266,12 +266,12 @@ def _updates(
         if cfg.optim.minibatches > 1:
             old = steps.score(train_state.params, placed)
             placed = replace(placed, rows=replace(placed.rows, old_logprobs=old))
-        made.append(placed)
+        made.append((packed, placed))
     return made
 
 
 def _learn(
-    updates: Sequence[Batch], steps: Steps, train_state: TrainState
+    updates: Sequence[tuple[Batch, Batch]], steps: Steps, train_state: TrainState
 ) -> tuple[TrainState, dict[str, float], list[np.ndarray]]:
     """Returns the state after a step, its metrics, and [student, teacher] logprobs by token.
 
@@ -280,8 +280,8 @@ def _learn(
     NaN for those that the update had no use for, and after a completion's end.
     """
     reported = []
-    for update in updates:
-        train_state, metrics, logprobs = steps.train(train_state, update)
+    for _, placed in updates:
+        train_state, metrics, logprobs = steps.train(train_state, placed)
         reported.append((metrics, logprobs))
     train_state = steps.after(train_state)
     host = jax.device_get(reported)
@@ -289,9 +289,10 @@ def _learn(
     of_step = {k: float(f([m[k] for m, _ in host])) for k, f in joint.items()}
 
     def joined(values: Sequence[np.ndarray]) -> np.ndarray:
-        placed = [batches.by_completion(u, v) for u, v in zip(updates, values, strict=True)]
-        width = max(a.shape[-1] for a in placed)
-        return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in placed])
+        packed = [update for update, _ in updates]
+        each = [batches.by_completion(u, v) for u, v in zip(packed, values, strict=True)]
+        width = max(a.shape[-1] for a in each)
+        return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in each])
 
     both = [joined([p.student for _, p in host]), joined([p.teacher for _, p in host])]
     return train_state, of_step, both

@@ -146,12 +146,12 @@ def pack(
 
 
 def by_completion(batch: Batch, values: np.ndarray) -> np.ndarray:
-    """Returns float32[B, T] from values [M, R, C] of the batch's rows; NaN where there is none.
+    """Returns float32[B, T] from values [M, R, C] of a packed batch; NaN where there is none.
 
-    T is the length of the longest completion.
+    T is the length of the longest completion. `batch` is the host's: of one that is split over
+    hosts none can read all.
     """
-    sample, index = np.asarray(batch.rows.sample), np.asarray(batch.rows.index)
-    length = np.asarray(batch.samples.length)
+    sample, index, length = batch.rows.sample, batch.rows.index, batch.samples.length
     out = np.full((len(length), length.max()), np.nan, np.float32)
     real = sample >= 0
     out[sample[real], index[real]] = values[real]

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from sdjax.config import Loss
+from sdjax.models.attention import precision
 from sdjax.objectives import divergences, vocabulary
 from sdjax.parallel import rules
 
@@ -361,7 +362,8 @@ def _teacher_logits(tokens: _Tokens, heads: _Heads, spec: _Spec) -> jax.Array | 
 def _product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:
     """Returns the matrix product over one axis of each, accumulated in float32."""
     dims = (((over[0],), (over[1],)), ((), ()))
-    return jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
+    exact = precision(x.dtype)
+    return jax.lax.dot_general(x, y, dims, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _clean(hidden: jax.Array, tokens: _Tokens) -> tuple[jax.Array, _Tokens]:

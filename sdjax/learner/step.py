@@ -35,7 +35,11 @@ Metrics = dict[str, jax.Array]
 def make_train_step(
     graphdef: nnx.GraphDef, cfg: config.Train, mesh: Mesh, state_shardings: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenLogprobs]]:
-    """Returns the jitted update. It donates the state and skips itself on non-finite gradients."""
+    """Returns the jitted update. It donates the state and skips itself on non-finite gradients.
+
+    An update without a completion to learn from is one with gradient 0, as in the reference:
+    Adam's momentum and the weight decay still move the parameters.
+    """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, TokenLogprobs]:
         near = replace(state, teacher_params=teacher_on_device(state, state_shardings))

@@ -102,18 +102,18 @@ def _attention(
     k = _project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32)
     v = _project("bsd,dnh->bsnh", x, w.v, w.v_bias)
     if w.q_norm is not None and w.k_norm is not None:
-        q, k = rms_norm(q, w.q_norm, cfg), rms_norm(k, w.k_norm, cfg)
+        q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
+        k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
     q, k = rotate(q, *rope).astype(v.dtype), rotate(k, *rope).astype(v.dtype)
     out, kept = attend(constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY))
     return _project("bsnh,nhd->bsd", out, w.o, w.o_bias, jnp.float32), kept
 
 
 def _mlp(x: jax.Array, w: LayerWeights) -> jax.Array:
-    gate = _project("bsd,df->bsf", x, w.gate, None, jnp.float32)
-    up = _project("bsd,df->bsf", x, w.up, None, jnp.float32)
-    return _project(
-        "bsf,fd->bsd", (jax.nn.silu(gate) * up).astype(x.dtype), w.down, None, jnp.float32
-    )
+    gate = _project("bsd,df->bsf", x, w.gate, None).astype(jnp.float32)
+    up = _project("bsd,df->bsf", x, w.up, None)
+    inner = (jax.nn.silu(gate) * up).astype(x.dtype)
+    return _project("bsf,fd->bsd", inner, w.down, None, jnp.float32)
 
 
 def _project(
@@ -136,12 +136,17 @@ def _product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 def _wide_product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     """Returns the product in float32. Its gradient is that of `_product`: the two products of the
     backward pass take a cotangent in the dtype of `x`, or they would run in float32."""
+    return _wide(equation, x, w)
+
+
+def _wide(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
     exact = precision(x.dtype)
     return jnp.einsum(equation, x, w, precision=exact, preferred_element_type=jnp.float32)
 
 
 def _wide_forward(equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple]:
-    return _wide_product(equation, x, w), (x, w)
+    # The product itself, not the function above, for a checkpoint policy to see.
+    return _wide(equation, x, w), (x, w)
 
 
 def _wide_backward(equation: str, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:

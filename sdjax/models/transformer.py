@@ -160,8 +160,8 @@ def _embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns float32[B, S, embed]: rows of the table [vocab, embed], rounded to `dtype`."""
     # Cast after the lookup, so that a token's gradients are summed in the table's float32.
     x = jnp.take(table, tokens, axis=0).astype(dtype).astype(jnp.float32)
-    # Each device looks up its columns for all rows, then columns are exchanged for rows: neither
-    # the table nor its gradient is ever whole on a device.
+    # Each device looks up its columns for all rows, then columns are exchanged for rows: over fsdp
+    # neither the table nor its gradient is ever whole. Over tensor the compiler gathers the table.
     return constrain(constrain(x, ("replica", None, "embed")), HIDDEN)
 
 

@@ -81,10 +81,12 @@ def _search(mass: jax.Array, u: jax.Array) -> jax.Array:
     """Returns for each row of [B, N] the entry that the share u in [0, 1) of its mass falls in."""
     cumulative = jnp.cumsum(mass, axis=-1)
     target = u[:, None] * cumulative[:, -1:]
-    found = jnp.sum(cumulative <= target, axis=-1)
-    # Rounding may carry the target to the very end, where trailing entries can have no mass.
-    last = mass.shape[-1] - 1 - jnp.argmax(mass[:, ::-1] > 0, axis=-1)
-    return jnp.minimum(found, last)
+    # A cumulative sum by parts is flat over entries without mass only up to rounding, which may
+    # also carry the target past the last entry that has some.
+    some = mass > 0
+    found = some & (cumulative > target)
+    last = mass.shape[-1] - 1 - jnp.argmax(some[:, ::-1], axis=-1)
+    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)
 
 
 def _limit(logits: jax.Array, how: Settings) -> jax.Array:

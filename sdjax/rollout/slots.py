@@ -25,7 +25,7 @@ Array = jax.Array
 
 CACHE_AXES = ("batch", None, "kv_heads", None)
 # Every shard of the batch has all prompts of a prefill, so any of them can enter any slot without
-# a word between devices. They are few: at most Schedule.prefill_tokens tokens.
+# a word between devices. They are few: Schedule.prefill_tokens tokens, or one prompt a shard.
 PROMPT_AXES = (None, None, "kv_heads", None)
 
 
