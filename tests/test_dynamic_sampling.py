@@ -81,8 +81,8 @@ def test_a_step_has_only_groups_with_a_signal_where_enough_exist(model, tmp_path
 
     def sampler(*args, **kwargs):
         made = make(*args, **kwargs)
-        calls["generate"] = Calls(made.generate)
-        return replace(made, generate=calls["generate"])
+        calls.update({name: Calls(getattr(made.programs, name)) for name in ("prefill", "decode")})
+        return replace(made, programs=replace(made.programs, **calls))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup.samplers, "make", sampler)
@@ -97,8 +97,9 @@ def test_a_step_has_only_groups_with_a_signal_where_enough_exist(model, tmp_path
         assert 0 < metrics["rollout/signal_groups"] < 1
         assert metrics["rollout/reward"] < rewards.mean()
         assert metrics["optim/grad_norm"] > 0
-    # One shape for all rounds of training and one for evaluation.
-    assert calls["generate"].function._cache_size() == len(calls["generate"].shapes) == 2
+    # Every round is a whole batch, so that further ones run the programs of the first.
+    for program in calls.values():
+        assert program.function._cache_size() == len(program.shapes) <= 2 < program.count
 
 
 def test_rewards_that_are_always_equal_end_it_after_its_rounds_and_are_warned_of_once(
