@@ -229,7 +229,7 @@ config = Evaluate(out="OUT", task=Arithmetic(held_out=3), model=Model(path="MODE
         (("", ""), ["--out_of_domain.larges.held_out", "1"], "--out_of_domain.largest.held_out"),
         (("", ""), ["--out_of_domain.largest.held_out", "0"], "task.held_out is 0"),
         (("", ""), ["--eval.k", "0"], "eval.k is 0: must be at least 1"),
-        (("", ""), ["--eval.slots", "-1"], "slots is -1: must not be negative"),
+        (("", ""), ["--eval.slots", "-1"], "eval.slots is -1: must be at least 0"),
         (("", ""), ["--max_prompt_tokens", "5"], "max_prompt_tokens is 5: every one of the 3"),
     ],
 )
