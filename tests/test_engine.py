@@ -4,11 +4,11 @@ import itertools
 import threading
 from dataclasses import replace
 
-import fake_devices
 import jax
 import jax.numpy as jnp
 import learning
 import numpy as np
+import other_process
 import pytest
 from flax import nnx
 
@@ -25,6 +25,12 @@ PROMPTS = [np.arange(3, 3 + n, dtype=np.int32) for n in (6, 3, 17, 40, 9, 1)]
 # Every 4 steps the host looks; small caches and few slots are worth a resize.
 SCHEDULE = Schedule(steps=4, prefill_tokens=128, least_capacity=32, least_slots=1, worth=1)
 HOT = config.Sampling(temperature=1.0, max_completion_tokens=24)
+
+
+def lognormal_limits(count: int, longest: int) -> np.ndarray:
+    """Returns int32[count] lengths of a long tail: their median is an eighth of the longest."""
+    drawn = np.random.default_rng(0).lognormal(np.log(longest / 8), 1.0, count)
+    return np.clip(drawn, 1, longest).astype(np.int32)
 
 
 class Setting:
@@ -187,7 +193,7 @@ def test_pairs_of_tokens_follow_the_model_s_distribution():
 @pytest.mark.parametrize("slots", [8, 48])
 def test_a_long_completion_does_not_hold_the_others(unending, slots):
     """Lognormal lengths, median 1/8 of the limit: less than half of the plain loop's rows."""
-    limits = speed.lognormal_limits(48, 200)
+    limits = lognormal_limits(48, 200)
     assert 15 < np.median(limits) < 35 and limits.max() > 100
     run, ended = unending.run(
         PROMPTS, group_size=8, sampling=replace(HOT, slots=slots), limits=limits
@@ -274,7 +280,7 @@ def test_the_cache_is_updated_in_place(setting):
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2", "1x4x2"])
 def test_tokens_on_a_mesh_are_those_of_the_plain_loop(mesh):
-    fake_devices.run(f"import test_engine; test_engine.compare_on_a_mesh({mesh!r})")
+    other_process.on_eight_devices(f"import test_engine; test_engine.compare_on_a_mesh({mesh!r})")
 
 
 def compare_on_a_mesh(name):
@@ -417,7 +423,7 @@ def test_slots_fill_the_free_memory_and_are_a_power_of_two_a_shard():
 
 
 def test_engine_and_plain_loop_are_timed_on_the_same_lengths(unending):
-    limits = speed.lognormal_limits(24, 64)
+    limits = lognormal_limits(24, 64)
     with jax.set_mesh(unending.mesh):
         found = speed.compare(
             unending.sampler,

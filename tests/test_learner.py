@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-import fake_devices
 import jax
 import learning
 import numpy as np
+import other_process
 import pytest
 
 from sdjax import config
@@ -241,7 +241,9 @@ def test_eight_updates_of_ragged_batches_compile_once_per_shape_bucket():
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2", "1x4x2"])
 def test_loss_and_gradients_are_those_of_one_device_on_a_mesh(mesh):
-    fake_devices.run(f"import test_learner; test_learner.compare_with_one_device({mesh!r})")
+    other_process.on_eight_devices(
+        f"import test_learner; test_learner.compare_with_one_device({mesh!r})"
+    )
 
 
 def compare_with_one_device(name):

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-import fake_devices
 import jax
 import learning
 import numpy as np
+import other_process
 import pytest
 
 from sdjax import config
@@ -84,7 +84,9 @@ def test_an_update_of_packed_rows_is_that_of_rows_of_one(method, aggregation):
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
 def test_packed_rows_on_a_mesh_give_the_update_of_rows_of_one_on_one_device(mesh):
-    fake_devices.run(f"import test_packing; test_packing.compare_with_one_device({mesh!r})")
+    other_process.on_eight_devices(
+        f"import test_packing; test_packing.compare_with_one_device({mesh!r})"
+    )
 
 
 def compare_with_one_device(name):

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-import fake_devices
 import jax
 import jax.numpy as jnp
 import learning
 import numpy as np
+import other_process
 import pytest
 from flax import nnx
 
@@ -211,7 +211,9 @@ def test_a_search_never_ends_at_an_entry_without_mass():
 
 @pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
 def test_tokens_on_a_mesh_are_those_of_one_device(mesh):
-    fake_devices.run(f"import test_sampler; test_sampler.compare_with_one_device({mesh!r})")
+    other_process.on_eight_devices(
+        f"import test_sampler; test_sampler.compare_with_one_device({mesh!r})"
+    )
 
 
 def compare_with_one_device(name):

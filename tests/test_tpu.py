@@ -1,33 +1,9 @@
 """The train step and the sampler compile for a TPU slice, ahead of time and without a TPU."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import other_process
 import pytest
 
 SLICES = {"v5e:2x2": (1, 4, 1)}
-
-
-def in_subprocess(code: str) -> str:
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "TPU_SKIP_MDS_QUERY": "1",
-        "XLA_FLAGS": "",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "Involuntary full rematerialization" not in done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize(
@@ -37,7 +13,13 @@ def in_subprocess(code: str) -> str:
 @pytest.mark.parametrize("name", SLICES)
 def test_compiles_for_a_tpu_slice(name, what):
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
-    out = in_subprocess(f"import test_tpu; test_tpu.compile_{what}({name!r}, {SLICES[name]!r})")
+    out = other_process.run(
+        f"import test_tpu; test_tpu.compile_{what}({name!r}, {SLICES[name]!r})",
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        XLA_FLAGS="",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )
     assert "bytes a chip" in out
 
 

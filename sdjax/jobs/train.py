@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,7 +26,6 @@ from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.state import TrainState
 from sdjax.metrics import RolloutWriter, Timers, Writer, closing_table, write_text
 from sdjax.models import weights as model_weights
-from sdjax.models.transformer import DecodeWeights
 from sdjax.objectives import divergences, token_weights
 from sdjax.records import Example, Group, Reprompt
 from sdjax.rollout import dynamic_sampling
@@ -126,7 +126,7 @@ def _train(
 
     plan = evaluate.batches(sets, cfg.eval.batch)
 
-    def evaluated(at: int, weights: DecodeWeights) -> dict[str, float]:
+    def evaluated(at: int, weights: Any) -> dict[str, float]:
         made = evaluate.answers(
             shop.sampler, weights, shop.tokenizer, plan, cfg.eval, cfg.rollout.enable_thinking
         )
@@ -188,7 +188,7 @@ def _start(
 
 def _rollout(
     order: Batches,
-    weights: DecodeWeights,
+    weights: Any,
     shop: setup.Workshop,
     task: Task,
     cfg: config.Train,

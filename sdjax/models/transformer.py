@@ -125,7 +125,7 @@ def hidden_states(
 
     With `gradients`, the float32 sums so far of the layers' gradients, the backward pass adds to
     them in place: what it gives as the gradient by `gradients` is the new sums, and none goes to
-    the layers' parameters. So a second set of gradients never exists. It recomputes whole layers.
+    the layers' parameters. So a second set of theirs never exists. It recomputes whole layers.
     """
     cfg = model.cfg
     dtype = jnp.dtype(cfg.compute_dtype)

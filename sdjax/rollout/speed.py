@@ -37,12 +37,6 @@ class Speed:
         return self.tokens / statistics.median(self.later)
 
 
-def lognormal_limits(count: int, longest: int, *, sigma: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Returns int32[count] lengths of a long tail: their median is an eighth of the longest."""
-    drawn = np.random.default_rng(seed).lognormal(np.log(longest / 8), sigma, count)
-    return np.clip(drawn, 1, longest).astype(np.int32)
-
-
 def compare(
     sampler: Sampler,
     cfg: ModelConfig,
