@@ -109,10 +109,15 @@ def load(file: Path) -> configs.Job:
     module = types.ModuleType(MODULE)
     module.__file__ = str(file)
     sys.modules[MODULE] = module
+    # So that a config can start from its neighbour: from sdpo_qwen3_8b import config as base
+    folder = str(file.resolve().parent)
+    sys.path.append(folder)
     try:
         exec(compile(code, str(file), "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         raise UserError(_explain(error, file, module)) from error
+    finally:
+        sys.path.remove(folder)
     jobs = ", ".join(job.__name__ for job in job_classes())
     if "config" not in vars(module):
         raise UserError(f"{file}: does not bind `config`: it must be one of {jobs} of sdjax.config")

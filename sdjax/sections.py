@@ -233,6 +233,9 @@ class Reprompt:
     """Show the demonstration without what stands inside <think> tags (c = s without thinking)."""
     max_tokens: int = 4096
     """Longest reprompt after the chat template."""
+    beyond_context: bool = False
+    """Let a reprompt and its completion be longer than the model's context, as the reference does
+    (22,528 + 20,480 tokens of Qwen3's 40,960); the teacher only scores such positions."""
     truncation: Literal["demonstration", "right"] = "demonstration"
     """Of a reprompt over max_tokens: shorten the demonstration, so that question, closing
     instruction and generation prompt survive; "right" cuts the end off, as the reference does."""

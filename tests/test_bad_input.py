@@ -1,11 +1,13 @@
 """Bad data, models and sizes: exit code 2 and one line that names the thing and the remedy."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
 
-from sdjax.main import main
+from sdjax.jobs import train
+from sdjax.main import load, main
 
 TASK = {
     "sums": """
@@ -146,6 +148,15 @@ def test_an_impossible_setting_is_named_with_its_remedy(attempt, args, words):
     assert code == 2
     for word in words:
         assert word in error, error
+
+
+def test_a_reprompt_may_exceed_the_context_where_the_config_says_so(tmp_path, model):
+    text = (TASK["sums"] + CONFIG).replace("OUT", str(tmp_path / "run"))
+    (tmp_path / "c.py").write_text(text.replace("MODEL", str(model)))
+    cfg = load(tmp_path / "c.py")
+    long = replace(cfg.reprompt, max_tokens=510, beyond_context=True)
+    *_, examples, sets = train._prepare(replace(cfg, reprompt=long))
+    assert examples and sets
 
 
 def test_a_missing_tensor_is_named_before_the_run_starts(tmp_path, capsys):

@@ -195,25 +195,23 @@ def test_combinations_are_checked_with_all_overrides_applied(write, jobs, capsys
     assert "must divide the 8 completions" in line
 
 
-def test_a_config_file_may_define_its_own_task_and_import_another_config(write, jobs):
-    write(GOOD, "configs/base.py")
+def test_a_config_file_may_define_its_own_task_and_start_from_its_neighbour(write, jobs):
+    write(GOOD, "configs/first_config.py")
     file = write(
         "from __future__ import annotations\n"
-        "import dataclasses, sys\n"
-        "sys.path.insert(0, 'configs')\n"
-        "from base import config as base\n"
+        "import dataclasses\n"
+        "from first_config import config as base\n"
         "from sdjax.config import Task\n"
         "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
         "class Mine(Task):\n"
         "    '''My questions.'''\n"
         "    names: tuple[str, ...] = ('a',)\n"
-        "config = dataclasses.replace(base, task=Mine())\n"
+        "config = dataclasses.replace(base, task=Mine())\n",
+        "configs/second_config.py",
     )
-    try:
-        assert main(["--config", file, "--task.names", "x", "y"]) == 0
-    finally:
-        sys.path.remove("configs")
-        sys.modules.pop("base", None)
+    before = list(sys.path)
+    assert main(["--config", file, "--task.names", "x", "y"]) == 0
+    assert sys.path == before
     assert jobs[0].task.names == ("x", "y")
 
 

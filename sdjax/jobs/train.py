@@ -68,7 +68,7 @@ def _prepare(
     setup.check_context(
         shop.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
     )
-    if cfg.loss.distillation > 0:
+    if cfg.loss.distillation > 0 and not cfg.reprompt.beyond_context:
         setup.check_context(shop.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion)
     setup.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
     setup.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, shop.mesh)

@@ -1,0 +1,22 @@
+"""SDPO with a moving average at rate 0.05 as teacher: Qwen3-8B, thinking.
+
+    python -m sdjax.main --config configs/math/sdpo_ema_qwen3_8b.py
+    python -m sdjax.main --config configs/evaluate/math_thinking.py \
+        --model.path runs/math/sdpo_ema_qwen3_8b/model
+
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Expected: length and score fall faster than with the initial teacher (arXiv:2603.24472, its
+ablation of the teacher's rate).
+"""
+
+from dataclasses import replace
+
+from sdpo_qwen3_8b import config as base
+
+from sdjax.config import Teacher
+
+config = replace(
+    base,
+    out="runs/math/sdpo_ema_qwen3_8b",
+    teacher=Teacher(kind="ema", ema_rate=0.05),
+)

@@ -1,0 +1,20 @@
+"""SDPO, the teacher reading a whole correct completion (c = s): Qwen3-8B without thinking.
+
+    python -m sdjax.main --config configs/math/sdpo_qwen3_8b_think_off.py
+    python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
+        --model.path runs/math/sdpo_qwen3_8b_think_off/model
+
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Expected: AMC23 .67 to .73 with completions half as long, AIME24 .25 to .23 (arXiv:2603.24472, its
+runs without thinking).
+"""
+
+from dataclasses import replace
+
+from sdpo_qwen3_8b import config as base
+
+config = replace(
+    base,
+    out="runs/math/sdpo_qwen3_8b_think_off",
+    rollout=replace(base.rollout, enable_thinking=False),
+)
