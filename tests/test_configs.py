@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from sdjax.config import Train
+from sdjax.config_file import load
 from sdjax.learner import optim, state, step
-from sdjax.main import load
 from sdjax.models import published, weights
 from sdjax.models.transformer import Transformer
 

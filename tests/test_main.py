@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from sdjax import config
+from sdjax.config_file import job_classes
 from sdjax.errors import UserError
-from sdjax.main import job_classes, main
+from sdjax.main import main
 
 ROOT = Path(__file__).parent.parent
 HEAD = "from sdjax.config import *\nfrom sdjax.tasks.arithmetic import Arithmetic\n"
@@ -294,7 +295,7 @@ def test_nothing_of_jax_is_imported_before_the_job_starts(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(GOOD)
     script = (
-        "import sys, time; from sdjax.main import load, override\n"
+        "import sys, time; from sdjax.config_file import load, override\n"
         "from pathlib import Path\n"
         "job = override(load(Path(sys.argv[1])), ['--steps', '3'], prog='x')\n"
         "heavy = {'jax', 'flax', 'transformers', 'tensorflow_datasets', 'grain', 'torch'}\n"
@@ -310,7 +311,7 @@ def test_a_config_as_it_stands_needs_no_parser(tmp_path):
     file.write_text(GOOD)
     script = (
         "import sys; sys.modules['tyro'] = None\n"
-        "from sdjax.main import load, override\n"
+        "from sdjax.config_file import load, override\n"
         "from pathlib import Path\n"
         "print(override(load(Path(sys.argv[1])), [], prog='x').out)\n"
     )

@@ -10,7 +10,7 @@ import learning
 import numpy as np
 import pytest
 
-from sdjax.main import load, override
+from sdjax.config_file import load, override
 from sdjax.objectives import divergences, token_weights
 
 ROOT = Path(__file__).parent.parent
