@@ -407,6 +407,16 @@ def test_livecodebench_reads_its_home_rows_between_two_dates(tmp_path, sandboxed
     assert "def add(a: int" in reference.held_out[0].messages[0]["content"]
 
 
+def test_livecodebench_uses_the_problems_that_are_asked_for(tmp_path, sandboxed):
+    rows = [problem(d) for d in ("2025-01-31", "2025-02-01", "2025-04-30", "2025-05-01")]
+    source = write(tmp_path / "rows.jsonl", rows)
+    both = [e.id for e in load(LiveCodeBench(source=source)).train]
+    task = load(LiveCodeBench(source=source, problems=(both[1],)))
+    assert [e.id for e in task.train] == [e.id for e in task.held_out] == [both[1]]
+    with pytest.raises(UserError, match=rf"task.problems is .*: {both[0]}, {both[1]}$"):
+        load(LiveCodeBench(source=source, problems=(both[1], "-1")))
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

@@ -42,6 +42,9 @@ class LiveCodeBench(config.Task):
     """Contest date of the first problems used; for rows that have one."""
     last_date: str = "2025-05-01"
     """Problems of this date and later are left out."""
+    problems: tuple[str, ...] = ()
+    """Ids of the only problems used, as the answers of an evaluation show them: test-time
+    self-distillation trains on one. None uses all."""
     held_out: int = 10_000
     """Problems that are evaluated, at most."""
     train_share: float = 0.5
@@ -78,6 +81,15 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         return Example(id=str(number), messages=(message,), answer=tests, task="livecodebench")
 
     examples, skipped = to_examples(cfg.source, read_rows(cfg.source), convert, data.on_bad_row)
+    ids = [example.id for example in examples]
+    config.require(
+        set(cfg.problems) <= set(ids),
+        "task.problems",
+        cfg.problems,
+        f"must be among those of {cfg.source}: {', '.join(ids)}",
+    )
+    if cfg.problems:
+        examples = [example for example in examples if example.id in cfg.problems]
     return Task(
         name="livecodebench",
         train=[replace(e, answer=_share(cfg, e)) for e in examples],

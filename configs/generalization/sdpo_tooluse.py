@@ -1,0 +1,27 @@
+"""SDPO on tool use (ToolAlpaca): Qwen3-8B without thinking.
+
+    python -m sdjax.main --config configs/generalization/sdpo_tooluse.py
+    python -m sdjax.main --config configs/generalization/sdpo_tooluse.py \
+        --model.path allenai/Olmo-3-7B-Instruct --rollout.enable_thinking None \
+        --out runs/generalization/sdpo_tooluse_olmo3
+
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
+Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 68.0 and 68.5, from 57.5 at the start; Olmo
+60.8 and 62.1, from 39.3 (arXiv:2601.20802 table 3 of its later version).
+
+The number of training rows is that which the ids of the test set leave; two of its 68 rows no
+answer can satisfy by the reference's grader.
+"""
+
+from dataclasses import replace
+
+from sdpo_chemistry import config as base
+
+from sdjax.tasks.tooluse import ToolUse
+
+config = replace(
+    base,
+    out="runs/generalization/sdpo_tooluse",
+    task=ToolUse(grader="tooluse_reference"),
+    steps=30 * (4046 // 32),
+)
