@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from sdjax.errors import UserError
 from sdjax.objective_sections import Loss, Policy
+from sdjax.report_section import Report
 from sdjax.sections import (
     Checkpoint,
     Data,
@@ -46,6 +47,7 @@ __all__ = [
     "Optim",
     "Policy",
     "Prepare",
+    "Report",
     "Reprompt",
     "Rollout",
     "Sampling",
@@ -289,7 +291,7 @@ class Bench:
         )
 
 
-Job = Train | Evaluate | Export | Prepare | Bench
+Job = Train | Evaluate | Export | Prepare | Bench | Report
 
 
 def to_dict(config: object) -> dict:

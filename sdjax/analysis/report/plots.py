@@ -1,0 +1,69 @@
+"""The report's curves as PNG files for papers, drawn by matplotlib. No jax."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from sdjax.analysis.report import charts, families
+from sdjax.analysis.report.charts import Chart
+from sdjax.analysis.report.families import Family
+from sdjax.errors import UserError
+
+# Okabe and Ito's, as in the page.
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999")
+DASHES = ("-", "--", ":")
+
+
+def library() -> ModuleType:
+    """Returns matplotlib.figure; raises UserError where matplotlib is not installed."""
+    try:
+        from matplotlib import figure
+    except ImportError:
+        raise UserError(
+            "plots needs matplotlib: pip install 'sdjax[plots]', or leave plots out"
+        ) from None
+    return figure
+
+
+def write(groups: Sequence[Family], folder: Path) -> list[Path]:
+    """Writes a PNG for each chart of the report and returns the files.
+
+    A line is a family's mean over seeds; the band goes from the least to the most.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for chart in charts.of(families.metrics(groups)):
+        name = re.sub(r"\W+", "_", chart.title.lower().replace("'", "")).strip("_")
+        files.append(folder / f"{name}.png")
+        _plot(chart, groups).savefig(files[-1], dpi=200)
+    return files
+
+
+def _plot(chart: Chart, groups: Sequence[Family]):
+    # A figure of its own: pyplot would choose a display and keep every figure.
+    figure = library().Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for dash, (metric, label) in enumerate(chart.metrics.items()):
+        for number, family in enumerate(groups):
+            values = families.series(family, metric)
+            if values is None:
+                continue
+            colour = COLOURS[number % len(COLOURS)]
+            axes.plot(
+                values.steps,
+                values.mean,
+                color=colour,
+                linestyle=DASHES[dash % len(DASHES)],
+                linewidth=1.8,
+                label=f"{family.name}, {label}" if label else family.name,
+            )
+            if len(family.runs) > 1:
+                band = {"color": colour, "alpha": 0.2, "linewidth": 0}
+                axes.fill_between(values.steps, values.low, values.high, **band)
+    axes.set(title=chart.title, xlabel="step", ylabel=chart.unit)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure

@@ -1,0 +1,204 @@
+"""Reads run directories: config, metrics, evaluations, rollouts. No jax."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from sdjax.analysis import scores
+from sdjax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+REMEDY = "mend or remove the file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run directory.
+
+    `metrics` are the lines of metrics.jsonl, numbers by name, with "step". `evaluations` are
+    those of evaluations.json, in order of "step". `rollouts` are files, to be read with `rows`.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, float]]
+    evaluations: list[dict[str, Any]]
+    rollouts: tuple[Path, ...]
+
+
+def runs(folders: Sequence[str]) -> list[Run]:
+    """Returns the runs in these directories; raises UserError where one is not a training's."""
+    paths = [Path(folder) for folder in folders]
+    for path in paths:
+        for name in ("config.json", "metrics.jsonl"):
+            if not (path / name).is_file():
+                raise UserError(
+                    f"runs: {path}: no {name} there; give the run directory of a training"
+                )
+    seen = [path.resolve() for path in paths]
+    for path, full in zip(paths, seen, strict=True):
+        if seen.count(full) > 1:
+            raise UserError(f"runs: {path} is named {seen.count(full)} times; name it once")
+    return [_run(path, name) for path, name in zip(paths, names(seen), strict=True)]
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """Returns for each path its shortest end that no other path has."""
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        ends = ["/".join(folder.parts[-length:]) for folder in folders]
+        if len(set(ends)) == len(ends):
+            break
+    return ends
+
+
+def _run(folder: Path, name: str) -> Run:
+    config = _json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'}: not a config; {REMEDY}")
+    metrics = [
+        _metrics(folder / "metrics.jsonl", number, row)
+        for number, row in rows(folder / "metrics.jsonl")
+    ]
+    return Run(
+        name=name,
+        folder=folder,
+        config=config,
+        metrics=sorted(metrics, key=lambda row: row["step"]),
+        evaluations=_evaluations(folder),
+        rollouts=rollout_files(folder),
+    )
+
+
+def rollout_files(folder: Path) -> tuple[Path, ...]:
+    """Returns a run's files of rollouts in order: one or in parts, gzipped or not."""
+    found = [*folder.glob("rollouts*.jsonl*"), *folder.glob("rollouts/*.jsonl*")]
+    return tuple(sorted((f for f in found if f.suffix in (".jsonl", ".gz")), key=_natural))
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    # rollouts-9 comes before rollouts-10.
+    parts = re.findall(r"\d+|\D+", str(path))
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not JSON ({error.msg}); {REMEDY}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error}); {REMEDY}") from None
+
+
+def rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the number, from 1, and the object of each line of a JSONL file, gzipped or not.
+
+    A file that ends inside a line, as that of a run that is still writing or was killed, ends
+    before it, with a warning. Raises UserError naming file and line where a line is no object.
+    """
+    number = 0
+    try:
+        with _open(file) as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    if not line.endswith(b"\n"):
+                        log.warning("%s:%d: the file ends inside a line; left out", file, number)
+                        return
+                    reason = " ".join(str(error).split())[:100]
+                    raise UserError(f"{file}:{number}: not JSON ({reason}); {REMEDY}") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{file}:{number}: not a JSON object; {REMEDY}")
+                yield number, row
+    except EOFError:
+        log.warning("%s: the file ends after line %d, inside what gzip wrote", file, number)
+    except (OSError, zlib.error) as error:
+        raise UserError(
+            f"{file}, after line {number}: cannot be read ({error}); {REMEDY}"
+        ) from None
+
+
+def _open(file: Path) -> BinaryIO:
+    opened = gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+    return cast(BinaryIO, opened)
+
+
+def _metrics(file: Path, number: int, row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns a line's numbers, "NaN" and the like among them, as floats but for the step."""
+    step_of(file, number, row)
+    out: dict[str, float] = {}
+    for name, value in row.items():
+        try:
+            out[name] = row["step"] if name == "step" else float(value)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"{file}:{number}: {name} is {value!r}: not a number; {REMEDY}"
+            ) from None
+    return out
+
+
+def step_of(file: Path, number: int, row: Mapping[str, Any]) -> int:
+    """Returns the step of a line; raises UserError naming file and line where there is none."""
+    step = row.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        raise UserError(f"{file}:{number}: step is {step!r}: not a number of a step; {REMEDY}")
+    return step
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Returns evaluations.json, or for an unfinished run the first and last of its answers."""
+    file = folder / "evaluations.json"
+    if not file.exists():
+        answers = sorted((folder / "answers").glob("*.jsonl"), key=_natural)
+        return [_scored(answer) for answer in dict.fromkeys([*answers[:1], *answers[-1:]])]
+    found = _json(file)
+    if not isinstance(found, list):
+        raise UserError(f"{file}: not a list of evaluations; {REMEDY}")
+    for number, one in enumerate(found, 1):
+        try:
+            int(one["step"])
+            for _, part in sets(one):
+                float(part["accuracy"]["examples"]) + float(part["lengths"]["completions"])
+                dict(part["epistemic"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{file}: evaluation {number} is not one of sdjax ({type(error).__name__}: "
+                f"{error}); {REMEDY}"
+            ) from None
+    return sorted(found, key=lambda one: one["step"])
+
+
+def _scored(file: Path) -> dict[str, Any]:
+    by_set: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for _, row in rows(file):
+            by_set.setdefault(row["set"], []).append(row)
+        own, *others = [(name, scores.of_rows(part).to_dict()) for name, part in by_set.items()]
+        step = int(file.stem)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: not all of its lines are answers; {REMEDY}") from None
+    return {"step": step, **own[1], **({"out_of_domain": dict(others)} if others else {})}
+
+
+IN_DOMAIN = "in domain"
+
+
+def sets(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields the name and figures of each set of an evaluation: in domain, then the others."""
+    yield IN_DOMAIN, evaluation
+    yield from evaluation.get("out_of_domain", {}).items()

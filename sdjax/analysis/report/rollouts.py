@@ -1,0 +1,311 @@
+"""Which rollouts the report shows, and each as the page reads it. No jax."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sdjax.analysis import epistemic
+from sdjax.analysis.report import read, words
+from sdjax.analysis.report.read import REMEDY, Run
+from sdjax.errors import UserError
+
+BROKEN = "\ufffd"
+"""What a token that holds a part of a character decodes to."""
+
+TOPS = {"student": "student_top", "teacher": "teacher_top"}
+
+
+@dataclass(kw_only=True)
+class Survey:
+    """What a first reading of a run's rollouts found.
+
+    `groups` are numbers of successive lines with one step and id; `tokens` is of all lines,
+    `counts` by step and lexicon.
+    """
+
+    groups: list[int] = field(default_factory=list)
+    tokens: int = 0
+    counts: dict[int, dict[str, words.Counts]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Completions in all."""
+        return sum(self.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A rollout as the page reads it, in four parts.
+
+    `index` is what the list needs, `text` what is searched, `detail` the rest of what is seen of
+    an open rollout. `tops` returns the likeliest tokens of student and teacher; it is None where
+    there are none.
+    """
+
+    index: dict[str, Any]
+    text: str
+    detail: dict[str, Any]
+    tops: Callable[[], dict[str, Any]] | None
+
+
+def survey(run: Run, lexicons: Sequence[str]) -> Survey:
+    """Reads and checks every line of a run's rollouts; raises UserError naming file and line."""
+    found = Survey()
+    last: tuple[Any, Any] | None = None
+    for file, number, row in _rows(run):
+        step, size = read.step_of(file, number, row), _length(row)
+        if (step, row.get("id")) != last:
+            found.groups.append(0)
+            last = (step, row.get("id"))
+        found.groups[-1] += 1
+        found.tokens += size
+        of_step = found.counts.setdefault(step, {mode: words.Counts() for mode in lexicons})
+        for mode, counts in words.of_text(row["completion"], size, lexicons).items():
+            of_step[mode].add(counts)
+    return found
+
+
+def _rows(run: Run) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    for file in run.rollouts:
+        for number, row in read.rows(file):
+            if not isinstance(row.get("completion"), str):
+                raise UserError(
+                    f"{file}:{number}: completion is {str(row.get('completion'))[:40]!r}: not a "
+                    f"text; {REMEDY}"
+                )
+            yield file, number, row
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    for name in ("tokens", "pieces"):
+        if isinstance(row.get(name), list):
+            return len(row[name])
+    return 0
+
+
+def shares(sizes: Sequence[int], limit: int) -> list[int]:
+    """Returns how much of `limit` each of several gets: even shares, what one leaves to others."""
+    out = [0] * len(sizes)
+    left, open_ = limit, sorted(range(len(sizes)), key=lambda i: sizes[i])
+    while open_:
+        i = open_.pop(0)
+        out[i] = min(sizes[i], left // (len(open_) + 1))
+        left -= out[i]
+    return out
+
+
+def chosen(groups: Sequence[int], limit: int) -> list[bool]:
+    """Returns which rows are shown: whole groups, evenly spaced, at most `limit` rows in all.
+
+    The first and the last group are among them where two fit; of a single group that is larger
+    than the limit its first rows.
+    """
+    total = sum(groups)
+    wanted = len(groups) if total <= limit else int(limit * len(groups) / max(total, 1))
+    for number in range(max(wanted, 1), 0, -1):
+        keep = set(np.linspace(0, len(groups) - 1, number).round().astype(int).tolist())
+        if number == 1 or sum(groups[i] for i in keep if groups) <= limit:
+            break
+    mask = [i in keep for i, size in enumerate(groups) for _ in range(size)]
+    over = sum(mask) - limit
+    for at in [i for i, kept in enumerate(mask) if kept][::-1][: max(over, 0)]:
+        mask[at] = False
+    return mask
+
+
+def shown(run: Run, number: int, keep: Sequence[bool], lexicon: str) -> Iterator[Shown]:
+    """Yields the rollouts of a run that are kept; `number` is the run's own in the report."""
+    sibling, last = 0, None
+    for (file, line, row), kept in zip(_rows(run), keep, strict=False):
+        key = (row["step"], row.get("id"))
+        sibling = sibling + 1 if key == last else 0
+        last = key
+        if kept:
+            yield _Row(file, line, row, lexicon).shown(number, sibling)
+
+
+class _Row:
+    """A line of rollouts.jsonl."""
+
+    def __init__(self, file: Path, number: int, row: Mapping[str, Any], lexicon: str) -> None:
+        self._place = f"{file}:{number}"
+        self._row = row
+        self._lexicon = lexicon
+        pieces = self._list("pieces", None)
+        self._known = pieces is not None
+        if pieces is None:
+            self._pieces = re.findall(r"\s*\S{1,1000}|\s+", row["completion"])
+        elif all(isinstance(piece, str) for piece in pieces):
+            self._pieces = mended(pieces, row["completion"])
+        else:
+            raise self._error("pieces", "not all are texts")
+
+    def _error(self, name: str, why: str) -> UserError:
+        return UserError(f"{self._place}: {name}: {why}; {REMEDY}")
+
+    def _list(self, name: str, length: int | None) -> list | None:
+        value = self._row.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list):
+            raise self._error(name, "not a list")
+        if length is not None and len(value) != length:
+            raise self._error(name, f"{len(value)} values for {length} tokens")
+        return value
+
+    def _numbers(self, name: str) -> np.ndarray | None:
+        """Returns float64[T], NaN where there is none; None where there are no pieces to show."""
+        value = self._list(name, len(self._pieces) if self._known else None)
+        if value is None or not self._known:
+            return None
+        try:
+            return np.array(value, np.float64)
+        except (TypeError, ValueError):
+            raise self._error(name, "not all are numbers") from None
+
+    def _number(self, name: str) -> float | None:
+        value = self._row.get(name)
+        try:
+            number = float("nan" if value is None else value)
+        except (TypeError, ValueError):
+            raise self._error(name, f"{str(value)[:40]!r} is not a number") from None
+        return number if np.isfinite(number) else None
+
+    def _text(self, name: str) -> str | None:
+        value = self._row.get(name)
+        return value if value is None or isinstance(value, str) else json.dumps(value)
+
+    def _epistemic(self) -> list[int]:
+        given = self._list("epistemic", None)
+        if given is None or not self._known:
+            return np.flatnonzero(epistemic.epistemic_tokens(self._pieces, self._lexicon)).tolist()
+        if not all(isinstance(i, int) and 0 <= i < len(self._pieces) for i in given):
+            raise self._error("epistemic", "not all are places of tokens")
+        return given
+
+    def shown(self, run: int, sibling: int) -> Shown:
+        row = self._row
+        student, teacher = self._numbers("student_logprobs"), self._numbers("teacher_logprobs")
+        push = None if student is None or teacher is None else teacher - student
+        marked = self._epistemic()
+        correct = row.get("correct")
+        counts = epistemic.count(row["completion"], self._lexicon)
+        index = {
+            "run": run,
+            "step": row["step"],
+            "id": str(row.get("id", "")),
+            "sibling": sibling,
+            "correct": None if correct is None else int(bool(correct)),
+            "reward": self._number("reward"),
+            "length": _length(row) or len(self._pieces),
+            "finish": self._text("finish"),
+            "push": _mean(push),
+            "epistemic_push": _mean(None if push is None else push[marked]),
+            "words": [x for i, n in enumerate(counts.values()) if n for x in (i, n)],
+            "preview": row["completion"][:100],
+        }
+        detail = {
+            "prompt": self._text("prompt"),
+            "reprompt": self._text("reprompt"),
+            "answer": self._text("answer"),
+            "feedback": self._text("feedback"),
+            "details": None if row.get("details") is None else json.dumps(row["details"]),
+            "demonstration": self._text("demonstration"),
+            "distilled": row.get("distilled"),
+            "tokens": self._known,
+            "cuts": [_units(piece) for piece in self._pieces],
+            "student": _hundredths(student),
+            "push": _hundredths(push),
+            "gap": _hundredths(self._gap(student)),
+            "student_entropy": _hundredths(self._numbers("student_entropy")),
+            "teacher_entropy": _hundredths(self._numbers("teacher_entropy")),
+            "epistemic": marked,
+        }
+        has_tops = self._known and any(row.get(name) is not None for name in TOPS.values())
+        return Shown(
+            index=index,
+            text="".join(self._pieces),
+            detail={k: v for k, v in detail.items() if v is not None},
+            tops=self._tops if has_tops else None,
+        )
+
+    def _tops(self) -> dict[str, Any]:
+        return {who: self._top(name) for who, name in TOPS.items()}
+
+    def _gap(self, student: np.ndarray | None) -> np.ndarray | None:
+        """Returns sampler minus student, or the sampler's own where no student is known."""
+        sampler = self._numbers("sampler_logprobs")
+        return sampler if sampler is None or student is None else sampler - student
+
+    def _top(self, name: str) -> list[list] | None:
+        """Returns for each token [text, hundredths of a nat, text, ...], the likeliest first."""
+        value = self._list(name, len(self._pieces))
+        if value is None:
+            return None
+        try:
+            return [
+                [x for text, at in token or () for x in (str(text), _hundredth(float(at)))]
+                for token in value
+            ]
+        except (TypeError, ValueError):
+            raise self._error(name, "not lists of [text, log-probability]") from None
+
+
+def mended(pieces: Sequence[str], text: str) -> list[str]:
+    """Returns texts of tokens in which whole characters stand in place of their broken parts.
+
+    The first token of a character that several make up gets all of it, the others nothing. Where
+    the pieces do not follow the text they stay as they are.
+    """
+    if not any(BROKEN in piece for piece in pieces):
+        return list(pieces)
+    out, at, i = list(pieces), 0, 0
+    while i < len(pieces):
+        if BROKEN not in pieces[i]:
+            # A special token is no part of the text.
+            at += len(pieces[i]) if text.startswith(pieces[i], at) else 0
+            i += 1
+            continue
+        end = i
+        while end < len(pieces) and BROKEN in pieces[end]:
+            end += 1
+        stop = text.find(pieces[end], at) if end < len(pieces) else len(text)
+        if stop < 0:
+            stop = len(text)
+            if end < len(pieces) - 1:
+                return list(pieces)
+        out[i:end] = [text[at:stop], *[""] * (end - i - 1)]
+        at, i = stop, end
+    return out
+
+
+def _units(text: str) -> int:
+    """Returns the length of a text in UTF-16 code units, in which JavaScript counts."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
+
+
+def _mean(values: np.ndarray | None) -> int | None:
+    if values is None or not np.isfinite(values).any():
+        return None
+    return _hundredth(float(np.mean(values[np.isfinite(values)])))
+
+
+def _hundredth(value: float) -> int | None:
+    return None if np.isnan(value) else round(100 * min(max(value, -1000.0), 1000.0))
+
+
+def _hundredths(values: np.ndarray | None) -> list[int | None] | None:
+    """Returns hundredths of a nat, None for NaN; infinities end at 1000 nats."""
+    if values is None:
+        return None
+    whole = np.rint(100 * np.clip(values, -1000, 1000))
+    if np.isnan(whole).any():
+        return [None if np.isnan(x) else int(x) for x in whole.tolist()]
+    return whole.astype(np.int64).tolist()

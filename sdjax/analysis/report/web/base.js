@@ -1,0 +1,130 @@
+// Elements, texts, numbers, and the data that the page carries.
+// Text of models reaches the page through textContent only.
+
+/** Returns an element. Properties are set, not attributes; "aria-..." and "role" are attributes. */
+function el(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-") || name === "role") made.setAttribute(name, value);
+    else if (name === "data") Object.assign(made.dataset, value);
+    else made[name] = value;
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+// Control characters, marks that turn the direction of text around, lone halves of characters.
+const UNSEEN =
+  // eslint-disable-next-line no-control-regex
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+
+/** Returns a text in which what cannot be seen, or would reorder its neighbours, is spelled out. */
+function visible(text) {
+  return text.replace(UNSEEN, (found) => {
+    const code = found.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+    return `\u27e8U+${code}\u27e9`;
+  });
+}
+
+/** Returns a number as people read it: few digits, thousands apart, a true minus. */
+function number(value, digits = 3) {
+  if (value === null || value === undefined || Number.isNaN(value)) return "\u2013";
+  const shown = Number.isInteger(value)
+    ? value.toLocaleString("en-US")
+    : value.toLocaleString("en-US", { maximumSignificantDigits: digits });
+  return shown.replace("-", "\u2212");
+}
+
+/** Returns a change with its sign. */
+function signed(value, digits = 3) {
+  return value > 0 ? `+${number(value, digits)}` : number(value, digits);
+}
+
+function nats(value) {
+  return value === null || value === undefined ? "\u2013" : `${signed(value)} nats`;
+}
+
+function percent(share) {
+  if (share === null || share === undefined) return "\u2013";
+  return `${number(100 * share, share < 0.0995 ? 2 : 3)} %`;
+}
+
+function option(value, label) {
+  return el("option", { value, textContent: label });
+}
+
+/** Returns a labelled control. */
+function labelled(label, control) {
+  return el("label", { className: "field" }, el("span", { textContent: label }), control);
+}
+
+function table(head, rows, properties = {}) {
+  const cells = (tag, row) =>
+    row.map((cell, i) => {
+      const made = cell instanceof Node ? el(tag, {}, cell) : el(tag, { textContent: cell });
+      if (tag === "th") made.scope = "col";
+      else if (i > 0) made.className = "number";
+      return made;
+    });
+  return el(
+    "table",
+    properties,
+    el("thead", {}, el("tr", {}, ...cells("th", head))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells("td", row)))),
+  );
+}
+
+function fail(error) {
+  const shown = document.getElementById("problem");
+  shown.textContent = `This report cannot be shown: ${error.message || error}`;
+  shown.hidden = false;
+}
+
+async function unpack(base64) {
+  if (typeof DecompressionStream === "undefined") {
+    throw new Error("the browser has no DecompressionStream; use one from 2023 or later");
+  }
+  const bytes = Uint8Array.fromBase64
+    ? Uint8Array.fromBase64(base64)
+    : Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+}
+
+const parsed = new Promise((resolve) => {
+  if (document.readyState !== "loading") resolve();
+  else document.addEventListener("DOMContentLoaded", resolve);
+});
+
+const unpacked = new Map();
+const KEPT = 24; // blocks kept unpacked
+
+/** Returns a block of data by name. Blocks that stand below the scripts may not be read yet. */
+async function block(name) {
+  let promise = unpacked.get(name);
+  if (promise) {
+    unpacked.delete(name);
+  } else {
+    if (!document.getElementById(`block-${name}`)) await parsed;
+    promise = unpack(document.getElementById(`block-${name}`).textContent.trim());
+  }
+  unpacked.set(name, promise);
+  if (unpacked.size > KEPT) unpacked.delete(unpacked.keys().next().value);
+  return promise;
+}
+
+// Okabe and Ito's colours, which people with any colour vision can tell apart.
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999"];
+
+function colourOf(i) {
+  return COLOURS[i % COLOURS.length];
+}
+
+/** Returns a colour of the style sheet as a canvas can use it, in the theme that holds now. */
+function css(name) {
+  const probe = document.body.appendChild(el("span"));
+  probe.style.color = `var(${name})`;
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+}

@@ -1,0 +1,121 @@
+"""Epistemic words before and after training, by run and set of answers. No jax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdjax.analysis import epistemic
+from sdjax.analysis.report import read
+from sdjax.analysis.report.read import Run
+
+MODES = {"epistemic": "paper", "epistemic_word": "word"}
+"""Under which names evaluations keep their counts, and by which lexicon they are."""
+
+ROLLOUTS = "training, first and last tenth of the steps"
+
+
+@dataclass(kw_only=True)
+class Counts:
+    """How often each word stands in a number of completions, and their tokens in all."""
+
+    step: str = ""
+    completions: int = 0
+    tokens: float = 0.0
+    words: dict[str, int] = field(default_factory=dict)
+
+    def add(self, other: Counts) -> None:
+        """Adds the completions of another."""
+        self.completions += other.completions
+        self.tokens += other.tokens
+        for word, number in other.words.items():
+            self.words[word] = self.words.get(word, 0) + number
+
+    @property
+    def total(self) -> int:
+        """All words."""
+        return sum(self.words.values())
+
+    @property
+    def per_1000_tokens(self) -> float:
+        """Words a thousand tokens; a rate over nothing is 0."""
+        return 1000 * self.total / max(self.tokens, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One run's counts at its first and its last measurement, in one set and by one lexicon."""
+
+    run: str
+    set: str
+    lexicon: str
+    before: Counts
+    after: Counts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {**vars(self), "before": vars(self.before), "after": vars(self.after)}
+
+
+def of_text(text: str, tokens: int, lexicons: Sequence[str]) -> dict[str, Counts]:
+    """Returns one completion's counts by lexicon."""
+    return {
+        mode: Counts(completions=1, tokens=tokens, words=epistemic.count(text, mode))
+        for mode in lexicons
+    }
+
+
+def of_evaluations(run: Run) -> list[Change]:
+    """Returns the changes from a run's first evaluation to its last; none without a pair."""
+    if len(run.evaluations) < 2:
+        return []
+    first, last = (dict(read.sets(run.evaluations[i])) for i in (0, -1))
+    steps = [str(run.evaluations[i]["step"]) for i in (0, -1)]
+    return [
+        Change(
+            run=run.name,
+            set=name,
+            lexicon=lexicon,
+            before=_evaluated(steps[0], first[name], key),
+            after=_evaluated(steps[1], last[name], key),
+        )
+        for name in first
+        for key, lexicon in MODES.items()
+        if name in last and key in first[name] and key in last[name]
+    ]
+
+
+def _evaluated(step: str, figures: Mapping[str, Any], key: str) -> Counts:
+    completions = int(figures["lengths"]["completions"])
+    counts = {k: v for k, v in figures[key].items() if not k.startswith(("per_", "total"))}
+    return Counts(
+        step=step,
+        completions=completions,
+        tokens=completions * float(figures["lengths"]["mean"]),
+        words=counts,
+    )
+
+
+def of_steps(run: str, by_step: Mapping[int, Mapping[str, Counts]]) -> list[Change]:
+    """Returns the changes from the first tenth of the steps to the last, by lexicon.
+
+    `by_step` has the counts of each step's rollouts by lexicon; fewer than two steps are no change.
+    """
+    steps = sorted(by_step)
+    if len(steps) < 2:
+        return []
+    tenth = max(1, len(steps) // 10)
+    ends = (steps[:tenth], steps[-tenth:])
+    out = []
+    for lexicon in by_step[steps[0]]:
+        before, after = (_sum(by_step, end, lexicon) for end in ends)
+        out.append(Change(run=run, set=ROLLOUTS, lexicon=lexicon, before=before, after=after))
+    return out
+
+
+def _sum(by_step: Mapping[int, Mapping[str, Counts]], steps: Sequence[int], lexicon: str) -> Counts:
+    total = Counts(step=str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}")
+    for step in steps:
+        total.add(by_step[step][lexicon])
+    return total
