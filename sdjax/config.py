@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdjax.errors import UserError
+from sdjax.log_sections import Log
 from sdjax.objective_sections import Loss, Policy
 from sdjax.report_section import Report
 from sdjax.sections import (
     Checkpoint,
     Data,
     Eval,
-    Log,
     Mesh,
     Model,
     Optim,

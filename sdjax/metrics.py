@@ -11,7 +11,9 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,21 +131,60 @@ class Lines:
 
 
 class RolloutWriter:
-    """rollouts.jsonl: one line for each completion, as the job describes it."""
+    """rollouts.jsonl: one line for each completion, as the job describes it.
+
+    Another thread makes and writes the lines, so that the next step need not wait; only where two
+    steps' lines are still to be written does `write` wait for the older. What goes wrong there is
+    raised by the next call. Use it in a `with` block: its end writes what was handed over.
+    """
 
     def __init__(self, out: Path, *, primary: bool, after: int | None = None) -> None:
         """`after` is the step resumed from, None at the start."""
-        self._lines = Lines(out / "rollouts.jsonl", after=after) if primary else None
+        self._path = out / "rollouts.jsonl"
+        self._lines = Lines(self._path, after=after) if primary else None
+        self._thread = ThreadPoolExecutor(1, "rollouts") if primary else None
+        self._waiting: deque[Future[None]] = deque()
+
+    def __enter__(self) -> RolloutWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def write(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends the completions of a step; `rows` is not read where nothing is written."""
-        if self._lines:
-            self._lines.write({"step": step, **row} for row in rows)
+        if self._thread:
+            self._wait(1)
+            self._waiting.append(self._thread.submit(self._write, step, rows))
+
+    def flush(self) -> None:
+        """Waits until all that was handed over is in the file."""
+        self._wait(0)
 
     def close(self) -> None:
-        """Closes the file."""
-        if self._lines:
-            self._lines.close()
+        """Writes all that was handed over and closes the file; a second call does nothing."""
+        try:
+            self.flush()
+        finally:
+            for part in (self._thread and self._thread.shutdown, self._lines and self._lines.close):
+                if part:
+                    part()
+            self._thread = self._lines = None
+
+    def _wait(self, most: int) -> None:
+        """Waits until at most so many steps are still to be written."""
+        while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def _write(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        assert self._lines
+        try:
+            self._lines.write({"step": step, **row} for row in rows)
+        except OSError as error:
+            raise config.UserError(
+                f"{self._path}: cannot be written ({error.strerror}); make room, or lower "
+                "log.rollouts_per_step"
+            ) from error
 
 
 class Writer:

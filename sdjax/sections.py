@@ -395,14 +395,3 @@ class Checkpoint:
     def __post_init__(self) -> None:
         require(self.every >= 0, "checkpoint.every", self.every, "must not be negative")
         require(self.keep >= 1, "checkpoint.keep", self.keep, "must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Log:
-    """What is written while running."""
-
-    tensorboard: bool = True
-    rollouts: bool = True
-    """Write every completion as a line of rollouts.jsonl."""
-    progress: bool = True
-    """Show a progress bar on the terminal."""

@@ -28,6 +28,8 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 # Tokens that end a turn, in case neither generation_config.json nor the tokenizer says so.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
 CONTROL, USER_DEFINED = 3, 4  # token types in GGUF
+PART = "\N{REPLACEMENT CHARACTER}"  # what decoders give for a part of a character
+LONGEST_CHARACTER = 4  # bytes in UTF-8, of which a token has one at least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,28 @@ class Tokenizer:
     def token_texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the text of each token by itself; parts of a character are U+FFFD."""
         return [self._text_of_token(i) for i in np.asarray(ids).tolist()]
+
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+        """Returns the text of each token so that together they make that of all.
+
+        A character that several tokens spell goes to the first; the others have "". What never
+        becomes a character is U+FFFD, as in token_texts.
+        """
+        ids = np.asarray(ids).tolist()
+        out = [self._text_of_token(i) for i in ids]
+        start = 0
+        while start < len(ids):
+            end = start + 1
+            if PART in out[start]:
+                ends = range(start + 2, min(start + LONGEST_CHARACTER, len(ids)) + 1)
+                whole = {
+                    e: text for e in ends if PART not in (text := self.decode_raw(ids[start:e]))
+                }
+                if whole:
+                    end = min(whole)
+                    out[start:end] = [whole[end], *[""] * (end - start - 1)]
+            start = end
+        return out
 
     def _decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool) -> str:
         text = self.base.decode(

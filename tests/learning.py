@@ -118,6 +118,12 @@ def pack(cfg, of_groups=None, of_reprompts=None):
     )
 
 
+def by_completion(batch, values):
+    """Returns a list of what values [M, R, C] hold of each completion; None without a row."""
+    ends = batches.places(batch)[:, None] + np.stack([0 * (n := batch.samples.length), n], 1)
+    return [None if a < 0 else values.reshape(-1)[a:b] for a, b in ends.tolist()]
+
+
 def random_params(abstract):
     """Returns params drawn by numpy: compiling a random initialisation takes longer than a test."""
     rng = np.random.default_rng(0)
@@ -152,8 +158,8 @@ class Learner:
         """Returns the metrics of one update on a host batch."""
         with jax.set_mesh(self.mesh):
             placed = jax.device_put(batch, step.batch_shardings(batch, self.mesh))
-            self.state, metrics, logprobs = self.step(self.state, placed)
-        self.logprobs = jax.device_get(logprobs)
+            self.state, metrics, record = self.step(self.state, placed)
+        self.record = jax.device_get(record)
         return {k: float(v) for k, v in jax.device_get(metrics).items()}
 
     def params(self):

@@ -120,7 +120,7 @@ def test_scores_before_an_update_are_the_logprobs_of_the_update():
     learner.update(batch)
     real = np.asarray(batch.rows.sample) >= 0
     assert set(np.unique(np.asarray(batch.rows.sample)[real])) == set(range(4, 16))
-    np.testing.assert_allclose(scored[real], learner.logprobs.student[real], atol=1e-5)
+    np.testing.assert_allclose(scored[real], learner.record.student_logprob[real], atol=1e-5)
     assert np.all(scored[real] < 0)
 
 
@@ -134,7 +134,7 @@ def test_clipped_shares_and_importance_weights_are_those_counted_token_by_token(
         old = jax.device_get(learner.score(learner.state.params, batch)) + drawn
     metrics = learner.update(learning.replace(batch, rows=learning.replace(rows, old_logprobs=old)))
     real = np.asarray(rows.sample) >= 0
-    ratio = np.exp(learner.logprobs.student - old)[real]
+    ratio = np.exp(learner.record.student_logprob - old)[real]
     advantage = np.asarray(batch.samples.advantage)[rows.sample][real]
     low, high, dual = 1 - cfg.policy.clip_low, 1 + cfg.policy.clip_high, cfg.policy.dual_clip
     clipped = np.where(advantage > 0, ratio > high, ratio < low)

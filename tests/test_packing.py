@@ -35,7 +35,7 @@ def drifted(batch, scored):
 
 
 def updated(method, aggregation, row_tokens, mesh=(1, 1, 1)):
-    """Returns metrics, -1000 times the gradient, and [student, teacher] logprobs by completion."""
+    """Returns metrics, -1000 times the gradient, and [student, teacher] logprobs of its tokens."""
     sections = METHODS[method]
     cfg = learning.train_config(
         optim=PLAIN | {"row_tokens": row_tokens, "minibatches": 2},
@@ -49,8 +49,9 @@ def updated(method, aggregation, row_tokens, mesh=(1, 1, 1)):
         batch = drifted(batch, jax.device_get(learner.score(learner.state.params, batch)))
     metrics = learner.update(batch)
     logprobs = [
-        learning.batches.by_completion(batch, x)
-        for x in (learner.logprobs.student, learner.logprobs.teacher)
+        np.concatenate([x for x in learning.by_completion(batch, values) if x is not None])
+        for values in (learner.record.student_logprob, learner.record.teacher_logprob)
+        if values is not None
     ]
     return metrics, jax.tree.map(lambda a, b: a - b, learner.params(), before), logprobs
 
@@ -156,12 +157,11 @@ def test_values_by_completion_are_those_of_its_tokens_in_order():
     batch = learning.pack(learning.train_config(optim={"row_tokens": ROW_TOKENS}))
     assert np.any(batch.rows.student.segment_ids > 1)
     values = (1000 * batch.rows.sample + batch.rows.index).astype(np.float32)
-    out = learning.batches.by_completion(batch, values)
-    for i, (row, length) in enumerate(zip(out, batch.samples.length, strict=True)):
-        wanted = np.full(out.shape[1], np.nan)
-        if batch.samples.learned[i]:
-            wanted[:length] = 1000 * i + np.arange(length)
-        np.testing.assert_array_equal(row, wanted)
+    out = learning.by_completion(batch, values)
+    assert [x is not None for x in out] == batch.samples.learned.tolist()
+    for i, (found, length) in enumerate(zip(out, batch.samples.length, strict=True)):
+        if found is not None:
+            np.testing.assert_array_equal(found, 1000 * i + np.arange(length))
 
 
 def test_rows_of_one_carry_no_segments():

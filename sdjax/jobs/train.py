@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.bench import profile
 from sdjax.data.pipeline import Batches, drop_overlong
-from sdjax.jobs import evaluate, learning_signal, setup
+from sdjax.jobs import evaluate, learning_signal, rollout_log, setup
 from sdjax.jobs.evaluate import HeldOut
+from sdjax.learner import alternatives, optim, state, step
 from sdjax.learner import batch as batches
-from sdjax.learner import optim, state, step
-from sdjax.learner.batch import Batch
+from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.checkpoint import Checkpoints, abstract
+from sdjax.learner.loss import TokenRecord
 from sdjax.learner.state import TrainState
 from sdjax.metrics import RolloutWriter, Timers, Writer, closing_table, write_text
 from sdjax.models import weights as model_weights
@@ -41,8 +42,9 @@ class Steps:
     """The jitted functions of a run."""
 
     init: Callable[[nnx.State], TrainState]
-    train: Callable[[TrainState, Batch], tuple[TrainState, dict, step.TokenLogprobs]]
+    train: Callable[[TrainState, Batch], tuple[TrainState, dict, TokenRecord]]
     score: Callable[[nnx.State, Batch], jax.Array]
+    alternatives: Callable[[TrainState, Rows], alternatives.Alternatives]
     after: Callable[[TrainState], TrainState]
     shardings: TrainState
 
@@ -101,6 +103,7 @@ def _steps(cfg: config.Train, shop: setup.Workshop) -> Steps:
         init=state.initialiser(tx, cfg.teacher, shardings),
         train=step.make_train_step(shop.graphdef, cfg, shop.mesh, shardings),
         score=step.make_score(shop.graphdef, cfg, shop.mesh),
+        alternatives=alternatives.make_alternatives(shop.graphdef, cfg, shop.mesh, shardings),
         after=step.make_after_step(cfg.teacher, shardings),
         shardings=shardings,
     )
@@ -137,7 +140,7 @@ def _train(
             write_text(out / "answers" / f"{at:06d}.jsonl", evaluate.jsonl(rows))
         return evaluate.metrics(by_set)
 
-    with writer, profile.rounds(cfg.profile) as before:
+    with writer, rollouts, profile.rounds(cfg.profile) as before:
         # Made once for each state of the parameters: evaluation and rollout read the same.
         weights = shop.sampler.weights(train_state.params)
         if done == 0:
@@ -152,10 +155,23 @@ def _train(
             with timers("reprompt"):
                 reprompts = _reprompts(groups, shop.tokenizer, cfg, number)
             with timers("update"):
-                updates = _updates(groups, reprompts, shop, steps, train_state, cfg)
-                train_state, metrics, logprobs = _learn(updates, steps, train_state)
+                marked = _epistemic(groups, shop.tokenizer)
+                updates = _updates(groups, reprompts, marked, shop, steps, train_state, cfg)
+                full = rollout_log.choose(groups, cfg.log, seed=cfg.seed, step=number)
+                few = _alternatives(full, updates[0][0], shop, steps, train_state, cfg.log)
+                train_state, metrics, reported = _learn(updates, steps, train_state)
             weights = shop.sampler.weights(train_state.params)
-            rollouts.write(number + 1, _rollout_rows(groups, reprompts, logprobs, shop.tokenizer))
+            kept = rollout_log.StepRecord(
+                groups=groups,
+                reprompts=reprompts,
+                epistemic=marked,
+                full=full,
+                updates=[packed for packed, _ in updates],
+                reported=reported,
+                alternatives=few,
+            )
+            del updates
+            rollouts.write(number + 1, rollout_log.lines(kept, shop.tokenizer, cfg.log))
             seconds = timers.take()
             metrics |= rollout_metrics(filled, cfg, sum(seconds.values())) | seconds
             if reprompts is not None:
@@ -167,8 +183,8 @@ def _train(
             writer.warn(number + 1, learning_signal.warnings(groups, reprompts, cfg))
             if cfg.checkpoint.every and (last or (number + 1) % cfg.checkpoint.every == 0):
                 host = {"data": order.get_state(), "history": history}
+                rollouts.flush()  # A run that goes on from here finds them.
                 checkpoints.save(number + 1, train_state, host)
-    rollouts.close()
     checkpoints.close()
     _finish(cfg, shop, train_state, history, out)
 
@@ -230,9 +246,19 @@ def _reprompts(
     )
 
 
+def _epistemic(groups: Sequence[Group], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Returns for each completion which of its tokens take part in an epistemic word."""
+    return [
+        epistemic.epistemic_tokens(tokenizer.token_texts(c.tokens))
+        for g in groups
+        for c in g.completions
+    ]
+
+
 def _updates(
     groups: Sequence[Group],
     reprompts: Sequence[Sequence[Reprompt]] | None,
+    epistemic_tokens: Sequence[np.ndarray],
     shop: setup.Workshop,
     steps: Steps,
     train_state: TrainState,
@@ -243,7 +269,7 @@ def _updates(
     Where there are several, each carries its tokens' log-probabilities under the parameters as
     they are before the first.
     """
-    size = len(groups) // cfg.optim.minibatches
+    size, per_group = len(groups) // cfg.optim.minibatches, cfg.rollout.group_size
     made = []
     for start in range(0, len(groups), size):
         part = groups[start : start + size]
@@ -255,11 +281,7 @@ def _updates(
             policy=cfg.policy,
             longest=cfg.rollout.max_completion_tokens,
             pad_id=shop.tokenizer.pad_id,
-            epistemic=[
-                epistemic.epistemic_tokens(shop.tokenizer.token_texts(c.tokens))
-                for g in part
-                for c in g.completions
-            ],
+            epistemic=epistemic_tokens[start * per_group : (start + size) * per_group],
             row_tokens=cfg.optim.row_tokens,
         )
         placed = jax.device_put(packed, step.batch_shardings(packed, shop.mesh))
@@ -270,32 +292,43 @@ def _updates(
     return made
 
 
+def _alternatives(
+    full: Sequence[int],
+    packed: Batch,
+    shop: setup.Workshop,
+    steps: Steps,
+    train_state: TrainState,
+    log: config.Log,
+) -> alternatives.Scored | None:
+    """Returns the alternatives of a few of these completions, those in a step's first update.
+
+    Its log-probabilities are reported under the parameters that the step starts with.
+    """
+    places = batches.places(packed)
+    few = [i for i in full if i < len(places) and places[i] >= 0][: log.alternatives_of]
+    if not few or not log.alternatives:
+        return None
+    return alternatives.scored(
+        steps.alternatives, train_state, packed, few, shop.mesh, log.alternatives_of
+    )
+
+
 def _learn(
     updates: Sequence[tuple[Batch, Batch]], steps: Steps, train_state: TrainState
-) -> tuple[TrainState, dict[str, float], list[np.ndarray]]:
-    """Returns the state after a step, its metrics, and [student, teacher] logprobs by token.
+) -> tuple[TrainState, dict[str, float], list[TokenRecord]]:
+    """Returns the state after a step, its metrics, and what each update reports of its tokens.
 
     A metric is the mean over the step's updates, one that ends in _max their largest.
-    The logprobs are float32[B, T] each, B over all updates in order, T of the longest completion;
-    NaN for those that the update had no use for, and after a completion's end.
     """
     reported = []
     for _, placed in updates:
-        train_state, metrics, logprobs = steps.train(train_state, placed)
-        reported.append((metrics, logprobs))
+        train_state, metrics, record = steps.train(train_state, placed)
+        reported.append((metrics, record))
     train_state = steps.after(train_state)
     host = jax.device_get(reported)
     joint = {k: np.max if k.endswith("_max") else np.mean for k in host[0][0]}
     of_step = {k: float(f([m[k] for m, _ in host])) for k, f in joint.items()}
-
-    def joined(values: Sequence[np.ndarray]) -> np.ndarray:
-        packed = [update for update, _ in updates]
-        each = [batches.by_completion(u, v) for u, v in zip(packed, values, strict=True)]
-        width = max(a.shape[-1] for a in each)
-        return np.concatenate([np.pad(a, ((0, 0), (0, width - a.shape[-1]))) for a in each])
-
-    both = [joined([p.student for _, p in host]), joined([p.teacher for _, p in host])]
-    return train_state, of_step, both
+    return train_state, of_step, [record for _, record in host]
 
 
 def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[str, float]:
@@ -322,50 +355,6 @@ def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[s
         "rollout/epistemic_per_response": words.per_response,
         "rollout/epistemic_per_1000_tokens": words.per_1000_tokens,
     }
-
-
-def _rollout_rows(
-    groups: Sequence[Group],
-    reprompts: Sequence[Sequence[Reprompt]] | None,
-    logprobs: Sequence[np.ndarray],
-    tokenizer: Tokenizer,
-) -> Iterator[dict]:
-    """Yields what rollouts.jsonl keeps of each completion; teacher entries only where one ran."""
-    row = 0
-    for g, group in enumerate(groups):
-        prompt = tokenizer.decode_raw(group.prompt)
-        for i, (completion, grade) in enumerate(zip(group.completions, group.grades, strict=True)):
-            n = len(completion.tokens)
-            line = {
-                "id": group.example.id,
-                "prompt": prompt,
-                "completion": completion.text,
-                "tokens": completion.tokens,
-                "finish": completion.finish,
-                "answer": group.example.answer,
-                "reward": grade.reward,
-                "correct": grade.correct,
-                "feedback": grade.feedback,
-                "details": grade.details,
-                "sampler_logprobs": np.round(completion.logprobs, 4),
-                "student_logprobs": _known(logprobs[0][row, :n]),
-            }
-            if reprompts is not None:
-                seen = reprompts[g][i]
-                line |= {
-                    "reprompt": tokenizer.decode_raw(seen.tokens),
-                    "demonstration": seen.demonstration,
-                    "feedback_used": seen.feedback_used,
-                    "distilled": seen.distilled,
-                    "teacher_logprobs": _known(logprobs[1][row, :n]),
-                }
-            yield line
-            row += 1
-
-
-def _known(logprobs: np.ndarray) -> np.ndarray | None:
-    """Returns them rounded; None for a completion that the update had no use for."""
-    return None if np.isnan(logprobs).all() else np.round(logprobs, 4)
 
 
 def _finish(

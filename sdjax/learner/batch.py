@@ -145,17 +145,33 @@ def pack(
     )
 
 
-def by_completion(batch: Batch, values: np.ndarray) -> np.ndarray:
-    """Returns float32[B, T] from values [M, R, C] of a packed batch; NaN where there is none.
+def places(batch: Batch) -> np.ndarray:
+    """Returns int64[B]: where a completion's first token stands in an array [M, R, C], flat.
 
-    T is the length of the longest completion. `batch` is the host's: of one that is split over
-    hosts none can read all.
+    -1 for a completion without a row. `batch` is the host's: of one that is split over hosts none
+    can read all.
     """
-    sample, index, length = batch.rows.sample, batch.rows.index, batch.samples.length
-    out = np.full((len(length), length.max()), np.nan, np.float32)
-    real = sample >= 0
-    out[sample[real], index[real]] = values[real]
+    out = np.full(len(batch.samples.length), -1, np.int64)
+    first = np.flatnonzero((batch.rows.index == 0) & (batch.rows.sample >= 0))
+    out[batch.rows.sample.reshape(-1)[first]] = first
     return out
+
+
+def rows_with(batch: Batch, at: Sequence[int], shards: int, number: int) -> Rows:
+    """Returns rows of a host batch as blocks of one row a shard, `number` of them at least.
+
+    `at` has the flat places of tokens (see places), at least one and at most `number`. The first's
+    row fills up, so that the shape depends on the batch's alone.
+    """
+    blocks = -(-number // shards)
+    rows = np.array(at) // batch.rows.token.shape[-1]
+    rows = np.concatenate([rows, np.repeat(rows[:1], blocks * shards - len(rows))])
+
+    def pick(x: np.ndarray) -> np.ndarray:
+        width = x.shape[-1]
+        return x.reshape(-1, width)[rows].reshape(blocks, shards, width)
+
+    return jax.tree.map(pick, batch.rows)
 
 
 def _samples(

@@ -343,9 +343,15 @@ def _described(
     )
 
 
+def logits(
+    hidden: jax.Array, head: jax.Array, *, vocab_first: bool, temperature: float
+) -> jax.Array:
+    """Returns float32[c, V] of hidden states [c, D], temperature applied."""
+    return _product(hidden, head, (1, 1 if vocab_first else 0)) / temperature
+
+
 def _logits(hidden: jax.Array, head: jax.Array, spec: _Spec) -> jax.Array:
-    """Returns float32[c, V], temperature applied."""
-    return _product(hidden, head, (1, spec.embed_axis)) / spec.temperature
+    return logits(hidden, head, vocab_first=spec.vocab_first, temperature=spec.temperature)
 
 
 def _teacher_logits(tokens: _Tokens, heads: _Heads, spec: _Spec) -> jax.Array | None:
@@ -356,7 +362,12 @@ def _teacher_logits(tokens: _Tokens, heads: _Heads, spec: _Spec) -> jax.Array | 
     if tokens.live_hidden is None or heads.live is None:
         return teacher
     live = _logits(tokens.live_hidden, heads.live, spec)
-    return (1.0 - spec.mix) * teacher + spec.mix * live
+    return mixed(teacher, live, spec.mix)
+
+
+def mixed(teacher: jax.Array, live: jax.Array, mix: float) -> jax.Array:
+    """Returns the logits of the trust-region teacher, with the share `mix` of the live ones."""
+    return (1.0 - mix) * teacher + mix * live
 
 
 def _product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:

@@ -21,11 +21,16 @@ from sdjax.objectives import aggregation, policy_gradient, token_weights
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class TokenLogprobs:
-    """What the rollout log keeps of every token, float32[M, R, C] in the order of the batch."""
+class TokenRecord:
+    """What the rollout log keeps of every token, float32[M, R, C] in the order of the batch.
 
-    student: jax.Array
-    teacher: jax.Array
+    The teacher's are None where none runs.
+    """
+
+    student_logprob: jax.Array
+    teacher_logprob: jax.Array | None
+    student_entropy: jax.Array  # nats
+    teacher_entropy: jax.Array | None
 
 
 def microbatch_loss(
@@ -36,8 +41,8 @@ def microbatch_loss(
     graphdef: nnx.GraphDef,
     cfg: config.Train,
     gradients: LayerWeights | None = None,
-) -> tuple[jax.Array, tuple[Any, TokenLogprobs]]:
-    """Returns a microbatch's share of the loss, its metric sums and its log-probabilities.
+) -> tuple[jax.Array, tuple[Any, TokenRecord]]:
+    """Returns a microbatch's share of the loss, its metric sums and what is kept of its tokens.
 
     `gradients` is what hidden_states adds the student's layers' to.
     """
@@ -48,7 +53,7 @@ def microbatch_loss(
     def per_token(outputs: TokenOutputs, known: Known) -> jax.Array:
         return sum((share[k] * x for k, x in parts(outputs, known).items()), jnp.zeros(()))
 
-    contexts = _contexts(params, teacher_params, micro, graphdef, cfg, gradients)
+    contexts = contexts_of(params, teacher_params, micro, graphdef, cfg, gradients)
     token, mask = micro.token, micro.sample >= 0
     if _needs_whole_completions(cfg):
         outputs = token_outputs(token=token, mask=mask, **contexts)
@@ -75,8 +80,16 @@ def microbatch_loss(
     losses = {k: jnp.sum(jnp.where(mask, x, 0.0)) for k, x in parts(outputs, known).items()}
     losses = {f"loss/{k}": x for k, x in losses.items()} | {"loss/total": total}
     sums = replace(sums, total=sums.total | jax.lax.stop_gradient(losses))
-    logprobs = TokenLogprobs(student=outputs.student_logprob, teacher=outputs.teacher_logprob)
-    return total, (sums, logprobs)
+    return total, (sums, _record(outputs, taught=micro.teacher is not None))
+
+
+def _record(outputs: TokenOutputs, *, taught: bool) -> TokenRecord:
+    return TokenRecord(
+        student_logprob=outputs.student_logprob,
+        teacher_logprob=outputs.teacher_logprob if taught else None,
+        student_entropy=outputs.student_entropy,
+        teacher_entropy=outputs.teacher_entropy if taught else None,
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -191,7 +204,7 @@ def _needs_whole_completions(cfg: config.Train) -> bool:
     return off_policy and cfg.policy.ratio == "sequence"
 
 
-def _contexts(
+def contexts_of(
     params: nnx.State,
     teacher_params: nnx.State | None,
     micro: Rows,

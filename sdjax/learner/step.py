@@ -21,7 +21,7 @@ from sdjax import config
 from sdjax.learner import optim
 from sdjax.learner.batch import Batch, Rows, Samples
 from sdjax.learner.logprobs import token_outputs
-from sdjax.learner.loss import TokenLogprobs, gathered, microbatch_loss
+from sdjax.learner.loss import TokenRecord, gathered, microbatch_loss
 from sdjax.learner.metrics import Sums, of_update
 from sdjax.learner.state import TrainState, teacher_on_device
 from sdjax.models.transformer import head_matrix
@@ -34,22 +34,22 @@ Metrics = dict[str, jax.Array]
 
 def make_train_step(
     graphdef: nnx.GraphDef, cfg: config.Train, mesh: Mesh, state_shardings: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenLogprobs]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenRecord]]:
     """Returns the jitted update. It donates the state and skips itself on non-finite gradients.
 
     An update without a completion to learn from is one with gradient 0, as in the reference:
     Adam's momentum and the weight decay still move the parameters.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, TokenLogprobs]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, TokenRecord]:
         near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
 
-        def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenLogprobs]]:
+        def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenRecord]]:
             return _add_gradient(grads, near, micro, batch.samples, graphdef, cfg)
 
         grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-        grads, (sums, logprobs) = _over_microbatches(one, grads, batch)
+        grads, (sums, record) = _over_microbatches(one, grads, batch)
         lr = optim.learning_rate(state.step, cfg.optim)
         params, opt_state, norm = optim.apply(state.params, state.opt_state, grads, lr, cfg.optim)
         state = replace(state, params=params, opt_state=opt_state)
@@ -60,7 +60,7 @@ def make_train_step(
             "optim/lr": lr,
             "update/padding": batch.padding,
         }
-        return state, metrics, logprobs
+        return state, metrics, record
 
     rep = rules.replicated(mesh)
     return jax.jit(
@@ -128,11 +128,11 @@ def _add_gradient(
     samples: Samples,
     graphdef: nnx.GraphDef,
     cfg: config.Train,
-) -> tuple[nnx.State, tuple[Sums, TokenLogprobs]]:
+) -> tuple[nnx.State, tuple[Sums, TokenRecord]]:
     """Returns `grads` plus the microbatch's, and what it reports."""
     rest = {name: part for name, part in state.params.items() if name != "layers"}
 
-    def loss(rest: dict, layers: nnx.State) -> tuple[jax.Array, tuple[Sums, TokenLogprobs]]:
+    def loss(rest: dict, layers: nnx.State) -> tuple[jax.Array, tuple[Sums, TokenRecord]]:
         """With `layers` the parameters, or the sums that their gradients are added to."""
         own = state.params["layers"] if into else layers
         params = nnx.State(rest | {"layers": own})

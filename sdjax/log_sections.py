@@ -1,0 +1,37 @@
+"""The sections of a config that say what a run writes. No jax.
+
+The docstring under each field is what `--help` prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdjax.sections import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """What is written while running."""
+
+    tensorboard: bool = True
+    rollouts: bool = True
+    """Write every completion as a line of rollouts.jsonl."""
+    rollouts_per_step: int = 64
+    """Completions of a step whose line has everything: reprompt, and token by token the text,
+    log-probabilities and entropies. As many correct as wrong ones as far as there are; the others'
+    lines have text and grade. 0: all, at about 75 bytes a token."""
+    alternatives: int = 5
+    """Likeliest tokens of student and teacher that are kept for each token of a few completions; a
+    forward pass more over these. 0: none."""
+    alternatives_of: int = 4
+    """Completions of a step that have them, chosen among those with everything. 0: none."""
+    alternatives_tokens: int = 2048
+    """First tokens of a completion that have them; about 250 bytes a token."""
+    progress: bool = True
+    """Show a progress bar on the terminal."""
+
+    def __post_init__(self) -> None:
+        for name in ("rollouts_per_step", "alternatives", "alternatives_of", "alternatives_tokens"):
+            value = getattr(self, name)
+            require(value >= 0, f"log.{name}", value, "must not be negative")
