@@ -74,11 +74,13 @@ def test_the_train_step_of_a_config_traces(name):
         score = step.make_score(graphdef, cfg, mesh)
         old = jax.eval_shape(score, before.params, batch)
         batch = dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, old_logprobs=old))
-    after, metrics, logprobs = jax.eval_shape(
+    after, metrics, record = jax.eval_shape(
         step.make_train_step(graphdef, cfg, mesh, shardings), before, batch
     )
     assert jax.tree.map(shape_of, after) == jax.tree.map(shape_of, before)
-    assert metrics["loss/total"].shape == () and logprobs.student.shape == batch.rows.token.shape
+    assert (
+        metrics["loss/total"].shape == () and record.student_logprob.shape == batch.rows.token.shape
+    )
     moved = jax.eval_shape(step.make_after_step(cfg.teacher, shardings), after)
     assert jax.tree.map(shape_of, moved) == jax.tree.map(shape_of, before)
 
