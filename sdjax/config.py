@@ -31,6 +31,7 @@ from sdjax.sections import (
     Teacher,
     require,
 )
+from sdjax.trace_jobs import Traces
 
 __all__ = [
     "Bench",
@@ -55,6 +56,7 @@ __all__ = [
     "Shape",
     "Task",
     "Teacher",
+    "Traces",
     "Train",
     "UserError",
     "require",
@@ -291,7 +293,7 @@ class Bench:
         )
 
 
-Job = Train | Evaluate | Export | Prepare | Bench | Report
+Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report
 
 
 def to_dict(config: object) -> dict:
