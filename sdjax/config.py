@@ -30,10 +30,13 @@ from sdjax.sections import (
     Task,
     Teacher,
     require,
+    require_names,
 )
+from sdjax.study_jobs import SFT
 from sdjax.trace_jobs import Traces
 
 __all__ = [
+    "SFT",
     "Bench",
     "Checkpoint",
     "Data",
@@ -62,16 +65,6 @@ __all__ = [
     "require",
     "to_dict",
 ]
-
-
-def _check_names(tasks: dict[str, Task]) -> None:
-    for name in tasks:
-        require(
-            re.fullmatch(r"\w+", name) is not None,
-            "out_of_domain",
-            name,
-            "names must be letters, digits and _",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +98,7 @@ class Train:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
-        _check_names(self.out_of_domain)
+        require_names("out_of_domain", self.out_of_domain)
         require(self.steps >= 1, "steps", self.steps, "must be at least 1")
         require(
             self.rollout.prompts_per_step % self.optim.minibatches == 0,
@@ -166,7 +159,7 @@ class Evaluate:
     """One that serves the same model."""
 
     def __post_init__(self) -> None:
-        _check_names(self.out_of_domain)
+        require_names("out_of_domain", self.out_of_domain)
         require(
             self.server.reload == "none",
             "server.reload",
@@ -293,7 +286,7 @@ class Bench:
         )
 
 
-Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report
+Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report | SFT
 
 
 def to_dict(config: object) -> dict:

@@ -169,7 +169,15 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(type(job), default=job, args=args, prog=prog, use_underscores=True)
+            return tyro.cli(
+                type(job),
+                default=job,
+                args=args,
+                prog=prog,
+                use_underscores=True,
+                # A section that may be None is what the file makes it.
+                config=(tyro.conf.AvoidSubcommands,),
+            )
     except SystemExit as stop:
         if not stop.code:
             return None

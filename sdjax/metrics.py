@@ -23,11 +23,14 @@ import numpy as np
 from sdjax import config
 
 SHOWN = {
-    "reward": "rollout/reward",
-    "length": "rollout/length",
-    "tokens/s": "rollout/tokens_per_s",
+    "rollout/reward": "reward",
+    "rollout/length": "length",
+    "rollout/tokens_per_s": "tokens/s",
+    "sft/loss": "loss",
+    "sft/token_accuracy": "accuracy",
+    "sft/tokens_per_s": "tokens/s",
 }
-"""What the progress bar shows of a step: label and metric."""
+"""What the progress bar shows of a step, where there is such a metric: its label."""
 
 
 class Timers:
@@ -314,7 +317,7 @@ class _Bar:
 
 
 def _shown(numbers: Mapping[str, float]) -> str:
-    parts = [f"{label} {numbers[key]:.4g}" for label, key in SHOWN.items() if key in numbers]
+    parts = [f"{label} {numbers[key]:.4g}" for key, label in SHOWN.items() if key in numbers]
     return "  ".join(parts)
 
 

@@ -6,6 +6,8 @@ The docstring under each field is what `--help` prints. sdjax.config has them al
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -18,6 +20,13 @@ def require(ok: bool, name: str, value: object, remedy: str) -> None:
         raise UserError(f"{name} is {value!r}: {remedy}")
 
 
+def require_names(field: str, names: Iterable[str]) -> None:
+    """Raises UserError naming the field and the name unless each can be part of a metric's."""
+    for name in names:
+        ok = re.fullmatch(r"\w+", name) is not None
+        require(ok, field, name, "names must be letters, digits and _")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Which model, and how its forward pass runs."""
@@ -27,6 +36,9 @@ class Model:
     installed Python package."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; None is its default branch."""
+    init_seed: int | None = None
+    """None loads the stored weights. A number draws random ones from this seed instead: then `path`
+    may be a folder of a config.json and a tokenizer alone."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of matrix products and activations; parameters are float32, softmax and losses too."""
     remat: Literal["none", "dots", "full"] = "full"

@@ -80,6 +80,14 @@ class Tokenizer:
         """Returns int32 tokens of a text, with no special tokens around it."""
         return np.array(self.base.encode(text, add_special_tokens=False), np.int32)
 
+    def encode_completion(self, text: str) -> np.ndarray:
+        """Returns int32 tokens of an assistant's turn as the model would sample it.
+
+        The text as it is, thinking included, and the token that ends the turn: what a chat template
+        makes of an earlier turn may be something else.
+        """
+        return np.append(self.encode(text), self.turn_end_id).astype(np.int32)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text without special tokens."""
         return self._decode(ids, skip_special_tokens=True)
@@ -137,6 +145,15 @@ class Tokenizer:
         template = str(self.base.chat_template)
         ids |= {vocabulary[t] for t in TURN_ENDS if t in vocabulary and t in template}
         return tuple(sorted(ids))
+
+    @cached_property
+    def turn_end_id(self) -> int:
+        """The token that ends an assistant's turn: the chat template's, or the tokenizer's EOS."""
+        vocabulary, template = self.base.get_vocab(), str(self.base.chat_template)
+        written = [vocabulary[t] for t in TURN_ENDS if t in vocabulary and t in template]
+        if not written and self.base.eos_token_id is not None:
+            return self.base.eos_token_id
+        return written[0] if written else self.stop_ids[0]
 
     @property
     def pad_id(self) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from sdjax.data import builder, sources
 from sdjax.data.pipeline import Batches, drop_overlong
-from sdjax.data.rows import Broken, RowError, distinct, text_field, to_examples, unseen
+from sdjax.data.rows import Broken, RowError, convert_rows, distinct, text_field, unseen
 from sdjax.errors import UserError
 from sdjax.records import Example
 
@@ -57,9 +57,9 @@ def test_a_bad_row_is_named_by_file_row_and_field_or_skipped_and_listed(tmp_path
     file = tmp_path / "rows.jsonl"
     file.write_text(f"{json.dumps(GOOD)}\n\n{line}\n{json.dumps(GOOD)}\n")
     with pytest.raises(UserError) as error:
-        to_examples(str(file), sources.read_rows(str(file)), convert, "error")
+        convert_rows(str(file), sources.read_rows(str(file)), convert, "error")
     assert f"{file}:3: {says}" in str(error.value)
-    kept, skipped = to_examples(str(file), sources.read_rows(str(file)), convert, "skip")
+    kept, skipped = convert_rows(str(file), sources.read_rows(str(file)), convert, "skip")
     assert ids(kept) == ["1", "4"]
     assert [(s.file, s.row) for s in skipped] == [(str(file), 3)]
     assert skipped[0].reason.startswith(says)
@@ -86,15 +86,15 @@ def test_a_file_without_rows_or_without_usable_rows_is_an_error(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text("")
     with pytest.raises(UserError, match="has no rows"):
-        to_examples(str(file), sources.read_rows(str(file)), convert, "skip")
+        convert_rows(str(file), sources.read_rows(str(file)), convert, "skip")
     file.write_text("{}\n{}\n")
     with pytest.raises(UserError, match="none of its 2 rows is usable; first: row 1: field"):
-        to_examples(str(file), sources.read_rows(str(file)), convert, "skip")
+        convert_rows(str(file), sources.read_rows(str(file)), convert, "skip")
 
 
 def test_a_converter_may_leave_rows_out(tmp_path):
     rows = [(1, GOOD), (2, GOOD)]
-    kept, skipped = to_examples("f", rows, lambda r, n: convert(r, n) if n == 2 else None, "error")
+    kept, skipped = convert_rows("f", rows, lambda r, n: convert(r, n) if n == 2 else None, "error")
     assert ids(kept) == ["2"] and skipped == ()
 
 
@@ -271,6 +271,6 @@ def test_overlong_prompts_are_left_out_and_returned_or_an_error():
 
 def test_a_broken_row_is_no_example():
     with pytest.raises(UserError, match="f:7: reason"):
-        to_examples("f", [(7, Broken("reason"))], convert, "error")
+        convert_rows("f", [(7, Broken("reason"))], convert, "error")
     with pytest.raises(RowError):
         text_field({"a": [1]}, "a", "b")

@@ -244,8 +244,13 @@ def test_without_a_teacher_only_the_student_is_described():
 
     (_, out), grad = jax.value_and_grad(total, has_aux=True)(x["student_hidden"])
     assert np.any(grad != 0) and np.any(out.student_entropy != 0)
-    for name in ("divergence", "teacher_logprob", "teacher_entropy", "top1_agree", "reverse_kl"):
+    for name in ("divergence", "teacher_logprob", "teacher_entropy", "reverse_kl"):
         assert np.all(getattr(out, name) == 0)
+    likeliest = jnp.argmax(x["student_hidden"] @ x["student_head"], -1)
+    # Half of the tokens are made the likeliest one, so that both outcomes occur.
+    token = jnp.where(jnp.arange(likeliest.shape[1]) % 2 == 0, likeliest, likeliest + 1)
+    again = token_outputs(**{**x, "token": token}, cfg=Loss(), temperature=1.0)
+    assert np.array_equal(again.top1_agree, (token == likeliest) & x["mask"])
 
 
 def test_only_the_students_arrays_get_a_gradient():

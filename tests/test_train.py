@@ -47,6 +47,14 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def timeless(out: Path) -> list[dict]:
+    """Returns the metrics of a run but for what depends on the clock."""
+    return [
+        {k: v for k, v in m.items() if not k.startswith("time/") and not k.endswith("per_s")}
+        for m in lines(out / "metrics.jsonl")
+    ]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
@@ -200,14 +208,6 @@ def test_two_steps_and_two_resumed_equal_four_to_the_byte(model, tmp_path, kind)
     assert (whole / "rollouts.jsonl").read_bytes() == (parts / "rollouts.jsonl").read_bytes()
     for file in (whole / "model").iterdir():
         assert (parts / "model" / file.name).read_bytes() == file.read_bytes(), file.name
-
-    def timeless(path):
-        untimed = ("time/", "rollout/tokens_per_s")
-        return [
-            {k: v for k, v in m.items() if not k.startswith(untimed)}
-            for m in lines(path / "metrics.jsonl")
-        ]
-
     assert timeless(whole) == timeless(parts)
 
 

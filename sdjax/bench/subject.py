@@ -39,11 +39,7 @@ class Subject:
             return weights.load(
                 weights.resolve(source.path, source.revision), self.model, shardings
             )
-
-        def draw() -> nnx.State:
-            return nnx.split(Transformer(self.model, rngs=nnx.Rngs(self.cfg.seed)))[1]
-
-        return jax.jit(draw, out_shardings=shardings)()
+        return weights.draw(self.model, self.cfg.seed, shardings)
 
     def rng(self) -> np.random.Generator:
         """Returns the source of tokens and lengths, at its start."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from sdjax.errors import UserError
 from sdjax.records import Example
+
+Item = TypeVar("Item")
 
 # More examples than this are generated on demand, not held in a list.
 LISTED = 10_000_000
 
 
-class Batches:
+class Batches(Generic[Item]):
     """Endless batches of examples in a seeded order, shuffled anew every epoch.
 
     The order is that of the whole batch: host `host` of `hosts` gets its contiguous share of each
@@ -22,7 +24,7 @@ class Batches:
 
     def __init__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Item],
         batch_size: int,
         seed: int,
         *,
@@ -40,7 +42,7 @@ class Batches:
         share = batch_size // hosts
         start = host * share
 
-        def of_host(batch: Sequence[int]) -> list[Example]:
+        def of_host(batch: Sequence[int]) -> list[Item]:
             return [examples[int(i)] for i in batch[start : start + share]]
 
         order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
@@ -50,10 +52,10 @@ class Batches:
             .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         )
 
-    def __iter__(self) -> Batches:
+    def __iter__(self) -> Batches[Item]:
         return self
 
-    def __next__(self) -> list[Example]:
+    def __next__(self) -> list[Item]:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:

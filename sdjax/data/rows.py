@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sdjax.errors import UserError
 from sdjax.records import Example
+
+Converted = TypeVar("Converted")
 
 
 class RowError(ValueError):
@@ -52,19 +54,19 @@ def columns(row: dict[str, Any], listed: int = 12) -> str:
     return ", ".join(names[:listed]) + (", ..." if len(names) > listed else "")
 
 
-def to_examples(
+def convert_rows(
     file: str,
     rows: Iterable[tuple[int, dict[str, Any] | Broken]],
-    convert: Callable[[dict[str, Any], int], Example | None],
+    convert: Callable[[dict[str, Any], int], Converted | None],
     on_bad_row: Literal["error", "skip"],
-) -> tuple[list[Example], tuple[Skipped, ...]]:
-    """Returns the examples of a file and the rows left out.
+) -> tuple[list[Converted], tuple[Skipped, ...]]:
+    """Returns what is made of a file's rows, and the rows left out.
 
-    `convert` gets a row and its number and returns its example, or None for a row that the task
-    does not use; it raises RowError for one that is wrong. Raises UserError for the first wrong
-    row if `on_bad_row` is "error", and for a file without any usable row.
+    `convert` gets a row and its number and returns what it holds, or None for a row of no use; it
+    raises RowError for one that is wrong. Raises UserError for the first wrong row if `on_bad_row`
+    is "error", and for a file without any usable row.
     """
-    examples: list[Example] = []
+    made: list[Converted] = []
     skipped: list[Skipped] = []
     count = 0
     for number, row in rows:
@@ -72,7 +74,7 @@ def to_examples(
         try:
             if isinstance(row, Broken):
                 raise RowError(row.reason)
-            example = convert(row, number)
+            value = convert(row, number)
         except RowError as error:
             if on_bad_row == "error":
                 raise UserError(
@@ -80,14 +82,14 @@ def to_examples(
                 ) from None
             skipped.append(Skipped(file, number, str(error)))
             continue
-        if example is not None:
-            examples.append(example)
+        if value is not None:
+            made.append(value)
     if not count:
         raise UserError(f"{file}: has no rows")
-    if not examples:
+    if not made:
         reason = f"; first: row {skipped[0].row}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{file}: none of its {count} rows is usable{reason}")
-    return examples, tuple(skipped)
+    return made, tuple(skipped)
 
 
 def unseen(

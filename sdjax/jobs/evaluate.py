@@ -21,7 +21,7 @@ from sdjax.bench import profile
 from sdjax.data.pipeline import drop_overlong
 from sdjax.errors import UserError
 from sdjax.jobs import setup
-from sdjax.metrics import to_json, write_text
+from sdjax.metrics import closing_table, to_json, write_text
 from sdjax.records import Example, Group
 from sdjax.rollout.collect import collect
 from sdjax.rollout.interface import Sampler
@@ -82,6 +82,13 @@ def held_out(
         )
         sets.append(HeldOut(name=name, task=part, examples=kept, overlong=len(dropped)))
     return sets
+
+
+def note_held_out(sets: Sequence[HeldOut]) -> None:
+    """Prints how many examples there are, and which rows of the tasks' files are not used."""
+    for part in sets:
+        setup.note(f"{part.name}: {len(part.examples)} held out ({part.overlong} left out)")
+        setup.note_skipped(part.task)
 
 
 def batches(sets: Sequence[HeldOut], size: int) -> list[Batch]:
@@ -210,6 +217,42 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """The evaluations of a training run: how its model scores as it learns."""
+
+    shop: setup.Workshop
+    sets: Sequence[HeldOut]
+    cfg: config.Eval
+    thinking: bool | None
+    out: Path
+    history: list[dict]
+
+    def measure(self, step: int, weights: Any) -> dict[str, float]:
+        """Returns the metrics of the model, and keeps its scores and answers.
+
+        `weights` are the sampler's; without any set there is nothing to measure.
+        """
+        if not self.sets:
+            return {}
+        plan = batches(self.sets, self.cfg.batch)
+        sampler, tokenizer = self.shop.sampler, self.shop.tokenizer
+        made = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
+        rows = [row for batch in made for row in batch]
+        by_set = score(rows, self.sets)
+        self.history.append({"step": step} | to_dict(by_set))
+        if jax.process_index() == 0:
+            write_text(self.out / "answers" / f"{step:06d}.jsonl", jsonl(rows))
+        return metrics(by_set)
+
+    def close(self) -> None:
+        """Writes evaluations.json and prints what the run changed."""
+        if self.history and jax.process_index() == 0:
+            text = json.dumps(self.history, indent=2) + "\n"
+            write_text(self.out / "evaluations.json", text)
+            print(closing_table(changes(self.history[0], self.history[-1])))
+
+
 def run(cfg: config.Evaluate) -> None:
     """Writes answers.jsonl, scores.json and scores.md into `cfg.out` and prints the table."""
     task = tasks.load(cfg.task, cfg.data)
@@ -221,9 +264,7 @@ def run(cfg: config.Evaluate) -> None:
     setup.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
     thinking = cfg.enable_thinking
     sets = held_out(task, others, cfg.eval, shop.tokenizer, cfg.max_prompt_tokens, thinking)
-    for part in sets:
-        setup.note(f"{part.name}: {len(part.examples)} examples, {part.overlong} overlong left out")
-        setup.note_skipped(part.task)
+    note_held_out(sets)
     plan = batches(sets, cfg.eval.batch)
     if cfg.resume:
         _check_same(cfg)

@@ -63,10 +63,13 @@ class Workshop:
     graphdef: nnx.GraphDef
     abstract: nnx.State
     sampler: Sampler
+    init_seed: int | None
 
     def load(self) -> nnx.State:
-        """Returns the float32 params, each device holding its part."""
+        """Returns the float32 params, each device holding its part: stored, or drawn."""
         shardings = rules.param_shardings(self.abstract, self.mesh)
+        if self.init_seed is not None:
+            return weights.draw(self.cfg, self.init_seed, shardings)
         return weights.load(self.folder, self.cfg, shardings)
 
     def stored_weights(self) -> Any:
@@ -120,7 +123,14 @@ def workshop(
         graphdef=graphdef,
         abstract=abstract,
         sampler=sampler,
+        init_seed=source.init_seed,
     )
+
+
+def export(shop: Workshop, params: nnx.State, out: Path) -> None:
+    """Writes a run's model as a Hugging Face folder."""
+    weights.export(params, shop.cfg, shop.folder, out / "model")
+    note(f"model: {out / 'model'} (a Hugging Face folder)")
 
 
 def _write_for_server(params: nnx.State, *, cfg: ModelConfig, source: Path, to: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +24,7 @@ from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.loss import TokenRecord
 from sdjax.learner.state import TrainState
-from sdjax.metrics import RolloutWriter, Timers, Writer, closing_table, write_text
-from sdjax.models import weights as model_weights
+from sdjax.metrics import RolloutWriter, Timers, Writer
 from sdjax.objectives import divergences, token_weights
 from sdjax.records import Example, Group, Reprompt
 from sdjax.rollout import dynamic_sampling
@@ -90,9 +88,7 @@ def _prepare(
         f"{task.name}: {len(examples)} training examples ({len(overlong)} over {limit} prompt "
         "tokens left out)"
     )
-    for part in sets:
-        setup.note(f"{part.name}: {len(part.examples)} held out ({part.overlong} left out)")
-        setup.note_skipped(part.task)
+    evaluate.note_held_out(sets)
     return task, shop, examples, sets
 
 
@@ -127,24 +123,19 @@ def _train(
     rollouts = RolloutWriter(out, primary=primary and cfg.log.rollouts, after=after)
     root = jax.random.key(cfg.seed)
 
-    plan = evaluate.batches(sets, cfg.eval.batch)
-
-    def evaluated(at: int, weights: Any) -> dict[str, float]:
-        made = evaluate.answers(
-            shop.sampler, weights, shop.tokenizer, plan, cfg.eval, cfg.rollout.enable_thinking
-        )
-        rows = [row for batch in made for row in batch]
-        by_set = evaluate.score(rows, sets)
-        history.append({"step": at} | evaluate.to_dict(by_set))
-        if primary:
-            write_text(out / "answers" / f"{at:06d}.jsonl", evaluate.jsonl(rows))
-        return evaluate.metrics(by_set)
-
+    course = evaluate.Course(
+        shop=shop,
+        sets=sets,
+        cfg=cfg.eval,
+        thinking=cfg.rollout.enable_thinking,
+        out=out,
+        history=history,
+    )
     with writer, rollouts, profile.rounds(cfg.profile) as before:
         # Made once for each state of the parameters: evaluation and rollout read the same.
         weights = shop.sampler.weights(train_state.params)
         if done == 0:
-            writer.write(0, evaluated(0, weights))
+            writer.write(0, course.measure(0, weights))
         for number in range(done, cfg.steps):
             before(number - done)
             timers = Timers()
@@ -178,7 +169,7 @@ def _train(
                 metrics |= reprompt.metrics(groups, reprompts, cfg.reprompt)
             last = number + 1 == cfg.steps
             if last or (cfg.eval.every and (number + 1) % cfg.eval.every == 0):
-                metrics |= evaluated(number + 1, weights)
+                metrics |= course.measure(number + 1, weights)
             writer.write(number + 1, metrics)
             writer.warn(number + 1, learning_signal.warnings(groups, reprompts, cfg))
             if cfg.checkpoint.every and (last or (number + 1) % cfg.checkpoint.every == 0):
@@ -186,7 +177,9 @@ def _train(
                 rollouts.flush()  # A run that goes on from here finds them.
                 checkpoints.save(number + 1, train_state, host)
     checkpoints.close()
-    _finish(cfg, shop, train_state, history, out)
+    if cfg.checkpoint.export:
+        setup.export(shop, train_state.params, out)
+    course.close()
 
 
 def _start(
@@ -355,15 +348,3 @@ def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[s
         "rollout/epistemic_per_response": words.per_response,
         "rollout/epistemic_per_1000_tokens": words.per_1000_tokens,
     }
-
-
-def _finish(
-    cfg: config.Train, shop: setup.Workshop, train_state: TrainState, history: list, out: Path
-) -> None:
-    """Exports the model and prints what the run changed."""
-    if cfg.checkpoint.export:
-        model_weights.export(train_state.params, shop.cfg, shop.folder, out / "model")
-        setup.note(f"model: {out / 'model'} (a Hugging Face folder)")
-    if jax.process_index() == 0:
-        write_text(out / "evaluations.json", json.dumps(history, indent=2) + "\n")
-        print(closing_table(evaluate.changes(history[0], history[-1])))

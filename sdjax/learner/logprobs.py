@@ -37,7 +37,7 @@ class TokenOutputs:
     """What both models say of every token, float32[R, C]; 0 where there is none.
 
     Only the divergence and the student's log-probability carry gradients. Without a teacher its
-    fields are 0.
+    fields are 0, and top1_agree says whether the student's likeliest token is the token itself.
     """
 
     divergence: jax.Array  # as cfg.divergence defines it, before weights
@@ -328,7 +328,7 @@ def _described(
             teacher_logprob=zero,
             student_entropy=vocabulary.entropy(student),
             teacher_entropy=zero,
-            top1_agree=zero,
+            top1_agree=vocabulary.is_top(student, token).astype(jnp.float32),
             reverse_kl=zero,
         )
     pair = vocabulary.compare(student, teacher, token)

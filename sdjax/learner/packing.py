@@ -18,14 +18,17 @@ class Layout:
     shape: tuple[int, int]  # M microbatches of R rows
     several: bool  # whether a row may hold more than one
 
-    def array(self, values: Sequence[np.ndarray], fill: float, dtype: type) -> np.ndarray:
+    def array(
+        self, values: Sequence[np.ndarray], fill: float, dtype: type, *, width: int = 0
+    ) -> np.ndarray:
         """Returns [M, R, n]: each row its completions' values end to end, then `fill`.
 
-        `values` has an array for each completion; n is the bucket of the longest row.
+        `values` has an array for each completion; n is `width` or, with 0, the bucket of the
+        longest row.
         """
         whole = [np.concatenate([values[i] for i in row]) for row in self.rows]
         number, longest = self.shape[0] * self.shape[1], max([1, *map(len, whole)])
-        out: np.ndarray = np.full((number, bucket(longest)), fill, dtype)
+        out: np.ndarray = np.full((number, width or bucket(longest)), fill, dtype)
         for row, value in zip(out, whole, strict=False):
             row[: len(value)] = value
         return out.reshape(*self.shape, -1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,20 @@ from jax.sharding import Mesh
 
 from sdjax import config
 from sdjax.learner import optim
-from sdjax.learner.batch import Batch, Rows, Samples
+from sdjax.learner.accumulate import add_gradient, over_microbatches
+from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.logprobs import token_outputs
 from sdjax.learner.loss import TokenRecord, gathered, microbatch_loss
 from sdjax.learner.metrics import Sums, of_update
 from sdjax.learner.state import TrainState, teacher_on_device
+from sdjax.models.layer import LayerWeights
 from sdjax.models.transformer import head_matrix
 from sdjax.parallel import rules
 from sdjax.parallel.rounding import AS_WRITTEN
 from sdjax.teacher import kinds
 
 Metrics = dict[str, jax.Array]
+AnyBatch = TypeVar("AnyBatch")
 
 
 def make_train_step(
@@ -45,11 +48,17 @@ def make_train_step(
         near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
 
         def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenRecord]]:
-            return _add_gradient(grads, near, micro, batch.samples, graphdef, cfg)
+            def loss(params: nnx.State, sums: LayerWeights | None) -> tuple[jax.Array, Any]:
+                return microbatch_loss(
+                    params, near.teacher_params, micro, batch.samples, graphdef, cfg, sums
+                )
+
+            into = cfg.model.remat == "full"
+            return add_gradient(grads, state.params, loss, graphdef, into=into)
 
         grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-        grads, (sums, record) = _over_microbatches(one, grads, batch)
+        grads, (sums, record) = over_microbatches(one, grads, batch.rows, batch.microbatches)
         lr = optim.learning_rate(state.step, cfg.optim)
         params, opt_state, norm = optim.apply(state.params, state.opt_state, grads, lr, cfg.optim)
         state = replace(state, params=params, opt_state=opt_state)
@@ -97,7 +106,7 @@ def make_score(
             )
             return total, outputs.student_logprob
 
-        return _over_microbatches(one, None, batch)[1]
+        return over_microbatches(one, None, batch.rows, batch.microbatches)[1]
 
     return jax.jit(score, out_shardings=rules.leading(mesh, 1), compiler_options=AS_WRITTEN)
 
@@ -114,71 +123,8 @@ def make_after_step(
     return jax.jit(after_step, donate_argnums=0, out_shardings=state_shardings)
 
 
-def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
+def batch_shardings(batch: AnyBatch, mesh: Mesh) -> AnyBatch:
     """Returns the sharding of every array of a batch: rows are split, what is [B] is not."""
     return jax.tree.map(
         lambda x: rules.leading(mesh, 1) if np.ndim(x) == 3 else rules.replicated(mesh), batch
     )
-
-
-def _add_gradient(
-    grads: nnx.State,
-    state: TrainState,
-    micro: Rows,
-    samples: Samples,
-    graphdef: nnx.GraphDef,
-    cfg: config.Train,
-) -> tuple[nnx.State, tuple[Sums, TokenRecord]]:
-    """Returns `grads` plus the microbatch's, and what it reports."""
-    rest = {name: part for name, part in state.params.items() if name != "layers"}
-
-    def loss(rest: dict, layers: nnx.State) -> tuple[jax.Array, tuple[Sums, TokenRecord]]:
-        """With `layers` the parameters, or the sums that their gradients are added to."""
-        own = state.params["layers"] if into else layers
-        params = nnx.State(rest | {"layers": own})
-        sums = nnx.merge(graphdef, nnx.State(rest | {"layers": layers})).layers.weights()
-        return microbatch_loss(
-            params,
-            state.teacher_params,
-            micro,
-            samples,
-            graphdef,
-            cfg,
-            gradients=sums if into else None,
-        )
-
-    # Without whole layers recomputed there are activations to keep, which the scan's own
-    # differentiation knows how to.
-    into = cfg.model.remat == "full"
-    start = (grads if into else state.params)["layers"]
-    (added, layers), reported = jax.grad(loss, (0, 1), has_aux=True)(rest, start)
-    if not into:
-        layers = jax.tree.map(jnp.add, grads["layers"], layers)
-    total = {name: jax.tree.map(jnp.add, grads[name], part) for name, part in added.items()}
-    # A State's parts come out of it as States, but were plain dicts in it.
-    leaves = jax.tree.leaves(nnx.State(total | {"layers": layers}))
-    return jax.tree.unflatten(jax.tree.structure(grads), leaves), reported
-
-
-def _over_microbatches(
-    one: Callable[[Rows, Any], tuple[Any, Any]], start: Any, batch: Batch
-) -> tuple[Any, Any]:
-    """Returns what `one` carries from microbatch to microbatch, and [M, ...] of what else it gives.
-
-    Those without a completion are not run; their part of the second is 0.
-    """
-
-    def at(i: jax.Array | int) -> Rows:
-        return jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), batch.rows
-        )
-
-    def body(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-        total, stacked = carry
-        total, new = one(at(i), total)
-        return total, jax.tree.map(lambda x, y: x.at[i].set(y), stacked, new)
-
-    _, new = jax.eval_shape(lambda: one(at(0), start))
-    m = batch.rows.token.shape[0]
-    stacked = jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), new)
-    return jax.lax.fori_loop(0, batch.microbatches, body, (start, stacked))

@@ -22,7 +22,7 @@ from sdjax.models.export import export
 from sdjax.models.resolve import resolve
 from sdjax.models.transformer import Transformer
 
-__all__ = ["export", "load", "read_config", "resolve"]
+__all__ = ["draw", "export", "load", "read_config", "resolve"]
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +85,15 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
         leaves[at] = variable.replace(jax.block_until_ready(array))
     log.info("loaded %s in %.1f s, peak host memory %.2f GB", path, *_cost(start))
     return nnx.from_flat_state([(at, leaves[at]) for at, _ in nnx.to_flat_state(params)])
+
+
+def draw(cfg: ModelConfig, seed: int, shardings: nnx.State) -> nnx.State:
+    """Returns random params of a Transformer, float32, drawn where their shardings put them."""
+
+    def params() -> nnx.State:
+        return nnx.split(Transformer(cfg, rngs=nnx.Rngs(seed)))[1]
+
+    return jax.jit(params, out_shardings=shardings)()
 
 
 def abstract_params(cfg: ModelConfig) -> nnx.State:

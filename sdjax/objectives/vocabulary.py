@@ -97,3 +97,9 @@ def same_top(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns bool[...]: whether some entry is a likeliest one of both."""
     both = (x == jnp.max(x, axis=-1, keepdims=True)) & (y == jnp.max(y, axis=-1, keepdims=True))
     return jnp.any(both, axis=-1)
+
+
+def is_top(logits: jax.Array, token: jax.Array) -> jax.Array:
+    """Returns bool[...]: whether int32[...] `token` is a likeliest one."""
+    own = jnp.max(logits, axis=-1, where=is_token(logits, token), initial=-jnp.inf)
+    return own == jnp.max(logits, axis=-1)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdjax import config
-from sdjax.data.rows import RowError, columns, text_field, to_examples
+from sdjax.data.rows import RowError, columns, convert_rows, text_field
 from sdjax.data.sources import read_rows
 from sdjax.graders import code, sandbox
 from sdjax.records import Example, Message
@@ -80,7 +80,7 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         message: Message = {"role": "user", "content": question}
         return Example(id=str(number), messages=(message,), answer=tests, task="livecodebench")
 
-    examples, skipped = to_examples(cfg.source, read_rows(cfg.source), convert, data.on_bad_row)
+    examples, skipped = convert_rows(cfg.source, read_rows(cfg.source), convert, data.on_bad_row)
     ids = [example.id for example in examples]
     config.require(
         set(cfg.problems) <= set(ids),

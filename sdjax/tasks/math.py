@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdjax import config
-from sdjax.data.rows import RowError, Skipped, columns, distinct, text_field, to_examples, unseen
+from sdjax.data.rows import RowError, Skipped, columns, convert_rows, distinct, text_field, unseen
 from sdjax.data.sources import read_rows
 from sdjax.graders import eval_reference, math
 from sdjax.graders.regions import last_boxed
@@ -95,7 +95,7 @@ def _read(
             task="math",
         )
 
-    return to_examples(source, read_rows(source), convert, data.on_bad_row)
+    return convert_rows(source, read_rows(source), convert, data.on_bad_row)
 
 
 def fields(row: dict[str, Any]) -> tuple[str, str, str | None]:

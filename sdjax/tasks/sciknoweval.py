@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdjax import config
-from sdjax.data.rows import RowError, Skipped, text_field, to_examples, unseen
+from sdjax.data.rows import RowError, Skipped, convert_rows, text_field, unseen
 from sdjax.data.sources import read_rows
 from sdjax.graders import choice
 from sdjax.graders.batch import each
@@ -64,4 +64,4 @@ def _read(file: str, split: str, data: config.Data) -> tuple[list[Example], tupl
             id=f"{split}-{number}", messages=(system, user), answer=answer, task="sciknoweval"
         )
 
-    return to_examples(file, read_rows(file), convert, data.on_bad_row)
+    return convert_rows(file, read_rows(file), convert, data.on_bad_row)

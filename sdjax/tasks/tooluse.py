@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdjax import config
-from sdjax.data.rows import RowError, Skipped, text_field, to_examples, unseen
+from sdjax.data.rows import RowError, Skipped, convert_rows, text_field, unseen
 from sdjax.data.sources import read_rows
 from sdjax.graders import tooluse
 from sdjax.graders.batch import Grader, each
@@ -72,4 +72,4 @@ def _read(source: str, split: str, data: config.Data) -> tuple[list[Example], tu
             id=f"{split}-{number}", messages=tuple(messages), answer=answer, task="tooluse"
         )
 
-    return to_examples(source, read_rows(source), convert, data.on_bad_row)
+    return convert_rows(source, read_rows(source), convert, data.on_bad_row)

@@ -1,0 +1,79 @@
+"""Conversations to imitate: rows of messages, or of prompts and completions. No tokens yet.
+
+A row has one of
+    messages                a list of {"role", "content"} with an assistant's turn in it
+    prompt and completion   each a text, or a list of messages (completion: one of the assistant)
+Other fields are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sdjax.data.rows import RowError, Skipped, columns, convert_rows, text_field
+from sdjax.data.sources import read_rows
+from sdjax.records import Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """What the assistant answers to a conversation. `row` counts from 1."""
+
+    row: int
+    messages: tuple[Message, ...]
+    completion: str
+
+
+def load(
+    source: str, *, turns: Literal["last", "all"], on_bad_row: Literal["error", "skip"]
+) -> tuple[list[Demonstration], tuple[Skipped, ...]]:
+    """Returns the demonstrations of a source (sdjax/data/sources.py) and the rows left out.
+
+    `turns`: the last turn of the assistant in each row, or one demonstration for each of its turns.
+    Raises UserError for the first wrong row if `on_bad_row` is "error", and where none is right.
+    """
+
+    def convert(row: dict[str, Any], number: int) -> list[Demonstration]:
+        found = list(_turns(_messages(row), number))
+        if not found:
+            raise RowError("has no turn of the assistant with a text")
+        return found if turns == "all" else found[-1:]
+
+    rows, skipped = convert_rows(source, read_rows(source), convert, on_bad_row)
+    return [demonstration for of_row in rows for demonstration in of_row], skipped
+
+
+def _turns(messages: tuple[Message, ...], row: int) -> Iterator[Demonstration]:
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant" and message["content"].strip():
+            if not i:
+                raise RowError("begins with the assistant: nothing comes before its turn")
+            yield Demonstration(row=row, messages=messages[:i], completion=message["content"])
+
+
+def _messages(row: dict[str, Any]) -> tuple[Message, ...]:
+    if "messages" in row:
+        return _conversation("messages", row["messages"])
+    if "prompt" not in row or "completion" not in row:
+        raise RowError(
+            f"has neither messages nor prompt and completion (the columns are {columns(row)})"
+        )
+    parts = {
+        name: (Message(role=role, content=text_field(row, name)),)
+        if isinstance(row[name], str)
+        else _conversation(name, row[name])
+        for name, role in (("prompt", "user"), ("completion", "assistant"))
+    }
+    return parts["prompt"] + parts["completion"]
+
+
+def _conversation(name: str, value: Any) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise RowError(f"field '{name}' is {type(value).__name__}, not a list of messages")
+    for number, message in enumerate(value, 1):
+        for key in ("role", "content"):
+            if not isinstance(message, dict) or not isinstance(message.get(key), str):
+                raise RowError(f"field '{name}', message {number}: '{key}' is not a text")
+    return tuple(Message(role=m["role"], content=m["content"]) for m in value)

@@ -1,0 +1,214 @@
+"""Finetunes a model on conversations: the loop, and what it reads."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from sdjax import config, tasks
+from sdjax.bench import profile
+from sdjax.data import conversations
+from sdjax.data.conversations import Demonstration
+from sdjax.data.pipeline import Batches
+from sdjax.errors import UserError
+from sdjax.jobs import evaluate, setup
+from sdjax.jobs.evaluate import HeldOut
+from sdjax.learner import optim, state, step, supervised
+from sdjax.learner.checkpoint import Checkpoints, abstract
+from sdjax.learner.supervised import Batch, Conversation, Shape
+from sdjax.metrics import Writer
+from sdjax.tokenizer import Tokenizer
+
+# The teacher of a train state that has none.
+NO_TEACHER = config.Teacher(kind="live")
+# Updates that are packed and on their way to the devices while one runs.
+AHEAD = 2
+
+T = TypeVar("T")
+
+
+def run(cfg: config.SFT) -> None:
+    """Trains, evaluates, checkpoints and exports as the config says."""
+    shop = setup.workshop(cfg.model, cfg.mesh)
+    setup.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
+    setup.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
+    config.require(
+        cfg.max_tokens <= shop.cfg.max_positions,
+        "max_tokens",
+        cfg.max_tokens,
+        f"exceeds the model's context of {shop.cfg.max_positions}; lower it",
+    )
+    sets = _held_out(cfg, shop)
+    read, skipped = conversations.load(cfg.source, turns=cfg.turns, on_bad_row=cfg.data.on_bad_row)
+    kept = _fitting(read, shop.tokenizer, cfg)
+    setup.note(
+        f"{cfg.source}: {len(kept)} conversations, {sum(len(c.tokens) for c in kept)} tokens; "
+        f"{len(read) - len(kept)} over {cfg.max_tokens} tokens and {len(skipped)} rows left out"
+    )
+    out = setup.claim(cfg.out, cfg, resume=cfg.resume)
+    with jax.set_mesh(shop.mesh):
+        _train(cfg, shop, kept, sets, out)
+
+
+def _held_out(cfg: config.SFT, shop: setup.Workshop) -> list[HeldOut]:
+    if cfg.task is None:
+        return []
+    longest = cfg.eval.max_completion_tokens
+    setup.check_context(shop.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, longest)
+    sets = evaluate.held_out(
+        tasks.load(cfg.task, cfg.data),
+        {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()},
+        cfg.eval,
+        shop.tokenizer,
+        cfg.max_prompt_tokens,
+        cfg.enable_thinking,
+    )
+    evaluate.note_held_out(sets)
+    return sets
+
+
+def encode(
+    demonstration: Demonstration, tokenizer: Tokenizer, enable_thinking: bool | None
+) -> Conversation:
+    """Returns the tokens that the model would read and sample: a prompt, and the turn after it."""
+    prompt = tokenizer.encode_prompt(demonstration.messages, enable_thinking=enable_thinking)
+    completion = tokenizer.encode_completion(demonstration.completion)
+    return Conversation(tokens=np.concatenate([prompt, completion]), start=len(prompt))
+
+
+def _fitting(
+    read: Sequence[Demonstration], tokenizer: Tokenizer, cfg: config.SFT
+) -> list[Conversation]:
+    """Returns the conversations of at most cfg.max_tokens tokens."""
+    kept = []
+    for demonstration in read:
+        conversation = encode(demonstration, tokenizer, cfg.enable_thinking)
+        length = len(conversation.tokens)
+        if length <= cfg.max_tokens:
+            kept.append(conversation)
+        elif cfg.data.on_overlong == "error":
+            raise UserError(
+                f"{cfg.source}:{demonstration.row}: {length} tokens, over max_tokens "
+                f"({cfg.max_tokens}); raise it or set data.on_overlong to 'skip'"
+            )
+    if not kept:
+        raise UserError(
+            f"max_tokens is {cfg.max_tokens}: every one of the {len(read)} conversations is longer"
+        )
+    return kept
+
+
+def _train(
+    cfg: config.SFT,
+    shop: setup.Workshop,
+    kept: Sequence[Conversation],
+    sets: Sequence[HeldOut],
+    out: Path,
+) -> None:
+    tx = optim.make(cfg.optim)
+    shardings = state.shardings(shop.abstract, tx, NO_TEACHER, shop.mesh)
+    init = state.initialiser(tx, NO_TEACHER, shardings)
+    update = supervised.make_step(shop.graphdef, cfg, shop.mesh, shardings)
+    order = Batches(kept, cfg.batch, cfg.data.seed)
+    checkpoints = Checkpoints(out / "checkpoints", cfg.checkpoint)
+    steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
+    history: list[dict] = []
+    done = checkpoints.newest() or 0
+    if done:
+        like = abstract(jax.eval_shape(init, shop.abstract), shardings)
+        train_state, host = checkpoints.restore(done, like)
+        order.set_state(host["data"])
+        history = host["history"]
+    else:
+        train_state = init(shop.load())
+    course = evaluate.Course(
+        shop=shop, sets=sets, cfg=cfg.eval, thinking=cfg.enable_thinking, out=out, history=history
+    )
+    after = done if cfg.resume else None
+    primary = jax.process_index() == 0
+    writer = Writer(out, cfg.log, steps=steps, primary=primary, after=after)
+    source = _updates(order, kept, shop, cfg)
+    with writer, profile.rounds(cfg.profile) as before, ThreadPoolExecutor(1) as background:
+        if done == 0 and sets:
+            writer.write(0, course.measure(0, shop.sampler.weights(train_state.params)))
+        ahead = prefetched(lambda: next(source), background)
+        interval = Interval()
+        for number in range(done + 1, steps + 1):
+            before(number - done - 1)
+            batch, position = next(ahead)
+            train_state, metrics = update(train_state, batch)
+            interval.add(metrics)
+            last = number == steps
+            evaluates = bool(sets) and (last or _is_due(number, cfg.eval.every))
+            saves = cfg.checkpoint.every and (last or _is_due(number, cfg.checkpoint.every))
+            # A resumed run begins an interval; so must the one that it goes on from.
+            if last or evaluates or saves or _is_due(number, cfg.log_every):
+                values = interval.take()
+                if evaluates:
+                    weights = shop.sampler.weights(train_state.params)
+                    values |= course.measure(number, weights)
+                    del weights
+                writer.write(number, values)
+                interval = Interval()
+            if saves:
+                host = {"data": position, "history": history}
+                checkpoints.save(number, train_state, host)
+    checkpoints.close()
+    if cfg.checkpoint.export:
+        setup.export(shop, train_state.params, out)
+    course.close()
+
+
+def _is_due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
+
+
+def _updates(
+    order: Batches[Conversation],
+    kept: Sequence[Conversation],
+    shop: setup.Workshop,
+    cfg: config.SFT,
+) -> Iterator[tuple[Batch, dict[str, Any]]]:
+    """Yields updates on the devices, each with the position in the data after it."""
+    shape = Shape.of(kept, cfg.batch, cfg.optim)
+    for of_update in order:
+        packed = supervised.pack(of_update, shape, shop.tokenizer.pad_id)
+        yield jax.device_put(packed, step.batch_shardings(packed, shop.mesh)), order.get_state()
+
+
+def prefetched(
+    make: Callable[[], T], background: ThreadPoolExecutor, ahead: int = AHEAD
+) -> Iterator[T]:
+    """Yields what `make` returns, without end; the next ones are made in the background."""
+    futures = deque(background.submit(make) for _ in range(ahead))
+    while True:
+        futures.append(background.submit(make))
+        yield futures.popleft().result()
+
+
+class Interval:
+    """The metrics of several updates, left on the devices until they are asked for."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._metrics: list[dict[str, jax.Array]] = []
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        """Takes an update's metrics without waiting for them."""
+        self._metrics.append(metrics)
+
+    def take(self) -> dict[str, float]:
+        """Returns the means over updates, and tokens a second; waits for the last update."""
+        host = jax.device_get(self._metrics)
+        seconds = time.perf_counter() - self._start
+        means = {name: float(np.mean([m[name] for m in host])) for name in host[0]}
+        each = seconds / len(host)
+        return means | {"sft/tokens_per_s": means["sft/tokens"] / each, "time/update_s": each}
