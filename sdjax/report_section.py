@@ -22,8 +22,8 @@ class Report:
     """Epistemic words that rollouts are filtered by: paper, word, or a JSON file of one's own
     {"word": ["form", ...], ...}."""
     max_rollouts: int = 5000
-    """Rollouts shown at most. Runs get even shares; of a run whole groups are shown, evenly spaced
-    from its first to its last."""
+    """Rollouts shown at most. Runs get even shares; of a run those with their tokens come first,
+    whole groups evenly spaced from its first to its last."""
     max_mb: float = 40.0
     """Size of the file at most, in millions of bytes. Over it, alternatives of every second, third,
     ... completion are kept, then fewer groups are shown. The page says so."""

@@ -1,8 +1,10 @@
-"""Settings that must stand before jax starts."""
+"""Settings that must stand before jax starts, and a browser."""
 
 import os
 import tempfile
 from pathlib import Path
+
+import pytest
 
 # Tiny programs: compiling them well takes longer than running them badly, and many tests (and the
 # processes that some start) compile the same ones.
@@ -14,3 +16,23 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sdjax-test-programs")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium."""
+    import report_browser
+
+    with report_browser.launched() as made:
+        yield made
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens reports; fails where one logs, raises, asks or loads anything."""
+    import report_browser
+
+    page = report_browser.Page(browser)
+    yield page.open
+    assert page.said == []
+    page.page.close()

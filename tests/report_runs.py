@@ -14,6 +14,7 @@ WORDS = (
     "it might seem hmm likely alternatively multiply divide equals answer because since each term"
 ).split()
 SPECIAL = "<|im_end|>"
+LEXICON = "wait hmm perhaps maybe actually alternatively seems might likely check".split()
 
 
 def completion(rng: np.random.Generator, length: int) -> list[str]:
@@ -25,8 +26,7 @@ def completion(rng: np.random.Generator, length: int) -> list[str]:
 
 
 def epistemic_tokens(pieces: list[str]) -> list[int]:
-    lexicon = "wait hmm perhaps maybe actually alternatively seems might likely check".split()
-    return [i for i, piece in enumerate(pieces) if piece.strip() in lexicon]
+    return [i for i, piece in enumerate(pieces) if piece.strip() in LEXICON]
 
 
 def rollout(
@@ -101,8 +101,7 @@ def metrics(rng: np.random.Generator, step: int, steps: int, every: int) -> dict
 
 
 def evaluation(step: int, words: dict[str, int]) -> dict:
-    lexicon = "wait hmm perhaps maybe actually alternatively seems might likely check".split()
-    counts = dict.fromkeys(lexicon, 0) | words
+    counts = dict.fromkeys(LEXICON, 0) | words
     rates = {"total": sum(counts.values()), "per_response": 0.1, "per_1000_tokens": 1.0}
     own = {
         "accuracy": {"examples": 50, "k": 4, "level": 0.95},

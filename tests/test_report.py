@@ -132,7 +132,11 @@ def test_a_run_of_which_less_is_known_is_shown_with_what_there_is(tmp_path):
     out = made(tmp_path, run)
     detail, text = block(out, "detail-0")["rows"], block(out, "text-0")
     assert text == [row["completion"] for row in rows]
-    assert not detail[0]["tokens"] and "push" not in detail[0] and "reprompt" not in detail[0]
+    assert (
+        block(out, "index")["kept"] == [0] * 16
+        and "push" not in detail[0]
+        and "reprompt" not in detail[0]
+    )
     # Without texts of tokens the words of the completion stand for them.
     assert len(detail[0]["epistemic"]) == len(rows[0]["epistemic"])
     for file in ("rollouts.jsonl", "metrics.jsonl"):
@@ -213,18 +217,26 @@ def test_a_file_that_ends_inside_a_line_is_read_up_to_it(tmp_path, caplog):
 
 
 def test_too_many_rollouts_give_whole_groups_evenly_spaced(tmp_path):
-    kept = rollouts.chosen([4] * 10, 12)
+    kept = rollouts.chosen([4] * 10, [True] * 40, 12)
     assert sum(kept) == 12
     starts = [i // 4 for i in range(0, 40, 4) if kept[i]]
     assert starts == [0, 4, 9] and all(kept[4 * g : 4 * g + 4] == [True] * 4 for g in starts)
-    assert rollouts.chosen([4, 4], 8) == [True] * 8
-    assert rollouts.chosen([8], 3) == [True] * 3 + [False] * 5
-    assert rollouts.chosen([3, 5], 0) == [False] * 8
+    assert rollouts.chosen([4, 4], [True] * 8, 8) == [True] * 8
+    assert rollouts.chosen([8], [True] * 8, 3) == [True] * 3 + [False] * 5
+    assert rollouts.chosen([3, 5], [True] * 8, 0) == [False] * 8
+    # Those with their tokens come first.
+    whole = [i % 4 == 1 for i in range(16)]
+    assert rollouts.chosen([4] * 4, whole, 4) == whole
+    filled = rollouts.chosen([4] * 4, whole, 7)
+    assert sum(filled) == 7 and all(filled[i] for i in range(16) if whole[i])
     assert rollouts.shares([10, 100, 100], 90) == [10, 40, 40]
     run = report_runs.write(tmp_path / "run")
     out = made(tmp_path, run, max_rollouts=20)
     assert len(block(out, "index")["run"]) == 20
-    assert "20 of 80 rollouts are shown: whole groups" in block(out, "report")["rollout_note"]
+    assert (
+        "20 of 80 rollouts are shown: those with their tokens first"
+        in block(out, "report")["rollout_note"]
+    )
 
 
 def test_a_file_over_its_size_loses_alternatives_first_and_then_groups(tmp_path):
@@ -271,16 +283,6 @@ def test_an_unfinished_runs_words_are_counted_in_its_answers(tmp_path):
     own = words.of_evaluations(read.runs([str(folder)])[0])[0]
     assert (own.before.step, own.after.step) == ("0", "8")
     assert (own.before.words["wait"], own.after.words["wait"]) == (2, 1)
-
-
-def test_tokens_that_hold_parts_of_a_character_show_the_character():
-    bad = "\ufffd"
-    assert rollouts.mended(["a", bad, bad, "b"], "a\U0001f642b") == ["a", "\U0001f642", "", "b"]
-    assert rollouts.mended([bad, bad, "<end>"], "\u00e9") == ["\u00e9", "", "<end>"]
-    assert rollouts.mended(["<s>", "x", bad], "x\u00e9") == ["<s>", "x", "\u00e9"]
-    assert rollouts.mended(["x", "y"], "xy") == ["x", "y"]
-    # What does not follow the text stays.
-    assert rollouts.mended([bad, "q", "r"], "abc") == [bad, "q", "r"]
 
 
 def test_the_report_needs_no_jax_and_starts_fast(seeds, tmp_path):

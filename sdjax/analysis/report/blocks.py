@@ -53,9 +53,9 @@ def fit(
 ) -> Packed:
     """Returns the rollouts of runs in at most `limit` bytes and `max_rollouts` rollouts.
 
-    Runs get even shares. Of a run whole groups are shown, evenly spaced from its first to its
-    last. Where all that is too large, alternatives go first (every second, every third, ...
-    completion that has them keeps them), then groups.
+    Runs get even shares. Of a run those with their tokens come first, whole groups evenly spaced
+    from its first to its last. Where all that is too large, alternatives go first (every second,
+    every third, ... completion that has them keeps them), then groups.
     """
     every, wanted, total = 1, max_rollouts, sum(s.rows for s in surveys)
     # No token takes less than two bytes: what cannot fit need not be tried.
@@ -63,7 +63,9 @@ def fit(
     wanted = min(wanted, total, int(limit / (2 * mean)) if mean else wanted)
     while wanted > 0:
         parts = rollouts.shares([s.rows for s in surveys], wanted)
-        keep = [rollouts.chosen(s.groups, part) for s, part in zip(surveys, parts, strict=True)]
+        keep = [
+            rollouts.chosen(s.groups, s.whole, part) for s, part in zip(surveys, parts, strict=True)
+        ]
         made = _pack(
             (
                 row
@@ -91,7 +93,8 @@ def _note(rows: int, total: int, every: int) -> str:
     parts = []
     if rows < total:
         parts.append(
-            f"{rows:,} of {total:,} rollouts are shown: whole groups, evenly spaced over each run"
+            f"{rows:,} of {total:,} rollouts are shown: those with their tokens first, whole "
+            "groups evenly spaced over each run"
         )
     if every > 1:
         which = "no completion" if every == 10**9 else f"1 in {every} of the completions with them"

@@ -42,7 +42,7 @@ def assemble(title: str, report: Mapping[str, Any], rollouts: Packed) -> str:
     own = '"use strict";\n{\n' + "\n".join(map(_read, SCRIPTS)) + "\n}\n"
     library = f"/*\n{_read(LICENCE)}*/\n{_read(LIBRARY)}"
     return Template(_read("page.html")).substitute(
-        title=html.escape(title),
+        title=html.escape(title.encode("utf-8", "replace").decode()),
         style_hashes=" ".join(map(_hash, styles)),
         script_hashes=" ".join(map(_hash, (library, own))),
         styles="\n".join(f"<style>{text}</style>" for text in styles),

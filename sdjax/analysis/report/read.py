@@ -58,7 +58,8 @@ def names(folders: Sequence[Path]) -> list[str]:
         ends = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(ends)) == len(ends):
             break
-    return ends
+    # A name on disk may be no text.
+    return [end.encode("utf-8", "replace").decode() for end in ends]
 
 
 def _run(folder: Path, name: str) -> Run:

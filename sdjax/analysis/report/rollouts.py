@@ -16,9 +16,6 @@ from sdjax.analysis.report import read, words
 from sdjax.analysis.report.read import REMEDY, Run
 from sdjax.errors import UserError
 
-BROKEN = "\ufffd"
-"""What a token that holds a part of a character decodes to."""
-
 TOPS = {"student": "student_top", "teacher": "teacher_top"}
 
 
@@ -26,11 +23,12 @@ TOPS = {"student": "student_top", "teacher": "teacher_top"}
 class Survey:
     """What a first reading of a run's rollouts found.
 
-    `groups` are numbers of successive lines with one step and id; `tokens` is of all lines,
-    `counts` by step and lexicon.
+    `groups` are numbers of successive lines with one step and id; `whole` says of each line
+    whether it has its tokens; `tokens` is of all lines, `counts` by step and lexicon.
     """
 
     groups: list[int] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
     tokens: int = 0
     counts: dict[int, dict[str, words.Counts]] = field(default_factory=dict)
 
@@ -65,6 +63,7 @@ def survey(run: Run, lexicons: Sequence[str]) -> Survey:
             found.groups.append(0)
             last = (step, row.get("id"))
         found.groups[-1] += 1
+        found.whole.append(row.get("pieces") is not None)
         found.tokens += size
         of_step = found.counts.setdefault(step, {mode: words.Counts() for mode in lexicons})
         for mode, counts in words.of_text(row["completion"], size, lexicons).items():
@@ -84,6 +83,8 @@ def _rows(run: Run) -> Iterator[tuple[Path, int, dict[str, Any]]]:
 
 
 def _length(row: Mapping[str, Any]) -> int:
+    if isinstance(row.get("length"), int):
+        return row["length"]
     for name in ("tokens", "pieces"):
         if isinstance(row.get(name), list):
             return len(row[name])
@@ -101,23 +102,34 @@ def shares(sizes: Sequence[int], limit: int) -> list[int]:
     return out
 
 
-def chosen(groups: Sequence[int], limit: int) -> list[bool]:
-    """Returns which rows are shown: whole groups, evenly spaced, at most `limit` rows in all.
+def chosen(groups: Sequence[int], whole: Sequence[bool], limit: int) -> list[bool]:
+    """Returns which rows are shown, at most `limit`: those with their tokens first.
 
-    The first and the last group are among them where two fit; of a single group that is larger
-    than the limit its first rows.
+    Of either kind whole groups, evenly spaced, the first and the last among them where two fit; of
+    a single group that is larger than the limit its first rows.
     """
-    total = sum(groups)
-    wanted = len(groups) if total <= limit else int(limit * len(groups) / max(total, 1))
-    for number in range(max(wanted, 1), 0, -1):
-        keep = set(np.linspace(0, len(groups) - 1, number).round().astype(int).tolist())
-        if number == 1 or sum(groups[i] for i in keep if groups) <= limit:
-            break
-    mask = [i in keep for i, size in enumerate(groups) for _ in range(size)]
-    over = sum(mask) - limit
-    for at in [i for i, kept in enumerate(mask) if kept][::-1][: max(over, 0)]:
-        mask[at] = False
+    of_group = [g for g, size in enumerate(groups) for _ in range(size)]
+    mask = [False] * len(of_group)
+    for kind in (True, False):
+        rows: dict[int, list[int]] = {}
+        for i, g in enumerate(of_group):
+            if whole[i] == kind:
+                rows.setdefault(g, []).append(i)
+        for i in _spaced(list(rows.values()), limit - sum(mask)):
+            mask[i] = True
     return mask
+
+
+def _spaced(groups: Sequence[Sequence[int]], limit: int) -> list[int]:
+    total = sum(map(len, groups))
+    if total <= limit:
+        return [i for group in groups for i in group]
+    for number in range(max(limit * len(groups) // total, 1), 0, -1):
+        places = sorted(set(np.linspace(0, len(groups) - 1, number).round().astype(int).tolist()))
+        rows = [i for place in places for i in groups[place]]
+        if len(rows) <= limit:
+            return rows
+    return rows[:limit]
 
 
 def shown(run: Run, number: int, keep: Sequence[bool], lexicon: str) -> Iterator[Shown]:
@@ -143,7 +155,7 @@ class _Row:
         if pieces is None:
             self._pieces = re.findall(r"\s*\S{1,1000}|\s+", row["completion"])
         elif all(isinstance(piece, str) for piece in pieces):
-            self._pieces = mended(pieces, row["completion"])
+            self._pieces = pieces
         else:
             raise self._error("pieces", "not all are texts")
 
@@ -209,6 +221,7 @@ class _Row:
             "push": _mean(push),
             "epistemic_push": _mean(None if push is None else push[marked]),
             "words": [x for i, n in enumerate(counts.values()) if n for x in (i, n)],
+            "kept": int(self._known),
             "preview": row["completion"][:100],
         }
         detail = {
@@ -219,7 +232,6 @@ class _Row:
             "details": None if row.get("details") is None else json.dumps(row["details"]),
             "demonstration": self._text("demonstration"),
             "distilled": row.get("distilled"),
-            "tokens": self._known,
             "cuts": [_units(piece) for piece in self._pieces],
             "student": _hundredths(student),
             "push": _hundredths(push),
@@ -256,34 +268,6 @@ class _Row:
             ]
         except (TypeError, ValueError):
             raise self._error(name, "not lists of [text, log-probability]") from None
-
-
-def mended(pieces: Sequence[str], text: str) -> list[str]:
-    """Returns texts of tokens in which whole characters stand in place of their broken parts.
-
-    The first token of a character that several make up gets all of it, the others nothing. Where
-    the pieces do not follow the text they stay as they are.
-    """
-    if not any(BROKEN in piece for piece in pieces):
-        return list(pieces)
-    out, at, i = list(pieces), 0, 0
-    while i < len(pieces):
-        if BROKEN not in pieces[i]:
-            # A special token is no part of the text.
-            at += len(pieces[i]) if text.startswith(pieces[i], at) else 0
-            i += 1
-            continue
-        end = i
-        while end < len(pieces) and BROKEN in pieces[end]:
-            end += 1
-        stop = text.find(pieces[end], at) if end < len(pieces) else len(text)
-        if stop < 0:
-            stop = len(text)
-            if end < len(pieces) - 1:
-                return list(pieces)
-        out[i:end] = [text[at:stop], *[""] * (end - i - 1)]
-        at, i = stop, end
-    return out
 
 
 def _units(text: str) -> int:

@@ -21,7 +21,7 @@ async function showDetail(report, index, i) {
   if (index.tops[i]) wanted.push(block(`tops-${b}`));
   const [texts, details, tops] = await Promise.all(wanted);
   if (browser.open !== i) return; // another one was opened meanwhile
-  const row = { ...details.rows[at], text: texts[at] };
+  const row = { ...details.rows[at], text: texts[at], tokens: index.kept[i] === 1 };
   for (const name of ["prompt", "reprompt"]) {
     if (row[name] !== undefined) row[name] = details.strings[row[name]];
   }
@@ -101,7 +101,8 @@ function prompts(row) {
     const what = row.demonstration === undefined ? "" : demonstrationOf(row.demonstration);
     made.append(part(`Teacher reads${what}`, ...shown));
   } else if (row.prompt !== undefined) {
-    made.append(el("section", { className: "prompt" }, el("p", { className: "help", textContent: "No teacher ran on this completion." })));
+    const why = row.tokens ? "No teacher ran on this completion." : "No reprompt was kept of this completion.";
+    made.append(el("section", { className: "prompt" }, el("p", { className: "help", textContent: why })));
   }
   return made;
 }

@@ -11,6 +11,7 @@ function openView(name) {
     tab.tabIndex = view === name ? 0 : -1;
   }
   hideTip();
+  if (name === "curves") fitCharts();
   if (name === "rollouts" && browser.list) {
     drawRows();
     scrollToOpen();
@@ -35,12 +36,13 @@ function writeHash() {
   history.replaceState(null, "", `#${name}${query && `?${query}`}`);
 }
 
+/** Opens the view that the address names, with the filters and the rollout that it names. */
 async function readHash() {
   const [name, query] = location.hash.slice(1).split("?");
   const view = VIEWS.includes(name) ? name : "overview";
   openView(view);
-  if (view !== "rollouts" || !browser.controls) return;
-  const values = new URLSearchParams(query);
+  if (!browser.controls || (view !== "rollouts" && browser.open !== null)) return;
+  const values = new URLSearchParams(view === "rollouts" ? query : "");
   for (const [key, input] of Object.entries(browser.controls.inputs)) {
     input.value = values.get(key) ?? (key === "order" ? "file" : "");
     if (input.selectedIndex === -1) input.selectedIndex = 0;
@@ -48,7 +50,6 @@ async function readHash() {
   const open = Number(values.get("open") ?? NaN);
   if (Number.isInteger(open) && open >= 0 && open < browser.index.run.length) browser.open = open;
   await applyFilters();
-  if (browser.open !== null) await openRollout(browser.open);
 }
 
 function setTheme(name) {

@@ -50,7 +50,6 @@ function showRollouts(report, index) {
   );
   // In the next frame, since rows made here change what is observed.
   new ResizeObserver(() => requestAnimationFrame(drawRows)).observe(list);
-  applyFilters();
 }
 
 function makeFilters(report, index) {
@@ -67,15 +66,18 @@ function makeFilters(report, index) {
   correct.append(option("", "all"), option("1", "correct"), option("0", "wrong"));
   const word = el("select", { id: "word" }, option("", "all"), option("any", "any epistemic word"));
   word.append(option("none", "none"), ...report.lexicon.map((w, i) => option(i, w)));
+  const kept = el("select", { id: "kept" }, option("", "all"), option("kept", "with tokens"));
+  kept.append(option("tops", "with alternatives"));
   const text = el("input", { id: "text", type: "search", placeholder: "in completions" });
   const order = el("select", { id: "order" });
   order.append(...Object.entries(ORDERS).map(([value, [label]]) => option(value, label)));
   const clear = el("button", { type: "button", id: "clear", textContent: "Clear" });
-  const inputs = { run, step0, step1, correct, length0, length1, word, text, order };
+  const inputs = { run, step0, step1, correct, length0, length1, word, kept, text, order };
   let wait;
   for (const input of Object.values(inputs)) {
     input.oninput = () => {
       clearTimeout(wait);
+      if (input === order) browser.open = null; // show what is first now
       wait = setTimeout(applyFilters, input === text ? 200 : 0);
     };
   }
@@ -93,6 +95,7 @@ function makeFilters(report, index) {
     labelled("Graded", correct),
     pair("Length (tokens)", length0, length1),
     labelled("Epistemic word", word),
+    labelled("Kept", kept),
     labelled("Text", text),
     labelled("Order", order),
     clear,
@@ -115,7 +118,7 @@ async function applyFilters() {
   let found = null;
   if (f.text) {
     browser.count.textContent = "searching \u2026";
-    found = await search(f.text.toLowerCase());
+    found = await search(pattern(f.text));
     if (mine !== filtering) return;
   }
   const bound = (value, otherwise) => (value === "" ? otherwise : Number(value));
@@ -134,6 +137,7 @@ async function applyFilters() {
     if (f.correct !== "" && index.correct[i] !== Number(f.correct)) continue;
     if (index.length[i] < length0 || index.length[i] > length1) continue;
     if (f.word !== "" && !hasWord(i)) continue;
+    if (f.kept !== "" && !index[f.kept][i]) continue;
     if (found && !found[i]) continue;
     shown.push(i);
   }
@@ -145,25 +149,33 @@ async function applyFilters() {
     shown.length === total ? `${number(total)} rollouts` : `${number(shown.length)} of ${number(total)} rollouts`;
   browser.space.style.height = `${shown.length * ROW}px`;
   browser.list.scrollTop = 0;
-  if (browser.open === null || !shown.includes(browser.open)) {
-    if (shown.length) await openRollout(shown[0]);
-    else document.getElementById("detail").replaceChildren(el("p", { textContent: "No rollout passes the filters." }));
-  }
-  scrollToOpen();
-  drawRows();
-  writeHash();
+  const kept = shown.includes(browser.open);
+  if (shown.length) await openRollout(kept ? browser.open : shown[0]);
+  else showNothing();
 }
 
-/** Returns for each rollout whether its completion holds a text, in any case of letters. */
-async function search(text) {
+function showNothing() {
+  browser.open = null;
+  drawRows();
+  writeHash();
+  const said = el("p", { textContent: "No rollout passes the filters." });
+  document.getElementById("detail").replaceChildren(said);
+}
+
+/** Returns an expression that finds a text in any case of letters, whatever space is in it. */
+function pattern(text) {
+  const escaped = text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/\s+/g, "\\s+");
+  return new RegExp(escaped, "gi");
+}
+
+/** Returns for each rollout whether an expression finds something in its completion. */
+async function search(expression) {
   if (!browser.texts) {
-    browser.texts = [];
-    for (let b = 0; b < browser.index.first.length; b++) {
-      const element = await block(`text-${b}`);
-      for (const one of element) browser.texts.push(one.toLowerCase());
-    }
+    const texts = [];
+    for (let b = 0; b < browser.index.first.length; b++) texts.push(...(await block(`text-${b}`)));
+    browser.texts = texts;
   }
-  return browser.texts.map((one) => one.includes(text));
+  return browser.texts.map((text) => text.search(expression) >= 0);
 }
 
 function drawRows() {

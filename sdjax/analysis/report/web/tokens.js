@@ -44,7 +44,7 @@ function completionPart(row) {
   text.onblur = hideTip;
   text.onkeydown = (event) => onTokenKey(event, text, row);
   paint();
-  const why = row.tokens ? null : el("p", { className: "help", textContent: "This run kept no texts of tokens; words are shown, without colours." });
+  const why = row.tokens ? null : el("p", { className: "help", textContent: "Only text and grade were kept of this completion: its words have no colours." });
   const tops = row.tokens && !view.tops && row.student ? el("p", { className: "help", textContent: "No alternatives are kept of this completion." }) : null;
   return el(
     "section",
@@ -60,7 +60,7 @@ const PARAGRAPH = 400; // tokens; the browser lays out only those in sight
 
 function paragraphs(row) {
   const epistemic = new Set(row.epistemic);
-  const found = tokensWith(row, browser.controls.inputs.text.value.toLowerCase());
+  const found = tokensWith(row, browser.controls.inputs.text.value);
   const out = [];
   let paragraph;
   row.pieces.forEach((piece, t) => {
@@ -80,18 +80,17 @@ function paragraphs(row) {
 function tokensWith(row, text) {
   const found = new Set();
   if (!text) return found;
-  const whole = row.text.toLowerCase();
-  if (whole.length !== row.text.length) return found; // lower-casing moved the places
-  const starts = [];
-  let at = 0;
-  for (const piece of row.pieces) {
-    starts.push(at);
-    at += piece.length;
-  }
   let t = 0;
-  for (let from = whole.indexOf(text); from >= 0; from = whole.indexOf(text, from + text.length)) {
-    while (t + 1 < starts.length && starts[t + 1] <= from) t += 1;
-    for (let u = t; u < starts.length && starts[u] < from + text.length; u++) found.add(u);
+  let start = 0; // of token t
+  for (const match of row.text.matchAll(pattern(text))) {
+    const end = match.index + match[0].length;
+    while (t < row.pieces.length && start + row.pieces[t].length <= match.index) {
+      start += row.pieces[t++].length;
+    }
+    for (let u = t, at = start; u < row.pieces.length && at < end; u++) {
+      found.add(u);
+      at += row.pieces[u].length;
+    }
   }
   return found;
 }
