@@ -84,11 +84,22 @@ def block(
     dtype = weights.q.dtype
     inner = rms_norm(x, weights.attention_norm, cfg) if pre else x.astype(dtype)
     inner, kept = _attention(inner, weights, rope, cfg, attend)
-    x = x + (inner if pre else rms_norm(inner, weights.attention_norm, cfg))
+    x = x + (_apart(inner) if pre else rms_norm(inner, weights.attention_norm, cfg))
     inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x.astype(dtype)
     inner = _mlp(inner, weights)
-    x = x + (inner if pre else rms_norm(inner, weights.mlp_norm, cfg))
+    x = x + (_apart(inner) if pre else rms_norm(inner, weights.mlp_norm, cfg))
     return constrain(x, HIDDEN), kept
+
+
+def _apart(product: jax.Array) -> jax.Array:
+    """Returns it; on a GPU as one that XLA does not add to anything inside the matrix product.
+
+    cuBLASLt (13, H100) has a kernel that adds a product to a float32 matrix and now and then, once
+    in some 20,000 launches, ends the process with "unspecified launch failure": its blocks signal
+    others of their cluster that have already left (nvjet_sm90_tss_192x64_64x6_1x4_h_bx_NNT, in a
+    core dump of the device). The sum is as cheap beside the next norm.
+    """
+    return jax.lax.optimization_barrier(product) if jax.default_backend() == "gpu" else product
 
 
 def _attention(
@@ -100,7 +111,8 @@ def _attention(
 ) -> tuple[jax.Array, Kept]:
     q = _project("bsd,dnh->bsnh", x, w.q, w.q_bias, jnp.float32)
     k = _project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32)
-    v = _project("bsd,dnh->bsnh", x, w.v, w.v_bias)
+    # In float32 as well, or XLA would not make one product of the three.
+    v = _project("bsd,dnh->bsnh", x, w.v, w.v_bias, jnp.float32).astype(x.dtype)
     if w.q_norm is not None and w.k_norm is not None:
         q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
         k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
