@@ -32,7 +32,7 @@ from sdjax.sections import (
     require,
     require_names,
 )
-from sdjax.study_jobs import SFT
+from sdjax.study_jobs import SFT, Study
 from sdjax.trace_jobs import Traces
 
 __all__ = [
@@ -57,6 +57,7 @@ __all__ = [
     "Sampling",
     "Server",
     "Shape",
+    "Study",
     "Task",
     "Teacher",
     "Traces",
@@ -286,7 +287,7 @@ class Bench:
         )
 
 
-Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report | SFT
+Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report | SFT | Study
 
 
 def to_dict(config: object) -> dict:

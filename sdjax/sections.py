@@ -88,10 +88,17 @@ class Data:
 
     seed: int = 0
     """Of the order in which examples are visited."""
+    limit: int = 0
+    """Training examples used, the first ones, so that a smaller set is part of a larger; 0 uses
+    all. A step of more prompts than there are examples has some of them more than once, each in a
+    group of its own (arXiv:2603.24472 section 6.2)."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What a row that cannot be read does: end the run, or be counted and listed."""
     on_overlong: Literal["skip", "error"] = "skip"
     """What a prompt over rollout.max_prompt_tokens does; skipped ones are counted and reported."""
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 0, "data.limit", self.limit, "must not be negative; 0 uses all")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ answers.jsonl need not be sampled again.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,27 +268,49 @@ def run(cfg: config.Evaluate) -> None:
     note_held_out(sets)
     plan = batches(sets, cfg.eval.batch)
     if cfg.resume:
-        _check_same(cfg)
+        setup.check_same(cfg)
     setup.check_server(shop.sampler, None)
     out = setup.claim(cfg.out, cfg, resume=cfg.resume)
-    file = out / "answers.jsonl"
-    primary = jax.process_index() == 0
-    done, text = _whole_batches(file, plan, cfg.eval.k) if cfg.resume else (0, "")
-    if primary and file.exists():
-        # An unfinished batch is sampled again.
-        write_text(file, text)
-    if done < len(plan):
-        with jax.set_mesh(shop.mesh), profile.rounds(cfg.profile) as before:
-            weights = shop.stored_weights()
-            made = answers(shop.sampler, weights, shop.tokenizer, plan[done:], cfg.eval, thinking)
-            for number, rows in enumerate(made, done + 1):
-                if primary:
-                    with file.open("a", encoding="utf-8") as lines:
-                        lines.write(jsonl(rows))
-                setup.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
-                before(number - done)  # the next one
-    if primary:
+    with jax.set_mesh(shop.mesh), profile.rounds(cfg.profile) as before:
+        for _ in resumed(out / "answers.jsonl", plan, shop, cfg.eval, thinking, before):
+            pass
+    if jax.process_index() == 0:
         _report(out, sets)
+
+
+def resumed(
+    file: Path,
+    plan: Sequence[Batch],
+    shop: setup.Workshop,
+    cfg: config.Eval,
+    thinking: bool | None,
+    before: Callable[[int], None] = lambda number: None,
+    weights: Callable[[], Any] | None = None,
+) -> Iterator[list[Row]]:
+    """Yields the rows of each batch: those that the file holds, then others, which it gets.
+
+    An unfinished batch is sampled again. `before` is called with the number of each batch after
+    the first that is sampled, before it. `weights` gives the sampler's, asked for only if any batch
+    is sampled; None: the model as stored.
+    """
+    done, text = _whole_batches(file, plan, cfg.k)
+    primary = jax.process_index() == 0
+    if primary and file.exists():
+        write_text(file, text)
+    lines = map(json.loads, text.splitlines())
+    for batch in plan[:done]:
+        yield list(itertools.islice(lines, len(batch.examples) * cfg.k))
+    if done == len(plan):
+        return
+    read = (weights or shop.stored_weights)()
+    made = answers(shop.sampler, read, shop.tokenizer, plan[done:], cfg, thinking)
+    for number, rows in enumerate(made, done + 1):
+        if primary:
+            with file.open("a", encoding="utf-8") as out:
+                out.write(jsonl(rows))
+        setup.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
+        yield rows
+        before(number - done)  # the next one
 
 
 def _report(out: Path, sets: Sequence[HeldOut]) -> None:
@@ -302,34 +325,6 @@ def _report(out: Path, sets: Sequence[HeldOut]) -> None:
     table = scores.to_markdown(by_set)
     write_text(out / "scores.md", table + "\n")
     print(table)
-
-
-def _check_same(cfg: config.Evaluate) -> None:
-    """Raises UserError where the directory's answers were sampled by another config."""
-    file = Path(cfg.out) / "config.json"
-    if not file.exists():
-        return
-    made = _flat(json.loads(file.read_text(encoding="utf-8")))
-    now = _flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
-    for name in {**made, **now}:
-        # Of a server only whether there is one: how it is asked changes no answer.
-        if name in ("out", "resume", "profile") or (
-            name.startswith("server.") and name != "server.url"
-        ):
-            continue
-        if made.get(name) != now.get(name):
-            raise UserError(
-                f"{name} is {now.get(name)!r}: the answers in {cfg.out} were made with "
-                f"{made.get(name)!r}; set it back or choose another --out"
-            )
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, inner in value.items():
-        full = prefix + name
-        out |= _flat(inner, f"{full}.") if isinstance(inner, dict) else {full: inner}
-    return out
 
 
 def _whole_batches(file: Path, plan: Sequence[Batch], k: int) -> tuple[int, str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,9 @@ from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+# Each job's first result; where one is, there is a run.
+RESULTS = ("metrics.jsonl", "answers.jsonl", "bench.json", "collected.jsonl", "coverage.json")
 
 
 def keep_programs() -> None:
@@ -188,7 +192,7 @@ def claim(out: str, job: config.Job, *, resume: bool) -> Path:
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        results = [folder / name for name in ("metrics.jsonl", "answers.jsonl", "bench.json")]
+        results = [folder / name for name in RESULTS]
         held = any(file.exists() and file.stat().st_size for file in results)
         if held and not resume:
             resume_or = "pass --resume or " if hasattr(job, "resume") else "choose "
@@ -199,6 +203,35 @@ def claim(out: str, job: config.Job, *, resume: bool) -> Path:
     except OSError as e:
         raise UserError(f"out is {out!r}: cannot be written ({e.strerror})") from e
     return folder
+
+
+def check_same(cfg: config.Job) -> None:
+    """Raises UserError where the job's directory was made with another config."""
+    out = cfg.out  # type: ignore[union-attr]
+    file = Path(out) / "config.json"
+    if not file.exists():
+        return
+    made = _flat(json.loads(file.read_text(encoding="utf-8")))
+    now = _flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
+    for name in {**made, **now}:
+        # Of a server only whether there is one: how it is asked changes no answer.
+        if name in ("out", "resume", "profile") or (
+            name.startswith("server.") and name != "server.url"
+        ):
+            continue
+        if made.get(name) != now.get(name):
+            raise UserError(
+                f"{name} is {now.get(name)!r}: {out} was made with "
+                f"{made.get(name)!r}; set it back or choose another --out"
+            )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, inner in value.items():
+        full = prefix + name
+        out |= _flat(inner, f"{full}.") if isinstance(inner, dict) else {full: inner}
+    return out
 
 
 def _check_profile(folder: str | None) -> None:

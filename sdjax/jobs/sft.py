@@ -49,9 +49,11 @@ def run(cfg: config.SFT) -> None:
     sets = _held_out(cfg, shop)
     read, skipped = conversations.load(cfg.source, turns=cfg.turns, on_bad_row=cfg.data.on_bad_row)
     kept = _fitting(read, shop.tokenizer, cfg)
+    overlong = len(read) - len(kept)
+    kept = kept[: cfg.data.limit or None]
     setup.note(
         f"{cfg.source}: {len(kept)} conversations, {sum(len(c.tokens) for c in kept)} tokens; "
-        f"{len(read) - len(kept)} over {cfg.max_tokens} tokens and {len(skipped)} rows left out"
+        f"{overlong} over {cfg.max_tokens} tokens and {len(skipped)} wrong rows left out"
     )
     out = setup.claim(cfg.out, cfg, resume=cfg.resume)
     with jax.set_mesh(shop.mesh):

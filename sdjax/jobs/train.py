@@ -83,6 +83,8 @@ def _prepare(
         limit,
         cfg.data.on_overlong,
     )
+    if cfg.data.limit:
+        examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
     sets = evaluate.held_out(task, others, cfg.eval, shop.tokenizer, limit, thinking)
     setup.note(
         f"{task.name}: {len(examples)} training examples ({len(overlong)} over {limit} prompt "
