@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdjax.errors import UserError
-from sdjax.log_sections import Log
+from sdjax.log_sections import Alarm, Log
 from sdjax.objective_sections import Loss, Policy
 from sdjax.report_section import Report
 from sdjax.sections import (
@@ -37,6 +37,7 @@ from sdjax.trace_jobs import Traces
 
 __all__ = [
     "SFT",
+    "Alarm",
     "Bench",
     "Checkpoint",
     "Data",
@@ -85,6 +86,10 @@ class Train:
     """Go on from the newest checkpoint in `out`; without one, start there."""
     profile: str | None = None
     """Directory for a profiler trace of the two steps after the first, which compiles."""
+    lexicon: str = "paper"
+    """Which epistemic words are counted: paper (substrings, as arXiv:2603.24472 does), word (whole
+    words, with inflections), or a JSON file {"word": ["form", ...], ...} of one's own, counted as
+    whole words. Of the tokens in them metrics epistemic/... and loss.token_weights speak."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     rollout: Rollout = field(default_factory=Rollout)
@@ -95,6 +100,7 @@ class Train:
     optim: Optim = field(default_factory=Optim)
     mesh: Mesh = field(default_factory=Mesh)
     eval: Eval = field(default_factory=Eval)
+    alarm: Alarm = field(default_factory=Alarm)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
 
@@ -148,6 +154,10 @@ class Evaluate:
     """Go on after the last batch in `out`; without one, start there."""
     profile: str | None = None
     """Directory for a profiler trace of the two batches after the first, which compiles."""
+    lexicon: str = "paper"
+    """Which epistemic words are counted: paper (substrings, as arXiv:2603.24472 does), word (whole
+    words, with inflections), or a JSON file {"word": ["form", ...], ...} of one's own, counted as
+    whole words."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     max_prompt_tokens: int = 1024

@@ -35,3 +35,20 @@ class Log:
         for name in ("rollouts_per_step", "alternatives", "alternatives_of", "alternatives_tokens"):
             value = getattr(self, name)
             require(value >= 0, f"log.{name}", value, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """When an evaluation during training is a warning: compared with the first of the run."""
+
+    epistemic_drop: float = 0.5
+    """Share of its epistemic words per 1,000 tokens that a set of answers may lose; 0 is off."""
+    ood_drop: float = 0.2
+    """Share of its score (avg@k) that an out-of-domain set may lose; 0 is off."""
+    stop: bool = False
+    """End the run there as at its last step: with checkpoint, export and exit code 0."""
+
+    def __post_init__(self) -> None:
+        for name in ("epistemic_drop", "ood_drop"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"alarm.{name}", value, "must lie in [0, 1]; 0 is off")

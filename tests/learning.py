@@ -9,6 +9,7 @@ from flax import nnx
 from sdjax import config
 from sdjax.learner import batch as batches
 from sdjax.learner import loss, optim, state, step  # noqa: F401
+from sdjax.learner.metrics import of_step  # noqa: F401
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Transformer
 from sdjax.parallel import mesh as meshes

@@ -162,6 +162,37 @@ def test_a_distillation_reports_the_kl_to_the_teacher_whatever_its_divergence():
         assert not any(name.startswith("policy/") for name in metrics)
 
 
+@pytest.mark.parametrize("distillation", [1.0, 0.0])
+def test_epistemic_tokens_are_compared_with_the_others_token_by_token(distillation):
+    cfg = learning.train_config(loss={"distillation": distillation}, optim={"lr": 0.0})
+    learner, batch = learning.Learner(cfg, learning.make_mesh()), learning.pack(cfg)
+    metrics = learning.of_step([learner.update(batch)])
+    real = np.asarray(batch.rows.sample) >= 0
+    marked, record = batch.rows.epistemic[real], jax.tree.map(lambda x: x[real], learner.record)
+    wanted = {"student_entropy": record.student_entropy}
+    if distillation:
+        wanted["teacher_entropy"] = record.teacher_entropy
+        wanted["push"] = record.teacher_logprob - record.student_logprob
+    assert 0.05 < marked.mean() < 0.5
+    np.testing.assert_allclose(metrics["epistemic/token_share"], marked.mean(), rtol=1e-5)
+    for name, values in wanted.items():
+        for end, where in (("", marked), ("_others", ~marked)):
+            found = metrics.pop(f"epistemic/{name}{end}")
+            np.testing.assert_allclose(found, values[where].mean(), rtol=1e-4, err_msg=name)
+    assert [name for name in metrics if name.startswith("epistemic/")] == ["epistemic/token_share"]
+
+
+def test_means_over_no_epistemic_tokens_are_left_out():
+    update = {"epistemic/token_share": 0.0, "epistemic/student_entropy_sum": 0.0}
+    found = learning.of_step([update | {"student/entropy": 2.0, "sampler/abs_gap_max": 1.0}] * 2)
+    assert found == {
+        "epistemic/token_share": 0.0,
+        "epistemic/student_entropy_others": 2.0,
+        "student/entropy": 2.0,
+        "sampler/abs_gap_max": 1.0,
+    }
+
+
 def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never():
     for kind, rate in (("ema", 0.25), ("initial", 0.0)):
         cfg = learning.train_config(

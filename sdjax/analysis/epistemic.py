@@ -98,17 +98,52 @@ def count(text: str, mode: str = "paper") -> dict[str, int]:
 
 def summarise(texts: Sequence[str], lengths: Sequence[int], mode: str = "paper") -> Summary:
     """Returns counts and rates over responses; `lengths` are their numbers of tokens."""
-    words = dict.fromkeys(lexicon(mode).patterns, 0)
-    for text in texts:
-        for word, number in count(text, mode).items():
-            words[word] += number
+    return _summary([count(text, mode) for text in texts], lengths, mode)
+
+
+def _summary(counts: Sequence[Mapping[str, int]], lengths: Sequence[int], mode: str) -> Summary:
+    words = {word: sum(of[word] for of in counts) for word in lexicon(mode).patterns}
     total = sum(words.values())
     return Summary(
         words=words,
         total=total,
-        per_response=total / max(len(texts), 1),
+        per_response=total / max(len(counts), 1),
         per_1000_tokens=1000 * total / max(int(sum(lengths)), 1),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByGrade:
+    """Summaries of all responses, of the correct and of the wrong ones; None where none is."""
+
+    all: Summary
+    correct: Summary | None
+    wrong: Summary | None
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the rates that training logs, by name; none of what there is not."""
+        parts = {"": self.all, "_correct": self.correct, "_wrong": self.wrong}
+        return {
+            f"epistemic_{rate}{part}": getattr(summary, rate)
+            for part, summary in parts.items()
+            if summary is not None
+            for rate in ("per_response", "per_1000_tokens")
+        }
+
+
+def by_grade(
+    texts: Sequence[str], lengths: Sequence[int], correct: Sequence[bool], mode: str = "paper"
+) -> ByGrade:
+    """Returns the summaries of responses of which each was graded `correct` or not."""
+    counts = [count(text, mode) for text in texts]
+
+    def of(kind: bool) -> Summary | None:
+        chosen = [i for i, value in enumerate(correct) if bool(value) == kind]
+        if not chosen:
+            return None
+        return _summary([counts[i] for i in chosen], [lengths[i] for i in chosen], mode)
+
+    return ByGrade(all=_summary(counts, lengths, mode), correct=of(True), wrong=of(False))
 
 
 def epistemic_tokens(token_texts: Sequence[str], mode: str = "paper") -> np.ndarray:

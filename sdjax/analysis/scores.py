@@ -16,15 +16,21 @@ from sdjax.analysis import lengths as sizes
 class Scores:
     """Figures of one set of examples; lengths are in tokens.
 
-    `epistemic` counts in the paper's mode, `epistemic_word` whole words; over thinking and answer.
+    `verbalization` counts epistemic words as the config's lexicon says, `epistemic_word` the ten of the paper as
+    whole words; both over thinking and answer.
     """
 
     accuracy: accuracies.Accuracy
     lengths: sizes.Lengths
     thinking: sizes.Lengths
     answer: sizes.Lengths
-    epistemic: words.Summary
+    verbalization: words.ByGrade
     epistemic_word: words.Summary
+
+    @property
+    def epistemic(self) -> words.Summary:
+        """Of correct and wrong completions together."""
+        return self.verbalization.all
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Returns the numbers that training logs, each as PREFIX/NAME."""
@@ -33,9 +39,8 @@ class Scores:
             "thinking_length": self.thinking.mean,
             "answer_length": self.answer.mean,
             "truncated": self.lengths.truncated,
-            "epistemic_per_response": self.epistemic.per_response,
-            "epistemic_per_1000_tokens": self.epistemic.per_1000_tokens,
         }
+        values |= self.verbalization.metrics()
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,20 +51,24 @@ class Scores:
             "thinking": self.thinking.to_dict(),
             "answer": self.answer.to_dict(),
             "epistemic": _counts(self.epistemic),
+            "epistemic_correct": _counts(self.verbalization.correct),
+            "epistemic_wrong": _counts(self.verbalization.wrong),
             "epistemic_word": _counts(self.epistemic_word),
         }
 
 
-def _counts(summary: words.Summary) -> dict[str, float]:
+def _counts(summary: words.Summary | None) -> dict[str, float] | None:
+    if summary is None:
+        return None
     rates = {k: v for k, v in asdict(summary).items() if k != "words"}
     return summary.words | rates
 
 
-def of_rows(rows: Sequence[Mapping[str, Any]]) -> Scores:
+def of_rows(rows: Sequence[Mapping[str, Any]], lexicon: str = "paper") -> Scores:
     """Returns the scores of one set's answers, the k of an example one after the other.
 
     A row has id, completion, tokens, thinking_tokens, answer_tokens, finish, correct and details,
-    of which `prediction` votes in maj@k.
+    of which `prediction` votes in maj@k. `lexicon` is a mode of analysis.epistemic.
     """
     groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["id"])]
     truncated = [row["finish"] == "length" for row in rows]
@@ -73,7 +82,7 @@ def of_rows(rows: Sequence[Mapping[str, Any]]) -> Scores:
         lengths=sizes.summarise(tokens, truncated),
         thinking=sizes.summarise([row["thinking_tokens"] for row in rows], truncated),
         answer=sizes.summarise([row["answer_tokens"] for row in rows], truncated),
-        epistemic=words.summarise(texts, tokens, "paper"),
+        verbalization=words.by_grade(texts, tokens, [row["correct"] for row in rows], lexicon),
         epistemic_word=words.summarise(texts, tokens, "word"),
     )
 
@@ -97,8 +106,32 @@ def to_markdown(scores: Mapping[str, Scores]) -> str:
         ["mean tokens", *(f"{s.lengths.mean:.1f}" for s in columns)],
         ["mean thinking tokens", *(f"{s.thinking.mean:.1f}" for s in columns)],
         ["mean answer tokens", *(f"{s.answer.mean:.1f}" for s in columns)],
-        ["epistemic words a response", *(f"{s.epistemic.per_response:.2f}" for s in columns)],
-        ["the same, whole words", *(f"{s.epistemic_word.per_response:.2f}" for s in columns)],
+        *_epistemic_rows([s.verbalization for s in columns]),
+        ["the ten of the paper, whole", *(f"{s.epistemic_word.per_response:.2f}" for s in columns)],
     ]
     lines = [["", *scores], ["---"] * (len(columns) + 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _epistemic_rows(columns: Sequence[words.ByGrade]) -> list[list[str]]:
+    """Returns the rates, split by grade, and those of each word."""
+
+    def rate(summary: words.Summary | None, name: str) -> str:
+        return "" if summary is None else f"{getattr(summary, name):.2f}"
+
+    def of_word(summary: words.Summary, word: str) -> str:
+        per_token = summary.per_1000_tokens / max(summary.total, 1)
+        return f"{summary.words[word] * per_token:.2f}"
+
+    names = {"a response": "per_response", "per 1,000 tokens": "per_1000_tokens"}
+    parts = {"": "all", ", correct": "correct", ", wrong": "wrong"}
+    rates = [
+        [f"epistemic words {said}{part}", *(rate(getattr(c, kind), name) for c in columns)]
+        for said, name in names.items()
+        for part, kind in parts.items()
+    ]
+    each = [
+        [f"{word} per 1,000 tokens", *(of_word(c.all, word) for c in columns)]
+        for word in columns[0].all.words
+    ]
+    return rates + each

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from sdjax import config, tasks
-from sdjax.analysis import lengths, scores
+from sdjax.analysis import epistemic, lengths, scores
 from sdjax.analysis.scores import Scores
 from sdjax.bench import profile
 from sdjax.data.pipeline import drop_overlong
@@ -170,9 +170,9 @@ def jsonl(rows: Sequence[Row]) -> str:
     return "".join(to_json(row) + "\n" for row in rows)
 
 
-def score(rows: Sequence[Row], sets: Sequence[HeldOut]) -> dict[str, Scores]:
-    """Returns the scores of each set by name."""
-    return {p.name: scores.of_rows([r for r in rows if r["set"] == p.name]) for p in sets}
+def score(rows: Sequence[Row], sets: Sequence[HeldOut], lexicon: str) -> dict[str, Scores]:
+    """Returns the scores of each set by name, epistemic words as this lexicon counts them."""
+    return {p.name: scores.of_rows([r for r in rows if r["set"] == p.name], lexicon) for p in sets}
 
 
 def to_dict(by_set: Mapping[str, Scores]) -> dict[str, Any]:
@@ -202,6 +202,12 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
             ends.append(float(value))  # type: ignore[arg-type]
         return name, ends[0], ends[1]
 
+    def verbalization(of: str, *path: str) -> list[tuple[str, float | None, float | None]]:
+        return [
+            row(f"{of}epistemic words a response", *path, "per_response"),
+            row(f"{of}epistemic words per 1,000 tokens", *path, "per_1000_tokens"),
+        ]
+
     def accuracies(of: dict) -> list[str]:
         return [k for k, v in of["accuracy"].items() if isinstance(v, dict)]
 
@@ -209,11 +215,17 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
         *(row(f"held-out {name}", "accuracy", name, "value") for name in accuracies(before)),
         row("mean completion tokens", "lengths", "mean"),
         row("truncated share", "lengths", "truncated"),
-        row("epistemic words a response", "epistemic", "per_response"),
+        *verbalization("", "epistemic"),
         *(
-            row(f"{other} {name}", "out_of_domain", other, "accuracy", name, "value")
+            each
             for other, figures in before.get("out_of_domain", {}).items()
-            for name in accuracies(figures)
+            for each in (
+                *(
+                    row(f"{other} {name}", "out_of_domain", other, "accuracy", name, "value")
+                    for name in accuracies(figures)
+                ),
+                *verbalization(f"{other} ", "out_of_domain", other, "epistemic"),
+            )
         ),
     ]
 
@@ -228,6 +240,7 @@ class Course:
     thinking: bool | None
     out: Path
     history: list[dict]
+    lexicon: str = "paper"
 
     def measure(self, step: int, weights: Any) -> dict[str, float]:
         """Returns the metrics of the model, and keeps its scores and answers.
@@ -240,7 +253,7 @@ class Course:
         sampler, tokenizer = self.shop.sampler, self.shop.tokenizer
         made = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
         rows = [row for batch in made for row in batch]
-        by_set = score(rows, self.sets)
+        by_set = score(rows, self.sets, self.lexicon)
         self.history.append({"step": step} | to_dict(by_set))
         if jax.process_index() == 0:
             write_text(self.out / "answers" / f"{step:06d}.jsonl", jsonl(rows))
@@ -256,6 +269,7 @@ class Course:
 
 def run(cfg: config.Evaluate) -> None:
     """Writes answers.jsonl, scores.json and scores.md into `cfg.out` and prints the table."""
+    epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
     shop = setup.workshop(cfg.model, cfg.mesh, cfg.server)
@@ -275,7 +289,7 @@ def run(cfg: config.Evaluate) -> None:
         for _ in resumed(out / "answers.jsonl", plan, shop, cfg.eval, thinking, before):
             pass
     if jax.process_index() == 0:
-        _report(out, sets)
+        _report(out, sets, cfg.lexicon)
 
 
 def resumed(
@@ -313,10 +327,10 @@ def resumed(
         before(number - done)  # the next one
 
 
-def _report(out: Path, sets: Sequence[HeldOut]) -> None:
+def _report(out: Path, sets: Sequence[HeldOut], lexicon: str) -> None:
     """Writes and prints the figures of the answers in the file."""
     rows = [json.loads(line) for line in (out / "answers.jsonl").open(encoding="utf-8")]
-    by_set = score(rows, sets)
+    by_set = score(rows, sets, lexicon)
     counts = {
         "overlong": {part.name: part.overlong for part in sets},
         "skipped_rows": {part.name: len(part.task.skipped) for part in sets},

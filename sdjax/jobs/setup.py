@@ -215,7 +215,8 @@ def check_same(cfg: config.Job) -> None:
     now = _flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
     for name in {**made, **now}:
         # Of a server only whether there is one: how it is asked changes no answer.
-        if name in ("out", "resume", "profile") or (
+        # Words are counted in the answers, whatever these were made with.
+        if name in ("out", "resume", "profile", "lexicon") or (
             name.startswith("server.") and name != "server.url"
         ):
             continue

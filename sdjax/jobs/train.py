@@ -16,10 +16,11 @@ from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.bench import profile
 from sdjax.data.pipeline import Batches, drop_overlong
-from sdjax.jobs import evaluate, learning_signal, rollout_log, setup
+from sdjax.jobs import alarm, evaluate, learning_signal, rollout_log, setup
 from sdjax.jobs.evaluate import HeldOut
 from sdjax.learner import alternatives, optim, state, step
 from sdjax.learner import batch as batches
+from sdjax.learner import metrics as learner_metrics
 from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.loss import TokenRecord
@@ -61,6 +62,7 @@ def _prepare(
     """Returns everything that can be checked before weights are loaded."""
     divergences.get(cfg.loss.divergence)
     token_weights.get(cfg.loss.token_weights)
+    epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
     shop = setup.workshop(cfg.model, cfg.mesh, cfg.rollout.server, cfg.out)
@@ -132,6 +134,7 @@ def _train(
         thinking=cfg.rollout.enable_thinking,
         out=out,
         history=history,
+        lexicon=cfg.lexicon,
     )
     with writer, rollouts, profile.rounds(cfg.profile) as before:
         # Made once for each state of the parameters: evaluation and rollout read the same.
@@ -148,7 +151,7 @@ def _train(
             with timers("reprompt"):
                 reprompts = _reprompts(groups, shop.tokenizer, cfg, number)
             with timers("update"):
-                marked = _epistemic(groups, shop.tokenizer)
+                marked = _epistemic(groups, shop.tokenizer, cfg.lexicon)
                 updates = _updates(groups, reprompts, marked, shop, steps, train_state, cfg)
                 full = rollout_log.choose(groups, cfg.log, seed=cfg.seed, step=number)
                 few = _alternatives(full, updates[0][0], shop, steps, train_state, cfg.log)
@@ -170,14 +173,22 @@ def _train(
             if reprompts is not None:
                 metrics |= reprompt.metrics(groups, reprompts, cfg.reprompt)
             last = number + 1 == cfg.steps
+            warnings = learning_signal.warnings(groups, reprompts, cfg)
             if last or (cfg.eval.every and (number + 1) % cfg.eval.every == 0):
                 metrics |= course.measure(number + 1, weights)
+                seen = alarm.check(history, cfg.alarm)
+                metrics, warnings = metrics | seen.metrics, warnings | seen.warnings
+                last = last or bool(cfg.alarm.stop and seen.warnings)
             writer.write(number + 1, metrics)
-            writer.warn(number + 1, learning_signal.warnings(groups, reprompts, cfg))
+            writer.warn(number + 1, warnings)
             if cfg.checkpoint.every and (last or (number + 1) % cfg.checkpoint.every == 0):
                 host = {"data": order.get_state(), "history": history}
                 rollouts.flush()  # A run that goes on from here finds them.
                 checkpoints.save(number + 1, train_state, host)
+            if last:
+                if number + 1 < cfg.steps:
+                    writer.say(f"stopped by alarm.stop after step {number + 1} of {cfg.steps}")
+                break
     checkpoints.close()
     if cfg.checkpoint.export:
         setup.export(shop, train_state.params, out)
@@ -241,10 +252,10 @@ def _reprompts(
     )
 
 
-def _epistemic(groups: Sequence[Group], tokenizer: Tokenizer) -> list[np.ndarray]:
+def _epistemic(groups: Sequence[Group], tokenizer: Tokenizer, lexicon: str) -> list[np.ndarray]:
     """Returns for each completion which of its tokens take part in an epistemic word."""
     return [
-        epistemic.epistemic_tokens(tokenizer.token_texts(c.tokens))
+        epistemic.epistemic_tokens(tokenizer.token_texts(c.tokens), lexicon)
         for g in groups
         for c in g.completions
     ]
@@ -311,18 +322,14 @@ def _alternatives(
 def _learn(
     updates: Sequence[tuple[Batch, Batch]], steps: Steps, train_state: TrainState
 ) -> tuple[TrainState, dict[str, float], list[TokenRecord]]:
-    """Returns the state after a step, its metrics, and what each update reports of its tokens.
-
-    A metric is the mean over the step's updates, one that ends in _max their largest.
-    """
+    """Returns the state after a step, its metrics, and what each update reports of its tokens."""
     reported = []
     for _, placed in updates:
         train_state, metrics, record = steps.train(train_state, placed)
         reported.append((metrics, record))
     train_state = steps.after(train_state)
     host = jax.device_get(reported)
-    joint = {k: np.max if k.endswith("_max") else np.mean for k in host[0][0]}
-    of_step = {k: float(f([m[k] for m, _ in host])) for k, f in joint.items()}
+    of_step = learner_metrics.of_step([metrics for metrics, _ in host])
     return train_state, of_step, [record for _, record in host]
 
 
@@ -336,17 +343,16 @@ def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[s
     completions = [c for g in groups for c in g.completions]
     rewards = [[x.reward for x in g.grades] for g in groups]
     sizes = [len(c.tokens) for c in completions]
-    words = epistemic.summarise([c.text for c in completions], sizes)
+    correct = [x.correct for g in groups for x in g.grades]
+    words = epistemic.by_grade([c.text for c in completions], sizes, correct, cfg.lexicon)
     signal = [learning_signal.has_signal(g, cfg) for g in groups]
     return {
         "rollout/reward": float(np.mean(rewards)),
-        "rollout/correct": float(np.mean([x.correct for g in groups for x in g.grades])),
+        "rollout/correct": float(np.mean(correct)),
         "rollout/mixed_groups": float(np.mean([min(r) != max(r) for r in rewards])),
         "rollout/signal_groups": float(np.mean(signal)),
         "rollout/sampling_rounds": float(filled.rounds),
         "rollout/length": float(np.mean(sizes)),
         "rollout/truncated": float(np.mean([c.finish == "length" for c in completions])),
         "rollout/tokens_per_s": sum(sizes) / seconds,
-        "rollout/epistemic_per_response": words.per_response,
-        "rollout/epistemic_per_1000_tokens": words.per_1000_tokens,
-    }
+    } | {f"rollout/{name}": rate for name, rate in words.metrics().items()}

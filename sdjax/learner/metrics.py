@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax.learner.batch import Rows, Samples
 from sdjax.learner.logprobs import TokenOutputs
+
+ROUNDING = 1e-5
+"""Within which a share of tokens, a sum of float32 over microbatches, is 1."""
 
 
 @jax.tree_util.register_dataclass
@@ -31,8 +36,9 @@ def token_sums(
     """Returns a microbatch's sums, each divided by the whole update's token count.
 
     `distill/...` is over tokens of distilled completions, the rest over those of all that have a
-    row. `clipped` is where the policy's clip and its dual clip took the gradient away, None where
-    there is no policy loss.
+    row; `epistemic/...` is over distilled ones where there is a teacher, and its _sum are of the
+    tokens that take part in an epistemic word. `clipped` is where the policy's clip and its dual
+    clip took the gradient away, None where there is no policy loss.
     """
     mask = micro.sample >= 0
     distilled = mask & samples.distilled[jnp.maximum(micro.sample, 0)]
@@ -69,8 +75,20 @@ def token_sums(
             "distill/student_entropy": mean_distilled(outputs.student_entropy),
             "distill/top1_agreement": mean_distilled(outputs.top1_agree),
             "distill/push": mean_distilled(push),
-            "epistemic/push_sum": mean_distilled(push, micro.epistemic),
             "epistemic/token_share": mean_distilled(jnp.ones_like(push), micro.epistemic),
+            "epistemic/push_sum": mean_distilled(push, micro.epistemic),
+            "epistemic/student_entropy_sum": mean_distilled(
+                outputs.student_entropy, micro.epistemic
+            ),
+            "epistemic/teacher_entropy_sum": mean_distilled(
+                outputs.teacher_entropy, micro.epistemic
+            ),
+        }
+    else:
+        entropy = outputs.student_entropy
+        total |= {
+            "epistemic/token_share": mean(jnp.where(micro.epistemic, 1.0, 0.0)),
+            "epistemic/student_entropy_sum": mean(jnp.where(micro.epistemic, entropy, 0.0)),
         }
     return Sums(total=total, largest=largest)
 
@@ -81,11 +99,28 @@ def of_update(sums: Sums) -> dict[str, jax.Array]:
     out |= {k: jnp.max(x) for k, x in sums.largest.items()}
     mean, square = out["sampler/weight_mean"], out.pop("sampler/weight_square")
     out["sampler/effective_share"] = mean**2 / jnp.maximum(square, 1e-20)
-    if "epistemic/push_sum" in out:
-        share = out["epistemic/token_share"]
-        inside = out.pop("epistemic/push_sum")
-        out["epistemic/push"] = inside / jnp.maximum(share, 1e-20)
-        out["epistemic/push_others"] = (out["distill/push"] - inside) / jnp.maximum(
-            1.0 - share, 1e-20
-        )
+    return out
+
+
+def of_step(updates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Returns a step's metrics: means over its updates, and of what ends in _max the largest.
+
+    Of epistemic tokens and of the others those means that exist: none without such tokens.
+    """
+    out = {
+        name: float((np.max if name.endswith("_max") else np.mean)([u[name] for u in updates]))
+        for name in updates[0]
+    }
+    share = out["epistemic/token_share"]
+    taught = "distill/push" in out
+    wholes = {"push": "distill/push", "teacher_entropy": "distill/teacher_entropy"}
+    wholes["student_entropy"] = "distill/student_entropy" if taught else "student/entropy"
+    for name, whole in wholes.items():
+        inside = out.pop(f"epistemic/{name}_sum", None)
+        if inside is None:
+            continue
+        if share > 0:
+            out[f"epistemic/{name}"] = inside / share
+        if share < 1 - ROUNDING:
+            out[f"epistemic/{name}_others"] = (out[whole] - inside) / (1 - share)
     return out
