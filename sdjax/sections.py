@@ -365,13 +365,22 @@ class Mesh:
     fsdp: int = -1
     """Parameters and batch are split."""
     tensor: int = 1
-    """Heads, MLP and vocabulary are split."""
+    """Heads, MLP and vocabulary are split; between them also the tokens of a row."""
+    rollout_tensor: int = 0
+    """Devices over which rollouts split a copy of the weights; 0: as many as `tensor`. Every such
+    group draws its own completions: the more devices in one, the fewer and faster."""
 
     def __post_init__(self) -> None:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
         for name, size in sizes.items():
             require(size == -1 or size >= 1, f"mesh.{name}", size, "must be positive or -1")
         require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "only one axis may be -1")
+        require(
+            self.rollout_tensor >= 0,
+            "mesh.rollout_tensor",
+            self.rollout_tensor,
+            "must be positive, or 0: mesh.tensor",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

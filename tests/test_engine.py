@@ -150,12 +150,12 @@ def test_limits_of_their_own_end_completions_there(unending):
 
 
 def test_starting_a_completion_changes_no_bit_of_another_slot(setting):
-    programs, mesh = setting.sampler.programs, setting.mesh
+    programs, mesh = setting.sampler.programs, setting.sampler.mesh
     split, rep = rules.leading(mesh), rules.replicated(mesh)
     tokens = np.random.default_rng(0).integers(3, 256, (3, 32)).astype(np.int32)
     with jax.set_mesh(mesh):
         placed = jax.device_put((tokens, np.array([5, 32, 20], np.int32)), split)
-        prompts = programs.prefill(setting.weights, *placed)
+        prompts = programs.prefill(setting.weights, *placed, rows=3)
         slots = programs.empty(rows=6, capacity=64)
         entries = np.array([[0, 1, 2, 3, 4, 5], [0, 1, 2] * 2, range(6), [9] * 6], np.int32)
         before = programs.insert(slots, prompts, jax.device_put(entries, rep))
@@ -252,16 +252,15 @@ def test_lengths_compile_few_programs_and_each_once():
 
 
 def test_the_cache_is_updated_in_place(setting):
-    programs, mesh = setting.sampler.programs, setting.mesh
+    programs, mesh = setting.sampler.programs, setting.sampler.mesh
     with jax.set_mesh(mesh):
         slots = jax.eval_shape(lambda: programs.empty(rows=8, capacity=96))
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rules.leading(mesh)),
             slots,
         )
-        prompts = jax.eval_shape(
-            programs.prefill, setting.weights, jnp.ones((2, 32), jnp.int32), jnp.ones(2, jnp.int32)
-        )
+        tokens, length = jnp.ones((2, 32), jnp.int32), jnp.ones(2, jnp.int32)
+        prompts = jax.eval_shape(programs.prefill, setting.weights, tokens, length, rows=2)
         compiled = (
             programs.insert.lower(placed, prompts, jnp.zeros((4, 8), jnp.int32)).compile(),
             programs.decode.lower(
@@ -292,9 +291,11 @@ def compare_on_a_mesh(name):
     assert_same(engine, Setting().plain(limits=limits))
     assert run.counts.resized > 0
     slots = many.sampler.programs.empty(rows=8, capacity=64)
-    prompts = many.sampler.programs.prefill(
-        many.weights, jnp.ones((8, 32), jnp.int32), jnp.ones(8, jnp.int32)
-    )
+    with jax.set_mesh(many.sampler.mesh):
+        prompts = many.sampler.programs.prefill(
+            many.weights, jnp.ones((8, 32), jnp.int32), jnp.ones(8, jnp.int32), rows=2
+        )
+    assert prompts.hidden.shape[0] == 2
     text = many.sampler.programs.insert.lower(slots, prompts, jnp.zeros((4, 8), jnp.int32))
     assert not any(word in text.compile().as_text() for word in ("all-gather", "all-reduce"))
 

@@ -116,8 +116,8 @@ def compile_sampler(name, shape):
     cfg, graphdef, abstract = model_parts()
     made = sampler.make(graphdef, cfg, mesh, stop_ids=(1, 2), pad_id=0)
     programs = made.programs
-    split, rep = rules.leading(mesh), rules.replicated(mesh)
-    with jax.set_mesh(mesh):
+    split, rep = rules.leading(made.mesh), rules.replicated(made.mesh)
+    with jax.set_mesh(made.mesh):
         params = placed(abstract, rules.param_shardings(abstract, mesh))
         weights = compiled_on(made.weights, params)
         prompts = compiled_on(
@@ -125,6 +125,7 @@ def compile_sampler(name, shape):
             weights,
             jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=split),
             jax.ShapeDtypeStruct((8,), jnp.int32, sharding=split),
+            rows=2,
         )
         slots = compiled_on(programs.empty, rows=64, capacity=256)
         entries = jax.ShapeDtypeStruct((4, 8), jnp.int32, sharding=rep)

@@ -72,5 +72,7 @@ def make(cfg: config.Bench, model: ModelConfig, mesh: jax.sharding.Mesh) -> Subj
         mesh=mesh,
         graphdef=graphdef,
         abstract=abstract,
-        sampler=samplers.make(graphdef, model, mesh, stop_ids=(), pad_id=0),
+        sampler=samplers.make(
+            graphdef, model, mesh, stop_ids=(), pad_id=0, tensor=cfg.mesh.rollout_tensor
+        ),
     )

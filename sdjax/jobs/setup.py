@@ -103,13 +103,19 @@ def workshop(
         attention=source.attention,
     )
     check_divisible(cfg, mesh)
+    check_divisible(cfg, meshes.for_rollouts(mesh, mesh_cfg.rollout_tensor), "mesh.rollout_tensor")
     tokenizer = Tokenizer.load(source.path, source.revision)
     model = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
     sampler: Sampler
     if server is None or server.url is None:
         sampler = samplers.make(
-            graphdef, cfg, mesh, stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id
+            graphdef,
+            cfg,
+            mesh,
+            stop_ids=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
+            tensor=mesh_cfg.rollout_tensor,
         )
     else:
         shared = Path(server.folder or Path(out) / "server").resolve()
@@ -249,8 +255,11 @@ def _check_profile(folder: str | None) -> None:
         ) from e
 
 
-def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError where the mesh does not divide the model's sizes."""
+def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh, tensor: str = "mesh.tensor") -> None:
+    """Raises UserError where the mesh does not divide the model's sizes.
+
+    `tensor` is the field that says how large its tensor axis is.
+    """
     for name, size, axis in (
         ("attention heads", cfg.num_heads, "tensor"),
         ("key-value heads", cfg.num_kv_heads, "tensor"),
@@ -260,5 +269,6 @@ def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     ):
         if size % mesh.shape[axis]:
             raise UserError(
-                f"mesh.{axis} is {mesh.shape[axis]}: must divide the model's {name}, {size}"
+                f"{tensor if axis == 'tensor' else 'mesh.fsdp'} is {mesh.shape[axis]}: must divide "
+                f"the model's {name}, {size}"
             )

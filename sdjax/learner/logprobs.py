@@ -9,8 +9,8 @@ does. Two ways to the same gradient:
                     pass, while a chunk's logits are there (8 N V D operations)
 
 Rows are split over devices by the batch rule and stay where they are: every device scans its own
-tokens, and the head's gradient is summed over devices once, at the end. The vocabulary may be
-split by its own rule; it is reduced over, never gathered.
+tokens, and the head's gradient is summed over devices once, at the end, each of fsdp keeping its
+part. The vocabulary may be split by its own rule; it is reduced over, never gathered.
 """
 
 from __future__ import annotations
@@ -270,9 +270,10 @@ def _with_gradient(
         start = (jnp.zeros(()), jnp.zeros(head.shape, jnp.float32))
         (total, head_grad), ys = jax.lax.scan(one, start, chunks)
         outputs, hidden_grad = _joined(ys, tokens.token.shape)
-        return _psum(total), outputs, hidden_grad, _psum(head_grad)
+        return _psum(total), outputs, hidden_grad, _summed(head_grad, spec.embed_axis)
 
-    out = (whole, rows, rows, whole)
+    embed = "fsdp" if "fsdp" in _batch_axes() else None
+    out = (whole, rows, rows, PartitionSpec(*[None] * spec.embed_axis, embed))
     return _on_shards(shard, hidden, head, tokens, heads, out)
 
 
@@ -425,6 +426,16 @@ def _batch_axes() -> tuple[str, ...]:
 def _psum(x: jax.Array) -> jax.Array:
     axes = _batch_axes()
     return jax.lax.psum(x, axes) if axes else x
+
+
+def _summed(head_grad: jax.Array, embed_axis: int) -> jax.Array:
+    """Returns the sum over shards of the batch; each of fsdp has its part, as of the head."""
+    axes = _batch_axes()
+    if "fsdp" in axes:
+        head_grad = jax.lax.psum_scatter(
+            head_grad, "fsdp", scatter_dimension=embed_axis, tiled=True
+        )
+    return jax.lax.psum(head_grad, "data") if "data" in axes else head_grad
 
 
 def _on_shards(

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 from sdjax.models.attention import precision
 from sdjax.models.config import ModelConfig
 from sdjax.models.rope import rotate
-from sdjax.parallel.rules import constrain
+from sdjax.parallel.rules import constrain, constrain_hidden
 
 Kept = TypeVar("Kept")
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
 
 QUERY = ("batch", None, "heads", "head_dim")
 KEY = ("batch", None, "kv_heads", "head_dim")
-HIDDEN = ("batch", None, None)
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +87,7 @@ def block(
     inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x.astype(dtype)
     inner = _mlp(inner, weights)
     x = x + (_apart(inner) if pre else rms_norm(inner, weights.mlp_norm, cfg))
-    return constrain(x, HIDDEN), kept
+    return constrain_hidden(x), kept
 
 
 def _apart(product: jax.Array) -> jax.Array:

@@ -10,15 +10,17 @@ import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 
 from sdjax.models import attention, layers, rope
 from sdjax.models.config import ModelConfig, Rope
-from sdjax.models.layer import HIDDEN, LayerWeights, block, cast, rms_norm
-from sdjax.parallel.rules import constrain
+from sdjax.models.layer import LayerWeights, block, cast, rms_norm
+from sdjax.parallel.rules import constrain, constrain_hidden, spec
 
 
 class Layers(nnx.Module):
@@ -162,7 +164,7 @@ def _embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     x = jnp.take(table, tokens, axis=0).astype(dtype).astype(jnp.float32)
     # Each device looks up its columns for all rows, then columns are exchanged for rows: over fsdp
     # neither the table nor its gradient is ever whole. Over tensor the compiler gathers the table.
-    return constrain(constrain(x, ("replica", None, "embed")), HIDDEN)
+    return constrain_hidden(constrain(x, ("replica", None, "embed")))
 
 
 def _checkpointed(layer: Callable, cfg: ModelConfig) -> Callable:
@@ -241,6 +243,22 @@ def decode_weights(model: Transformer) -> DecodeWeights:
         layers=tuple(
             jax.tree.map(operator.itemgetter(i), stacked) for i in range(model.cfg.num_layers)
         ),
+    )
+
+
+def decode_shardings(cfg: ModelConfig, mesh: Mesh) -> DecodeWeights:
+    """Returns the sharding of every decoding weight on a mesh of rollouts."""
+
+    def placed(*axes: str | None) -> Any:
+        return NamedSharding(mesh, spec(axes))
+
+    layer = {name: placed(*axes) for name, (_, axes) in layer_shapes(cfg).items()}
+    return DecodeWeights(
+        # By columns, whose parts of a token's row are joined; by rows, the table would be gathered.
+        embedding=placed(None, "column"),
+        head=placed("embed", "vocab"),
+        norm=placed(None),
+        layers=(LayerWeights(**layer),) * cfg.num_layers,
     )
 
 

@@ -19,6 +19,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
+    "column": "tensor",  # of the table in which rollouts look tokens up
+    "sequence": "tensor",  # tokens of a row between sublayers, where nothing else is split
     "layers": None,
 }
 
@@ -43,6 +45,13 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def constrain_hidden(x: jax.Array) -> jax.Array:
+    """Returns hidden states [B, S, embed] split by rows, and by tokens where those divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    tensor = 1 if mesh.empty else mesh.shape["tensor"]
+    return constrain(x, ("batch", "sequence" if x.shape[1] % tensor == 0 else None, None))
 
 
 def param_shardings(params: nnx.State, mesh: Mesh) -> nnx.State:

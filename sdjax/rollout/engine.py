@@ -92,6 +92,9 @@ class Run:
         self.counts = Counts()
         self._programs, self._weights, self._request = programs, weights, request
         self._mesh, self._shards, self._schedule = mesh, shards, schedule
+        # They may have been made for another mesh over the same devices.
+        rep = rules.replicated(mesh)
+        self._key, self._how = jax.device_put((request.key, request.how), rep)
         self._most_slots = slots
         self._live: list[_Live | None] = [None] * slots
         self._started = 0
@@ -104,22 +107,26 @@ class Run:
         self._enough = max(slots // schedule.refill, 1)
         # Constant, so that a refill is one program; a larger one is several calls.
         self._entering = max(self._enough, min(slots, 8))
-        rows = min(max(schedule.prefill_tokens // self._width, 1), len(request.prompts))
-        self._prefill_rows = -(-rows // shards) * shards
+        self._prefill_rows = min(
+            max(schedule.prefill_tokens // self._width, 1), len(request.prompts)
+        )
         self._prompts: Prompts
         self._prefilled = range(0)  # prompts whose cache is at hand
         self._slots: Slots
 
     def __iter__(self) -> Iterator[tuple[int, Sampled]]:
-        self._slots = self._programs.empty(rows=len(self._live), capacity=self._capacity)
         ended: list[_Live] = []
-        self._refill()
-        while any(self._live):
-            self._resize()
-            drawn = self._decode()
-            yield from map(self._result, ended)
-            ended = self._take(drawn)
+        with jax.set_mesh(self._mesh):
+            self._slots = self._programs.empty(rows=len(self._live), capacity=self._capacity)
             self._refill()
+        while any(self._live):
+            with jax.set_mesh(self._mesh):
+                self._resize()
+                drawn = self._decode()
+            yield from map(self._result, ended)
+            with jax.set_mesh(self._mesh):
+                ended = self._take(drawn)
+                self._refill()
         del self._slots, self._prompts  # A caller may keep the run for its counts.
         yield from map(self._result, ended)
 
@@ -148,13 +155,14 @@ class Run:
         """Prefills the next prompts, in place of those whose completions have all started."""
         request, first = self._request, self._prefilled.stop
         part = request.prompts[first : first + self._prefill_rows]
-        tokens = np.full((self._prefill_rows, self._width), request.pad_id, np.int32)
-        length = np.ones(self._prefill_rows, np.int32)
+        filled = -(-self._prefill_rows // self._shards) * self._shards
+        tokens = np.full((filled, self._width), request.pad_id, np.int32)
+        length = np.ones(filled, np.int32)
         for row, prompt in enumerate(part):
             tokens[row, : len(prompt)] = prompt
             length[row] = len(prompt)
         placed = jax.device_put((tokens, length), rules.leading(self._mesh))
-        self._prompts = self._programs.prefill(self._weights, *placed)
+        self._prompts = self._programs.prefill(self._weights, *placed, rows=self._prefill_rows)
         self._prefilled = range(first, first + len(part))
         self.counts.prefilled += len(part)
 
@@ -220,8 +228,8 @@ class Run:
         self._slots, drawn = self._programs.decode(
             self._weights,
             self._slots,
-            self._request.key,
-            self._request.how,
+            self._key,
+            self._how,
             jax.device_put(np.int32(enough), rules.replicated(self._mesh)),
             steps=self._schedule.steps,
         )

@@ -15,6 +15,7 @@ from sdjax.config import Sampling
 from sdjax.models import transformer
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import DecodeWeights
+from sdjax.parallel import mesh as meshes
 from sdjax.parallel.mesh import batch_shards
 from sdjax.parallel.shapes import bucket
 from sdjax.rollout import draw, sizes, slots
@@ -33,6 +34,8 @@ class Sampler:
     pad_id: int
     schedule: Schedule
     weights: Callable[[nnx.State], DecodeWeights]
+    """From params on the mesh of training to weights on that of rollouts."""
+    weight_shardings: DecodeWeights
     programs: Programs
     fit: Callable[[int], int]
     """Returns how many slots of a cache capacity the devices hold; always the same number, so
@@ -99,9 +102,15 @@ def make(
     stop_ids: tuple[int, ...],
     pad_id: int,
     schedule: Schedule | None = None,
+    tensor: int = 0,
 ) -> Sampler:
-    """Returns the sampler of a model on a mesh."""
+    """Returns the sampler of a model whose params are on a mesh.
+
+    `tensor` is config.Mesh.rollout_tensor.
+    """
     schedule = schedule or Schedule()
+    mesh = meshes.for_rollouts(mesh, tensor)
+    shardings = transformer.decode_shardings(cfg, mesh)
 
     def weights(params: nnx.State) -> DecodeWeights:
         return transformer.decode_weights(nnx.merge(graphdef, params))
@@ -115,7 +124,8 @@ def make(
         stop_ids=stop_ids,
         pad_id=pad_id,
         schedule=schedule,
-        weights=jax.jit(weights),
+        weights=jax.jit(weights, out_shardings=shardings),
+        weight_shardings=shardings,
         programs=slots.programs(cfg, mesh, stop_ids=stop_ids, pad_id=pad_id),
         fit=fit,
     )

@@ -18,6 +18,7 @@ from sdjax.models import transformer
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
+from sdjax.parallel.mesh import batch_shards
 from sdjax.parallel.rounding import AS_WRITTEN
 from sdjax.rollout import draw
 
@@ -68,7 +69,7 @@ class Programs:
     """The jitted functions that the engine calls. Those that take `slots` consume them."""
 
     empty: Callable[..., Slots]  # (rows=, capacity=)
-    prefill: Callable[[DecodeWeights, Array, Array], Prompts]  # tokens [P, W], length [P]
+    prefill: Callable[..., Prompts]  # weights, tokens [P, W], length [P]; rows=: the first of them
     insert: Callable[[Slots, Prompts, Array], Slots]  # see _insert
     decode: Callable[..., tuple[Slots, Drawn]]  # see _decode; steps=
     resize: Callable[..., Array]  # see _resize; capacity=
@@ -78,7 +79,7 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
     """Returns the functions for a model on a mesh; each compiles once for each of its sizes."""
     rep = rules.replicated(mesh)
     specs = _slot_specs(cfg)
-    slots = jax.tree.map(partial(NamedSharding, mesh), specs)
+    slots = shardings(cfg, mesh)
     whole: Any = rules.spec(())
     prompt_specs = Prompts(hidden=whole, cache=_cache_specs(cfg, PROMPT_AXES))
     prompts = jax.tree.map(partial(NamedSharding, mesh), prompt_specs)
@@ -88,9 +89,19 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
         _insert, mesh=mesh, in_specs=(specs, prompt_specs, whole), out_specs=specs
     )
 
-    def prefill(weights: DecodeWeights, tokens: Array, length: Array) -> Prompts:
+    prefilled = Prompts(hidden=specs.hidden, cache=specs.cache)
+
+    def prefill(weights: DecodeWeights, tokens: Array, length: Array, *, rows: int) -> Prompts:
         hidden, cache = transformer.prefill(weights, cfg, tokens, length)
-        return Prompts(hidden=hidden, cache=cache)
+        made = Prompts(hidden=hidden, cache=cache)
+        if batch_shards(mesh) == 1:
+            return jax.tree.map(lambda x: x[:rows], made)
+        return jax.shard_map(
+            lambda made: jax.tree.map(partial(_first, rows=rows), made),
+            mesh=mesh,
+            in_specs=(prefilled,),
+            out_specs=prompt_specs,
+        )(made)
 
     def resize(x: Array, rows: Array, *, capacity: int | None) -> Array:
         spec = rules.spec(CACHE_AXES[: x.ndim])
@@ -105,7 +116,12 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
         empty=jax.jit(
             partial(_empty, cfg), static_argnames=("rows", "capacity"), out_shardings=slots
         ),
-        prefill=jax.jit(prefill, out_shardings=prompts, compiler_options=AS_WRITTEN),
+        prefill=jax.jit(
+            prefill,
+            static_argnames="rows",
+            out_shardings=prompts,
+            compiler_options=AS_WRITTEN,
+        ),
         insert=jax.jit(insert, donate_argnums=0, out_shardings=slots),
         decode=jax.jit(
             partial(_decode, cfg=cfg, stops=stops, pad_id=pad_id),
@@ -116,6 +132,11 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
         ),
         resize=jax.jit(resize, static_argnames="capacity"),
     )
+
+
+def shardings(cfg: ModelConfig, mesh: Mesh) -> Slots:
+    """Returns the sharding of every array of the slots."""
+    return jax.tree.map(partial(NamedSharding, mesh), _slot_specs(cfg))
 
 
 def _slot_specs(cfg: ModelConfig) -> Any:
@@ -148,6 +169,16 @@ def _empty(cfg: ModelConfig, *, rows: int, capacity: int) -> Slots:
         limit=count,
         index=count,
     )
+
+
+def _first(x: Array, *, rows: int) -> Array:
+    """Returns the first rows of an array that is split by rows; on one shard, whole on each.
+
+    The others need not leave the shard that made them.
+    """
+    at = jax.lax.axis_index(rules.BATCH) * x.shape[0] + jnp.arange(x.shape[0])
+    out = jnp.zeros((rows, *x.shape[1:]), x.dtype)
+    return jax.lax.psum(out.at[at].set(x, mode="drop", unique_indices=True), rules.BATCH)
 
 
 def _insert(slots: Slots, prompts: Prompts, entries: Array) -> Slots:
