@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sdjax.errors import UserError
 from sdjax.log_sections import Alarm, Log
 from sdjax.objective_sections import Loss, Policy
+from sdjax.plan_section import Plan
 from sdjax.report_section import Report
 from sdjax.sections import (
     Checkpoint,
@@ -50,6 +51,7 @@ __all__ = [
     "Mesh",
     "Model",
     "Optim",
+    "Plan",
     "Policy",
     "Prepare",
     "Report",
@@ -297,7 +299,7 @@ class Bench:
         )
 
 
-Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report | SFT | Study
+Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report | SFT | Study | Plan
 
 
 def to_dict(config: object) -> dict:

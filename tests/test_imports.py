@@ -23,12 +23,13 @@ ALLOWED = {
     "sections": ("errors",),
     "log_sections": ("errors", "sections"),
     "objective_sections": ("errors", "sections"),
+    "plan_section": ("errors", "sections"),
     "report_section": ("errors", "sections"),
     "study_jobs": ("errors", "sections", "log_sections"),
     "trace_jobs": ("errors", "sections"),
     "config": (
         *("errors", "sections", "log_sections", "objective_sections", "report_section"),
-        *("study_jobs", "trace_jobs"),
+        *("plan_section", "study_jobs", "trace_jobs"),
     ),
     "metrics": ("config",),
     "tokenizer": ("errors", "records", "models.gguf", "models.resolve"),
@@ -50,6 +51,10 @@ ALLOWED = {
         *("config", "records", "metrics", "analysis", "models", "rollout", "learner", "parallel"),
     ),
     "config_file": ("config", "errors"),
+    "plan": (
+        *("config", "errors", "bench.peaks", "models", "learner", "parallel"),
+        *("rollout.draw", "rollout.sampler", "rollout.sizes", "rollout.slots"),
+    ),
     "main": ("config_file", "errors"),
 }
 WITHOUT_JAX = (
@@ -59,6 +64,7 @@ WITHOUT_JAX = (
         "sections",
         "log_sections",
         "objective_sections",
+        "plan_section",
         "report_section",
         "study_jobs",
         "trace_jobs",

@@ -270,7 +270,7 @@ def _with_gradient(
         start = (jnp.zeros(()), jnp.zeros(head.shape, jnp.float32))
         (total, head_grad), ys = jax.lax.scan(one, start, chunks)
         outputs, hidden_grad = _joined(ys, tokens.token.shape)
-        return _psum(total), outputs, hidden_grad, _summed(head_grad, spec.embed_axis)
+        return _psum(total), outputs, hidden_grad, _psum(head_grad, spec.embed_axis)
 
     embed = "fsdp" if "fsdp" in _batch_axes() else None
     out = (whole, rows, rows, PartitionSpec(*[None] * spec.embed_axis, embed))
@@ -423,19 +423,13 @@ def _batch_axes() -> tuple[str, ...]:
     return tuple(a for a in rules.BATCH if mesh.shape.get(a, 1) > 1)
 
 
-def _psum(x: jax.Array) -> jax.Array:
+def _psum(x: jax.Array, part: int | None = None) -> jax.Array:
+    """Returns the sum over shards of the batch; each of fsdp has its part along axis `part`."""
     axes = _batch_axes()
+    if part is not None and "fsdp" in axes:
+        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=part, tiled=True)
+        axes = tuple(a for a in axes if a != "fsdp")
     return jax.lax.psum(x, axes) if axes else x
-
-
-def _summed(head_grad: jax.Array, embed_axis: int) -> jax.Array:
-    """Returns the sum over shards of the batch; each of fsdp has its part, as of the head."""
-    axes = _batch_axes()
-    if "fsdp" in axes:
-        head_grad = jax.lax.psum_scatter(
-            head_grad, "fsdp", scatter_dimension=embed_axis, tiled=True
-        )
-    return jax.lax.psum(head_grad, "data") if "data" in axes else head_grad
 
 
 def _on_shards(

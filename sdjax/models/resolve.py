@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax.errors import UserError
@@ -13,8 +14,10 @@ HUB_COPIES = ["original/*", "consolidated*"]  # the same weights in another layo
 PACKAGE = "package:"
 
 
-def resolve(path: str, revision: str | None = None) -> Path:
-    """Returns the local folder or GGUF file of a model, downloading a hub id."""
+def resolve(
+    path: str, revision: str | None = None, *, files: Sequence[str] = tuple(HUB_FILES)
+) -> Path:
+    """Returns the local folder or GGUF file of a model, downloading these files of a hub id."""
     if path.startswith(PACKAGE):
         return _in_package(path.removeprefix(PACKAGE))
     local = Path(path).expanduser()
@@ -28,7 +31,7 @@ def resolve(path: str, revision: str | None = None) -> Path:
         raise UserError(f"model.path is {path!r}: neither a folder nor a .gguf file")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) or local.suffix == ".gguf":
         raise UserError(f"model.path is {path!r}: no such folder or file, and not a hub id")
-    return _from_hub(path, revision)
+    return _from_hub(path, revision, files)
 
 
 def _in_package(name: str) -> Path:
@@ -52,12 +55,12 @@ def _in_package(name: str) -> Path:
     return files[0]
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_COPIES
+            name, revision=revision, allow_patterns=list(files), ignore_patterns=HUB_COPIES
         )
     # Its errors (no such repository or revision, gated, offline) and those of the HTTP library
     # beneath it are of many classes; all mean that there is no model to be had.

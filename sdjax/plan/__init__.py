@@ -1,0 +1,1 @@
+"""What a training needs of a slice, before one is paid for: bytes, seconds, dollars."""

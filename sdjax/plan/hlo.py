@@ -1,0 +1,142 @@
+"""Bytes that a compiled program moves between chips, read from its text. No jax.
+
+A loop's body counts as often as the compiler says that it runs (known_trip_count), or as the caller
+says for loops that it does not know. What an optimised text holds:
+https://openxla.org/xla/operation_semantics
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2,
+    "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8,
+}  # fmt: skip
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
+_OP = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\((.*)$")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?([^}\s]+)\}?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One operation that moves bytes between chips."""
+
+    kind: str
+    shape: str
+    """Of what it gives."""
+    group: int
+    """Chips that take part."""
+    times: float
+    """How often a call of the program runs it."""
+    bytes: float
+    """That come over links into one chip, each time: of a whole array of B bytes over g chips
+    B (g - 1) / g where it is gathered or scattered, twice that where it is reduced for all."""
+
+
+def collectives(text: str, chips: int, unknown: float = 1.0) -> list[Collective]:
+    """Returns the collectives of an optimised program's text.
+
+    Loops whose trip count the text does not hold are taken to run `unknown` times.
+    """
+    bodies = _computations(text)
+    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
+    if entry is None:
+        raise ValueError("no ENTRY computation: not the text of a compiled program")
+    return list(_within(bodies, entry[1], 1.0, chips, unknown))
+
+
+def by_kind(found: list[Collective]) -> dict[str, float]:
+    """Returns the bytes into one chip in a call, by kind."""
+    total = dict.fromkeys(KINDS, 0.0)
+    for one in found:
+        total[one.kind] += one.times * one.bytes
+    return {kind: size for kind, size in total.items() if size}
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """Returns the lines of every computation by its name."""
+    out: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if not line.startswith(" ") and (head := _HEAD.match(line)):
+            lines = out.setdefault(head[1], [])
+        elif line.startswith(" "):
+            lines.append(line)
+    return out
+
+
+def _within(
+    bodies: dict[str, list[str]], name: str, times: float, chips: int, unknown: float
+) -> Iterator[Collective]:
+    for line in bodies.get(name, ()):
+        op = _OP.match(line)
+        if op is None:
+            continue
+        shape, called, rest = op.groups()
+        kind = called.removesuffix("-start")
+        if kind in KINDS:
+            yield _collective(kind, shape, rest, called != kind, times, chips)
+        inner = times
+        if called == "while":
+            trips = _trips(bodies, rest)
+            inner = times * (unknown if trips is None else trips)
+        if called in ("while", "conditional", "call", "fusion", "async-start"):
+            for group in _CALLED.findall(rest):
+                for one in group.split(","):
+                    yield from _within(bodies, one.strip().lstrip("%"), inner, chips, unknown)
+
+
+def _trips(bodies: dict[str, list[str]], loop: str) -> int | None:
+    """Returns how often a loop runs: what is said of it, or the bound that its counter meets.
+
+    JAX's loops count from 0 by 1. None: the bound is computed.
+    """
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", loop)
+    lines = bodies.get(condition[1], []) if condition else []
+    constants = {}
+    for line in lines:
+        if found := re.search(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line):
+            constants[found[1]] = int(found[2])
+    for line in lines:
+        bound = re.search(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", line)
+        if bound and bound[1] in constants:
+            return constants[bound[1]]
+    return None
+
+
+def _collective(
+    kind: str, shape: str, rest: str, is_async: bool, times: float, chips: int
+) -> Collective:
+    sizes = [_size(*found) for found in _SHAPE.findall(shape)]
+    # An asynchronous start gives its operands beside its results.
+    given = sizes[len(sizes) // 2 :] if is_async and len(sizes) > 1 else sizes
+    group = _group(rest, chips)
+    whole = sum(given) * (group if kind == "reduce-scatter" else 1)
+    share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}
+    moved = whole * share.get(kind, (group - 1) / group)
+    return Collective(kind=kind, shape=shape, group=group, times=times, bytes=moved)
+
+
+def _size(dtype: str, dims: str) -> int:
+    return _BYTES.get(dtype, 0) * math.prod(int(n) for n in dims.split(",") if n)
+
+
+def _group(rest: str, chips: int) -> int:
+    """Returns how many chips take part: replica_groups={{0,1},{2,3}}, [32,2]<=[64], or axes of a
+    mesh['a'=8,'b'=2] {'a'}; all where there is none."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(found[1].split(","))
+    return chips

@@ -1,0 +1,142 @@
+"""Bytes on a chip, by use, counted from a step's sizes. No jax.
+
+What is counted follows the programs of learner/ and rollout/: parameters and Adam in float32, the
+teacher as config.Teacher says, gradients in float32 added up in place, activations kept between
+layers in float32, the head and its gradient whole on every shard of the batch. Coefficients that
+the compiler decides (how many temporaries of a layer or a chunk live at one time) are measured:
+see LAYER and LOGITS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdjax.models import work as sizes
+from sdjax.models.config import ModelConfig
+from sdjax.plan.workload import Workload
+from sdjax.rollout.sizes import FREE_SHARE
+
+USES = (
+    "parameters",
+    "Adam",
+    "teacher",
+    "gradients",
+    "kept activations",
+    "a layer",
+    "head",
+    "logits",
+    "rollout weights",
+    "KV cache",
+    "sampling",
+)
+LOGITS = 3.1
+"""Float32 arrays of a chunk's logits that exist at one time: 1.9 GB of chunks of 1,024 x 151,936 on
+an H100 (docs/performance.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bytes:
+    """What one chip holds at the fullest moment of a phase."""
+
+    phase: str
+    by_use: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return sum(self.by_use.values())
+
+
+def params(cfg: ModelConfig) -> int:
+    """Returns the entries of all matrices: layers, embedding, head; norms and biases are few."""
+    tables = 1 if cfg.tie_embeddings else 2
+    return cfg.num_layers * sizes.layer_params(cfg) + tables * cfg.vocab_size * cfg.embed
+
+
+def update(w: Workload) -> Bytes:
+    """Returns the bytes of the train step, where backward passes meet the head's gradient."""
+    n, model, mesh = params(w.model), w.model, w.mesh
+    held = _state(w, teacher_on_device=True)
+    tokens, dtype = w.rows * w.student / mesh.tensor, sizes.itemsize(model)
+    vocab = model.vocab_size / mesh.tensor
+    chunk = min(w.cfg.loss.chunk_tokens, w.rows * w.completion)
+    heads = 1 + w.teachers
+    head = model.embed * vocab
+    by_use = held | {
+        "gradients": 4 * n / mesh.param_shards,
+        "kept activations": _kept(w) * tokens,
+        "a layer": _layer(w) * tokens * mesh.tensor,
+        # Its gradient is whole in float32; copies in the compute dtype are whole too, and on one
+        # chip there is the parameter's own gradient beside them.
+        "head": head * (4 + dtype * heads) + 4 * head / mesh.fsdp,
+        "logits": LOGITS * 4 * chunk * vocab
+        + 2 * heads * dtype * w.rows * w.completion * model.embed,
+    }
+    # Logits are gone when layers are differentiated.
+    by_use["a layer"] = max(by_use["a layer"] - by_use["logits"], 0.0)
+    return Bytes(phase="update", by_use=by_use)
+
+
+def rollout(w: Workload) -> Bytes:
+    """Returns the bytes of decoding with all slots full, beside the train state."""
+    model, token = w.model, token_bytes(w)
+    rows = w.slots / w.mesh.copies
+    shards = w.mesh.rollout_tensor or w.mesh.tensor
+    schedule = max(4096, w.prompt)  # tokens of prefilled prompts, twice
+    by_use = _state(w, teacher_on_device=w.cfg.teacher.location == "device") | {
+        "rollout weights": sizes.itemsize(model) * (params(model) + _untied(model)) / shards,
+        "KV cache": rows * w.capacity * token * (1 + 1 / (2 * model.num_layers)),
+        "sampling": 32 * rows * model.vocab_size / shards + 2 * token * schedule,
+    }
+    return Bytes(phase="rollout", by_use=by_use)
+
+
+def slots_that_fit(w: Workload, memory: float) -> int:
+    """Returns how many slots, over all chips, rollout/sizes.py would take of what is free."""
+    nothing = Bytes(phase="", by_use=rollout(w).by_use | {"KV cache": 0.0, "sampling": 0.0})
+    token, copies = token_bytes(w), w.mesh.copies
+    room = FREE_SHARE * (memory - nothing.total) - 2 * token * max(4096, w.prompt)
+    slot = token * w.capacity * (1 + 1 / (2 * w.model.num_layers)) + 32 * w.model.vocab_size
+    fit = int(room / slot)
+    return 0 if fit < 1 else (1 << (fit.bit_length() - 1)) * copies
+
+
+def token_bytes(w: Workload) -> float:
+    """Returns the bytes of a token's keys and values on one chip."""
+    shards = w.mesh.rollout_tensor or w.mesh.tensor
+    entries = 2 * w.model.num_layers * w.model.num_kv_heads * w.model.head_dim
+    return entries * sizes.itemsize(w.model) / shards
+
+
+def _untied(model: ModelConfig) -> int:
+    """Returns the entries that decoding has of a tied head beside the embedding."""
+    return model.vocab_size * model.embed if model.tie_embeddings else 0
+
+
+def _state(w: Workload, *, teacher_on_device: bool) -> dict[str, float]:
+    each = params(w.model) / w.mesh.param_shards
+    teacher = w.cfg.teacher
+    size = {"live": 0, "ema": 4}.get(teacher.kind, 4 if teacher.dtype == "float32" else 2)
+    held = {"parameters": 4 * each, "Adam": 8 * each}
+    return held | ({"teacher": size * each} if teacher_on_device and size else {})
+
+
+def _kept(w: Workload) -> float:
+    """Returns the bytes that the forward pass keeps of a token, over all layers."""
+    m, dtype = w.model, sizes.itemsize(w.model)
+    stream = 4 * m.embed
+    heads, kv = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
+    # Products of the layer: q, k, o and down in float32, v, gate and up in the compute dtype.
+    products = 4 * (heads + kv + 2 * m.embed) + dtype * (kv + 2 * m.mlp)
+    # What lies between them: norms, turned queries and keys, attention, silu and the inner product.
+    between = dtype * (2 * m.embed + 3 * heads + kv + m.mlp) + 4 * m.mlp
+    more = {"full": 0.0, "dots": products, "none": products + between}[m.remat]
+    return m.num_layers * (stream + more)
+
+
+def _layer(w: Workload) -> float:
+    """Returns the bytes of a token while one layer is computed again and differentiated."""
+    m, tensor = w.model, w.mesh.tensor
+    dtype = sizes.itemsize(m)
+    stream = (4 + 4 + dtype) * m.embed / tensor
+    return stream + (2 * dtype + 4) * m.mlp / tensor

@@ -1,0 +1,274 @@
+"""Compiles a training's programs for TPUs that are not there, and reads what the compiler says.
+
+Arrays are abstract: nothing is computed and nothing of the model's size is held. About a minute a
+program. https://docs.jax.dev/en/latest/aot.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sdjax import config
+from sdjax.errors import UserError
+from sdjax.learner import batch as batches
+from sdjax.learner import optim, state, step
+from sdjax.models.transformer import Transformer
+from sdjax.parallel import mesh as meshes
+from sdjax.parallel import rules
+from sdjax.plan import hlo
+from sdjax.plan.slices import Slice
+from sdjax.plan.workload import Workload
+from sdjax.rollout import draw
+from sdjax.rollout import sampler as samplers
+from sdjax.rollout import slots as slot_arrays
+
+REMATERIALIZED = "Involuntary full rematerialization"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What the compiler says of a program, on one chip."""
+
+    name: str
+    arguments: int
+    """Bytes that it is given; what it gives back in their place is not counted again."""
+    temporaries: int
+    """Bytes beside them at the moment when there are the most, and results of their own."""
+    host: int
+    """Bytes of arguments in the host's memory."""
+    traffic: dict[str, float]
+    """Bytes that come over links, by collective, in one call."""
+    rematerialized: bool
+    """Whether the compiler gathered a whole array for want of a better way."""
+
+    @property
+    def total(self) -> int:
+        """Bytes on the chip."""
+        return self.arguments + self.temporaries
+
+
+def require_compiler() -> None:
+    """Raises UserError where nothing can compile for TPUs; makes it silent. Before jax starts."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "compile is True: compiling for a TPU needs libtpu: pip install 'sdjax[tpu]', or "
+            "--no_compile for arithmetic alone"
+        )
+    # It would look for the chips of the machine, and for those of its neighbours.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def topology_mesh(piece: Slice, shape: tuple[int, int, int]) -> jax.sharding.Mesh:
+    """Returns the mesh of a slice that need not be there; data runs over slices first."""
+    from jax.experimental import topologies
+
+    more = {"num_slices": piece.count} if piece.count > 1 else {}
+    topology = f"{piece.chip.name}:{piece.shape}"
+    try:
+        with _errors_of_compiler():
+            described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
+    except Exception as error:  # the compiler's own, of no class of its own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"topology is {topology!r}: the TPU compiler: {reason}") from None
+    return meshes.over(described.devices, shape)
+
+
+def train_step(work: Workload, mesh: jax.sharding.Mesh) -> Compiled:
+    """Compiles one update with its batch of the longest rows."""
+    cfg, graphdef, abstract = _model(work)
+    tx = optim.make(cfg.optim)
+    shardings = state.shardings(abstract, tx, cfg.teacher, mesh)
+    init = state.initialiser(tx, cfg.teacher, shardings)
+    batch = abstract_batch(work)
+    with jax.set_mesh(mesh):
+        return _compiled(
+            "update",
+            step.make_train_step(graphdef, cfg, mesh, shardings),
+            _placed(jax.eval_shape(init, abstract), shardings),
+            _placed(batch, step.batch_shardings(batch, mesh)),
+            loops=work.microbatches,
+        )
+
+
+def rollout(work: Workload, mesh: jax.sharding.Mesh, *, every_layer: bool) -> list[Compiled]:
+    """Compiles prefill and decode with a full cache. The train state is not among their bytes.
+
+    Their layers are unrolled. Unless `every_layer`, they are compiled with one period of the
+    model's windows (at least 2 layers) and with two: what the second adds, every further one does.
+    """
+    model = work.model
+    few = max(2, _period(model.windows))
+    if every_layer or model.num_layers <= 2 * few:
+        return _rollout(work, mesh)
+    one, two = (_rollout(_with_layers(work, n * few), mesh) for n in (1, 2))
+    more = model.num_layers / few - 2
+    return [_extended(a, b, more) for a, b in zip(one, two, strict=True)]
+
+
+def _rollout(work: Workload, mesh: jax.sharding.Mesh) -> list[Compiled]:
+    _, graphdef, abstract = _model(work)
+    sampler = samplers.make(
+        graphdef,
+        work.model,
+        mesh,
+        stop_ids=(1, 2),
+        pad_id=0,
+        tensor=work.mesh.rollout_tensor,
+    )
+    programs, mesh = sampler.programs, sampler.mesh
+    split, rep = rules.leading(mesh), rules.replicated(mesh)
+    rows, width = work.prefill_rows, work.prompt
+    with jax.set_mesh(mesh):
+        weights = _placed(jax.eval_shape(sampler.weights, abstract), sampler.weight_shardings)
+        slots = jax.eval_shape(lambda: programs.empty(rows=work.slots, capacity=work.capacity))
+        how = jax.eval_shape(lambda: draw.settings(config.Sampling()))
+        return [
+            _compiled(
+                "prefill",
+                programs.prefill,
+                weights,
+                jax.ShapeDtypeStruct((rows, width), jnp.int32, sharding=split),
+                jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=split),
+                rows=work.prefill_kept,
+            ),
+            _compiled(
+                "decode",
+                programs.decode,
+                weights,
+                _placed(slots, slot_arrays.shardings(work.model, mesh)),
+                jax.eval_shape(lambda: jax.random.key(0)),
+                _placed(how, jax.tree.map(lambda _: rep, how)),
+                jax.ShapeDtypeStruct((), jnp.int32, sharding=rep),
+                loops=sampler.schedule.steps,
+                steps=sampler.schedule.steps,
+            ),
+        ]
+
+
+def _period(windows: tuple[int | None, ...]) -> int:
+    """Returns after how many layers the windows repeat."""
+    for n in range(1, len(windows)):
+        if all(w == windows[i % n] for i, w in enumerate(windows)):
+            return n
+    return len(windows)
+
+
+def _with_layers(work: Workload, layers: int) -> Workload:
+    model = replace(work.model, num_layers=layers, windows=work.model.windows[:layers])
+    return replace(work, model=model)
+
+
+def _extended(one: Compiled, two: Compiled, more: float) -> Compiled:
+    """Returns `two` and `more` times what it has over `one`."""
+
+    def further(a: float, b: float) -> float:
+        return b + more * (b - a)
+
+    kinds = two.traffic.keys() | one.traffic.keys()
+    return replace(
+        two,
+        arguments=round(further(one.arguments, two.arguments)),
+        temporaries=round(further(one.temporaries, two.temporaries)),
+        traffic={k: further(one.traffic.get(k, 0.0), two.traffic.get(k, 0.0)) for k in kinds},
+        rematerialized=one.rematerialized or two.rematerialized,
+    )
+
+
+def abstract_batch(work: Workload) -> batches.Batch:
+    """Returns the arrays of an update whose rows are all as long as they can be, without data."""
+    cfg, m, r = work.cfg, work.microbatches, work.cfg.optim.microbatch
+    packed = cfg.optim.row_tokens > 0
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    def context(width: int) -> batches.Packed:
+        tokens = array(m, r, width)
+        return batches.Packed(
+            tokens=tokens, segment_ids=tokens if packed else None, positions=tokens
+        )
+
+    of_token, known = array(m, r, work.completion), array(m, r, work.completion, dtype=jnp.float32)
+    rows = batches.Rows(
+        student=context(work.student),
+        teacher=context(work.teacher) if work.teacher else None,
+        token=of_token,
+        student_index=of_token,
+        teacher_index=of_token if work.teacher else None,
+        sample=of_token,
+        index=of_token,
+        sampler_logprobs=known,
+        old_logprobs=known if cfg.optim.minibatches > 1 else None,
+        epistemic=array(m, r, work.completion, dtype=jnp.bool_),
+    )
+    update = work.completions // cfg.optim.minibatches
+    samples = batches.Samples(
+        advantage=array(update, dtype=jnp.float32),
+        distilled=array(update, dtype=jnp.bool_),
+        learned=array(update, dtype=jnp.bool_),
+        pass_rate=array(update, dtype=jnp.float32),
+        length=array(update),
+    )
+    return batches.Batch(
+        rows=rows, samples=samples, microbatches=array(), padding=array(dtype=jnp.float32)
+    )
+
+
+def _model(work: Workload) -> tuple[config.Train, nnx.GraphDef, nnx.State]:
+    model = nnx.eval_shape(lambda: Transformer(work.model, rngs=nnx.Rngs(0)))
+    return work.cfg, *nnx.split(model)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def _compiled(name: str, program: Any, *args: Any, loops: int = 1, **static: Any) -> Compiled:
+    """Compiles a program; `loops` is how often a loop runs whose bound it computes."""
+    with _errors_of_compiler() as said:
+        try:
+            compiled = program.lower(*args, **static).compile()
+        except jax.errors.JaxRuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"the TPU compiler refuses the {name}: {reason}") from None
+    memory = compiled.memory_analysis()
+    own = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    found = hlo.collectives(compiled.as_text(), jax.sharding.get_abstract_mesh().size, loops)
+    return Compiled(
+        name=name,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes + own,
+        host=memory.host_argument_size_in_bytes,
+        traffic=hlo.by_kind(found),
+        rematerialized=REMATERIALIZED in "".join(said),
+    )
+
+
+@contextlib.contextmanager
+def _errors_of_compiler() -> Iterator[list[str]]:
+    """Yields a list that afterwards holds what was written to the process's stderr meanwhile."""
+    kept, said = os.dup(2), list[str]()
+    with tempfile.TemporaryFile("w+b") as file:
+        sys.stderr.flush()
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))

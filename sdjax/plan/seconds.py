@@ -1,0 +1,90 @@
+"""Seconds of a step by phase: a roofline of arithmetic, memory and links. No jax.
+
+What the host does with texts (grading, reprompts) is not counted.
+"""
+
+from __future__ import annotations
+
+from sdjax.models import work as sizes
+from sdjax.plan import memory, traffic
+from sdjax.plan.slices import Slice
+from sdjax.plan.workload import Workload
+
+# Shares of a chip's rates that the programs here reached on an H100 (docs/performance.md).
+ARITHMETIC = 0.6
+BANDWIDTH = 0.6
+LINKS = 0.8
+HOP_S = 5e-6
+"""Seconds of the smallest exchange between chips."""
+
+
+def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
+    """Returns the seconds of one step."""
+    rates, chip = piece.chip.rates, piece.chip
+    flops = piece.chips * rates.flops_per_s * ARITHMETIC
+    links = (chip.links if piece.count == 1 else chip.network) * LINKS
+    parts = {
+        "weights to rollouts": traffic.rollout_weights(w) / (chip.links * LINKS),
+        "prefill": _prefill(w) / flops,
+        "decode": decode(w, piece),
+    }
+    n, updates = w.completions, w.cfg.optim.minibatches
+    student = w.row_tokens(w.mean_prompt, w.student)
+    if updates > 1:
+        head = sizes.head(round(n * w.mean_completion), w.model.embed, w.model.vocab_size)
+        parts["old log-probabilities"] = (n * _forward(w, student) + head) / flops
+    moved = traffic.update(w)
+    # Rows that are all padding are not run: of packed rows there are as many as tokens fill.
+    filled = min(student / w.student, 1.0) if w.cfg.optim.row_tokens else 1.0
+    exchange = updates * filled * sum(moved.values()) / links
+    parts["update"] = max(_update(w, student) / flops, exchange)
+    return parts
+
+
+def decode(w: Workload, piece: Slice) -> float:
+    """Returns the seconds of decoding a step's completions in the slots there are.
+
+    Slots stay full while completions wait; then the longest go on alone, up to the limit.
+    """
+    model, rates = w.model, piece.chip.rates
+    shards = w.mesh.rollout_tensor or w.mesh.tensor
+    weights = sizes.weight_bytes(model) / shards
+    rows = min(w.slots, w.completions) / w.mesh.copies
+    cached = w.mean_prompt + w.mean_completion / 2
+    token = sizes.cache_bytes(model, round(cached)) / shards
+    bytes_per_s, flops = rates.bytes_per_s * BANDWIDTH, rates.flops_per_s * ARITHMETIC
+    entries = sizes.weight_bytes(model) / sizes.itemsize(model) / shards
+    full = max((weights + rows * token) / bytes_per_s, 2 * rows * entries / flops)
+    hops = 2 * model.num_layers * HOP_S if shards > 1 else 0.0
+    steps = w.completions * w.mean_completion / max(w.slots, 1)
+    tail = max(w.cfg.rollout.max_completion_tokens - w.mean_completion, 0)
+    return steps * (full + hops) + tail * (weights / bytes_per_s + hops)
+
+
+def _prefill(w: Workload) -> float:
+    """Returns the operations of all calls: every shard computes a row, wanted or not."""
+    calls = -(-w.cfg.rollout.prompts_per_step // w.prefill_kept)
+    return calls * w.prefill_rows * sizes.forward(w.model, [w.prompt])
+
+
+def _forward(w: Workload, tokens: float) -> float:
+    """Returns the operations of a forward pass over what one completion adds to rows."""
+    return sizes.forward(w.model, [round(tokens)])
+
+
+def _update(w: Workload, student: float) -> float:
+    """Returns the operations of a step's updates, recomputation and padding included."""
+    again = {"full": 1.0, "dots": 0.2, "none": 0.0}[w.model.remat]
+    one = (3 + again) * _forward(w, student)
+    if w.teachers:
+        one += w.teachers * _forward(w, w.row_tokens(w.mean_reprompt, w.teacher))
+    head = sizes.distilled_head(
+        round(w.mean_completion), w.model.embed, w.model.vocab_size, w.teachers
+    )
+    return w.completions * (one + head)
+
+
+def fits(w: Workload, piece: Slice) -> bool:
+    """Returns whether both phases stay within a chip's memory, by arithmetic."""
+    fullest = max(memory.update(w).total, memory.rollout(w).total)
+    return w.slots > 0 and fullest <= piece.chip.memory

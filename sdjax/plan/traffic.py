@@ -1,0 +1,44 @@
+"""Bytes that come over links into one chip in an update, by formula. No jax.
+
+Of an array of B bytes split over g chips each receives B (g - 1) / g to have it whole, as much to
+have its part of a sum over chips, and twice that to have the whole sum.
+"""
+
+from __future__ import annotations
+
+from sdjax.models import work as sizes
+from sdjax.plan.workload import Workload
+
+
+def update(w: Workload) -> dict[str, float]:
+    """Returns the bytes of one update, of all its microbatches, by purpose.
+
+    weights: layers gathered over fsdp in the compute dtype, for the student's forward pass, for
+    the recomputation and backward pass together, and for every pass of a teacher; heads once each.
+    gradients: their sums over fsdp and data. activations: what tensor parallelism exchanges.
+    """
+    model, mesh = w.model, w.mesh
+    item, teachers = sizes.itemsize(model), w.teachers
+    fsdp, data, tensor = (_share(n) for n in (mesh.fsdp, mesh.data, mesh.tensor))
+    layers = model.num_layers * sizes.layer_params(model) / mesh.tensor
+    head = model.vocab_size * model.embed / mesh.tensor
+    passes = (1 if model.remat == "none" else 2) + teachers
+    weights = item * fsdp * (layers * passes + head * (1 + teachers))
+    # Layers' are summed whole in the compute dtype, the head's in float32, each chip its part; over
+    # data what is then left of them.
+    gradients = fsdp * (2 * item * layers + 4 * head) + 2 * data * 4 * (layers + head) / mesh.fsdp
+    exchanged = 2 * (item + 4) * model.embed * tensor * model.num_layers
+    tokens = w.rows * (3 * w.student + teachers * w.teacher)
+    parts = {"weights": weights, "gradients": gradients, "activations": exchanged * tokens}
+    return {name: size * w.microbatches for name, size in parts.items()}
+
+
+def rollout_weights(w: Workload) -> float:
+    """Returns the bytes of a step's one change from the layout of training to that of rollouts."""
+    model, shards = w.model, w.mesh.rollout_tensor or w.mesh.tensor
+    entries = model.num_layers * sizes.layer_params(model) + 2 * model.vocab_size * model.embed
+    return sizes.itemsize(model) * entries / shards * _share(w.mesh.fsdp)
+
+
+def _share(chips: int) -> float:
+    return (chips - 1) / chips

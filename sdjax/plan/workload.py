@@ -1,0 +1,177 @@
+"""What one training step puts on a mesh: rows, tokens, slots. Arithmetic on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdjax import config
+from sdjax.errors import UserError
+from sdjax.models.config import ModelConfig
+from sdjax.parallel.shapes import bucket
+from sdjax.rollout.sizes import MOST_SLOTS, Schedule
+
+FILLED = 0.87
+"""Share of a packed row's tokens that is no padding (docs/performance.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Axis sizes, and the chips over which rollouts split a copy of the weights."""
+
+    data: int
+    fsdp: int
+    tensor: int
+    rollout_tensor: int
+
+    @property
+    def chips(self) -> int:
+        """How many chips it takes."""
+        return self.data * self.fsdp * self.tensor
+
+    @property
+    def batch_shards(self) -> int:
+        """Into how many parts rows are split."""
+        return self.data * self.fsdp
+
+    @property
+    def param_shards(self) -> int:
+        """Into how many parts parameters are split."""
+        return self.fsdp * self.tensor
+
+    @property
+    def copies(self) -> int:
+        """Into how many parts rollouts split their slots."""
+        return self.chips // self.rollout_tensor if self.rollout_tensor else self.batch_shards
+
+    def __str__(self) -> str:
+        names = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        text = " ".join(f"{k}={v}" for k, v in names.items())
+        return text + (f" rollout_tensor={self.rollout_tensor}" if self.rollout_tensor else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A step of a training on a mesh. Widths are padded, as the arrays are; all are the longest."""
+
+    cfg: config.Train
+    model: ModelConfig
+    mesh: Mesh
+    prompt: int
+    """Tokens of the longest prompt, padded as prefill does."""
+    student: int
+    teacher: int
+    """Tokens of a row; 0: no teacher runs."""
+    completion: int
+    """Completion tokens of a row."""
+    rows: int
+    """Rows of a microbatch on one shard of the batch."""
+    microbatches: int
+    """Most of an update."""
+    capacity: int
+    """Cache of a slot."""
+    slots: int
+    """Over all chips."""
+    prefill_rows: int
+    """Rows prefilled at a time, over all shards; all but the first `prefill_kept` are filling."""
+    prefill_kept: int
+    mean_prompt: float
+    mean_completion: float
+
+    @property
+    def completions(self) -> int:
+        """Of a step."""
+        return self.cfg.rollout.prompts_per_step * self.cfg.rollout.group_size
+
+    @property
+    def microbatch(self) -> int:
+        """Rows of a microbatch, over all shards."""
+        return self.cfg.optim.microbatch
+
+    @property
+    def teachers(self) -> int:
+        """Forward passes over the teacher's rows."""
+        if self.cfg.loss.distillation == 0:
+            return 0
+        return 2 if self.cfg.teacher.kind == "trust_region" else 1
+
+    @property
+    def mean_reprompt(self) -> float:
+        """Tokens of a teacher's context: the prompt and a demonstration of the mean length."""
+        if self.cfg.reprompt.demonstration == "none":
+            return self.mean_prompt
+        return min(self.mean_prompt + self.mean_completion, self.cfg.reprompt.max_tokens)
+
+    def row_tokens(self, context: float, width: int) -> float:
+        """Returns the tokens computed for each completion behind a mean context: with padding."""
+        if self.cfg.optim.row_tokens == 0:
+            return width
+        return (context + self.mean_completion) / FILLED
+
+
+def make(
+    cfg: config.Train,
+    model: ModelConfig,
+    mesh: Mesh,
+    *,
+    slots: int,
+    mean_prompt: float,
+    mean_completion: float,
+) -> Workload:
+    """Returns a step's sizes; raises UserError where the batch does not divide by the mesh."""
+    roll, optim = cfg.rollout, cfg.optim
+    shards = mesh.batch_shards
+    check(cfg, model, mesh)
+    completion = roll.max_completion_tokens
+    longest = [roll.max_prompt_tokens + completion]
+    if cfg.loss.distillation > 0:
+        longest.append(cfg.reprompt.max_tokens + completion)
+    if optim.row_tokens:
+        limit = max(optim.row_tokens, *longest)
+        longest = [limit] * len(longest)
+        completion = limit
+    update = roll.prompts_per_step * roll.group_size // optim.minibatches
+    schedule, width = Schedule(), bucket(roll.max_prompt_tokens)
+    prefill = min(max(schedule.prefill_tokens // width, 1), roll.prompts_per_step)
+    copies = mesh.copies
+    return Workload(
+        cfg=cfg,
+        model=model,
+        mesh=mesh,
+        prompt=width,
+        student=bucket(longest[0]),
+        teacher=bucket(longest[1]) if len(longest) > 1 else 0,
+        completion=bucket(completion),
+        rows=optim.microbatch // shards,
+        microbatches=-(-update // optim.microbatch),
+        capacity=bucket(roll.max_prompt_tokens + roll.max_completion_tokens),
+        slots=slots,
+        prefill_rows=-(-prefill // copies) * copies,
+        prefill_kept=prefill,
+        mean_prompt=min(mean_prompt, roll.max_prompt_tokens),
+        mean_completion=min(mean_completion, roll.max_completion_tokens),
+    )
+
+
+def check(cfg: config.Train, model: ModelConfig, mesh: Mesh) -> None:
+    """Raises UserError where the mesh divides neither the batch nor the model."""
+    for name, size, by in (
+        ("optim.microbatch", cfg.optim.microbatch, mesh.batch_shards),
+        ("rollout.slots", cfg.rollout.slots, mesh.copies),
+        ("hidden size", model.embed, mesh.fsdp),
+        *(
+            (name, size, max(mesh.tensor, mesh.rollout_tensor))
+            for name, size in (
+                ("attention heads", model.num_heads),
+                ("key-value heads", model.num_kv_heads),
+                ("MLP size", model.mlp),
+                ("vocabulary", model.vocab_size),
+            )
+        ),
+    ):
+        if size % by:
+            raise UserError(f"{name} is {size}: must be a multiple of {by} on a mesh of {mesh}")
+
+
+def most_slots(work: Workload) -> int:
+    """Returns how many slots there is any use for: all completions, and a bound a shard."""
+    return min(work.completions, MOST_SLOTS * work.mesh.copies)
