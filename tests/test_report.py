@@ -270,6 +270,17 @@ def test_words_before_and_after_come_from_the_evaluations_and_from_the_steps(tmp
     lines = [json.loads(x) for x in (run.folder / "rollouts.jsonl").read_text().splitlines()]
     wait = sum(x["completion"].count("wait") for x in lines if x["step"] == 10)
     assert change.after.words["wait"] == wait
+    gaps = [
+        teacher - student
+        for x in lines
+        if x["step"] == 10
+        for piece, student, teacher in zip(
+            x["pieces"], x["student_logprobs"], x["teacher_logprobs"], strict=True
+        )
+        if piece == " wait"
+    ]
+    assert change.after.push["wait"] == (pytest.approx(sum(gaps)), wait)
+    assert own.after.push == {}
 
 
 def test_an_unfinished_runs_words_are_counted_in_its_answers(tmp_path):

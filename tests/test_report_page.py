@@ -115,6 +115,8 @@ def test_words_are_counted_in_the_chosen_set_and_unit(synthetic, opened):
     assert wait_row() == ["40", "4", "\u221236"]
     page.select_option("#word-set", "training, first and last tenth of the steps")
     assert wait_row() != ["40", "4", "\u221236"]
+    page.select_option("#word-unit", "push")
+    assert all(re.fullmatch("\u2212[12]\\.\\d+", cell) for cell in wait_row()[:2])
     page.select_option("#word-lexicon", "word")
     assert page.locator("#words tbody tr").count() == 11
 

@@ -147,7 +147,15 @@ def by_grade(
 
 
 def epistemic_tokens(token_texts: Sequence[str], mode: str = "paper") -> np.ndarray:
-    """Returns bool[T]: which tokens take part in an epistemic word.
+    """Returns bool[T]: which tokens take part in an epistemic word, as tokens_of_words says."""
+    marked = np.zeros(len(token_texts), bool)
+    for of_word in tokens_of_words(token_texts, mode).values():
+        marked |= of_word
+    return marked
+
+
+def tokens_of_words(token_texts: Sequence[str], mode: str = "paper") -> dict[str, np.ndarray]:
+    """Returns bool[T] for each word that occurs: which tokens take part in it.
 
     `token_texts` are the texts of the tokens one by one; a word may span several, and a token
     that holds more than the word counts whole. Lower-casing is by token, since it can change a
@@ -156,11 +164,11 @@ def epistemic_tokens(token_texts: Sequence[str], mode: str = "paper") -> np.ndar
     lowered = [text.lower() for text in token_texts]
     ends = np.cumsum([len(text) for text in lowered], dtype=np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
-    marked = np.zeros(len(lowered), bool)
     text = "".join(lowered)
-    for pattern in lexicon(mode).patterns.values():
+    found: dict[str, np.ndarray] = {}
+    for word, pattern in lexicon(mode).patterns.items():
         for match in pattern.finditer(text):
             first = np.searchsorted(ends, match.start(), side="right")
             last = np.searchsorted(starts, match.end(), side="left")
-            marked[first:last] = True
-    return marked
+            found.setdefault(word, np.zeros(len(lowered), bool))[first:last] = True
+    return found

@@ -84,7 +84,7 @@ def fit(
             every = 10**9
         else:
             wanted, every = int(min(wanted - 1, made.rows * 0.95 * limit / bare)), 1
-    if total:
+    if total and max_rollouts:
         raise UserError(f"max_mb is too low: no rollout fits in {limit / 1e6:.3g} MB; raise it")
     return Packed()
 

@@ -59,6 +59,12 @@ CHARTS = (
         metrics={"distill/reverse_kl": ""},
     ),
     Chart(
+        title="Loss of finetuning",
+        unit="nats per token",
+        help="Mean negative log-probability of the tokens learned from.",
+        metrics={"sft/loss": ""},
+    ),
+    Chart(
         title="Entropy",
         unit="nats per token",
         help="Of the next-token distributions of the student and of the teacher.",

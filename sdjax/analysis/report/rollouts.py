@@ -63,10 +63,15 @@ def survey(run: Run, lexicons: Sequence[str]) -> Survey:
             found.groups.append(0)
             last = (step, row.get("id"))
         found.groups[-1] += 1
-        found.whole.append(row.get("pieces") is not None)
         found.tokens += size
         of_step = found.counts.setdefault(step, {mode: words.Counts() for mode in lexicons})
-        for mode, counts in words.of_text(row["completion"], size, lexicons).items():
+        whole = row.get("pieces") is not None
+        found.whole.append(whole)
+        pieces, push = _Row(file, number, row, lexicons[0]).push() if whole else ([], None)
+        for mode in lexicons:
+            counts = words.of_text(row["completion"], size, mode)
+            if push is not None:
+                counts.push = words.pushed(pieces, push, mode)
             of_step[mode].add(counts)
     return found
 
@@ -202,10 +207,15 @@ class _Row:
             raise self._error("epistemic", "not all are places of tokens")
         return given
 
-    def shown(self, run: int, sibling: int) -> Shown:
-        row = self._row
+    def push(self) -> tuple[list[str], np.ndarray | None]:
+        """Returns the texts of tokens and float64[T] teacher minus student, None if not known."""
         student, teacher = self._numbers("student_logprobs"), self._numbers("teacher_logprobs")
         push = None if student is None or teacher is None else teacher - student
+        return self._pieces, push
+
+    def shown(self, run: int, sibling: int) -> Shown:
+        row = self._row
+        student, (_, push) = self._numbers("student_logprobs"), self.push()
         marked = self._epistemic()
         correct = row.get("correct")
         counts = epistemic.count(row["completion"], self._lexicon)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from sdjax.analysis import epistemic
 from sdjax.analysis.report import read
 from sdjax.analysis.report.read import Run
@@ -18,12 +20,17 @@ ROLLOUTS = "training, first and last tenth of the steps"
 
 @dataclass(kw_only=True)
 class Counts:
-    """How often each word stands in a number of completions, and their tokens in all."""
+    """How often each word stands in a number of completions, and their tokens in all.
+
+    `push` has for words in completions with known log-probabilities the sum of teacher minus
+    student over the tokens that take part in them, in nats, and the number of these tokens.
+    """
 
     step: str = ""
     completions: int = 0
     tokens: float = 0.0
     words: dict[str, int] = field(default_factory=dict)
+    push: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, other: Counts) -> None:
         """Adds the completions of another."""
@@ -31,6 +38,9 @@ class Counts:
         self.tokens += other.tokens
         for word, number in other.words.items():
             self.words[word] = self.words.get(word, 0) + number
+        for word, (push, tokens) in other.push.items():
+            of_word = self.push.get(word, (0.0, 0))
+            self.push[word] = (of_word[0] + push, of_word[1] + tokens)
 
     @property
     def total(self) -> int:
@@ -58,12 +68,18 @@ class Change:
         return {**vars(self), "before": vars(self.before), "after": vars(self.after)}
 
 
-def of_text(text: str, tokens: int, lexicons: Sequence[str]) -> dict[str, Counts]:
-    """Returns one completion's counts by lexicon."""
-    return {
-        mode: Counts(completions=1, tokens=tokens, words=epistemic.count(text, mode))
-        for mode in lexicons
-    }
+def of_text(text: str, tokens: int, mode: str) -> Counts:
+    """Returns one completion's counts by a lexicon."""
+    return Counts(completions=1, tokens=tokens, words=epistemic.count(text, mode))
+
+
+def pushed(pieces: Sequence[str], push: np.ndarray, mode: str) -> dict[str, tuple[float, int]]:
+    """Returns Counts.push of one completion from its tokens' texts and float64[T] push."""
+    out = {}
+    for word, tokens in epistemic.tokens_of_words(pieces, mode).items():
+        known = push[tokens & np.isfinite(push)]
+        out[word] = (float(known.sum()), len(known))
+    return out
 
 
 def of_evaluations(run: Run) -> list[Change]:

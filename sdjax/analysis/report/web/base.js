@@ -40,8 +40,14 @@ function signed(value, digits = 3) {
   return value > 0 ? `+${number(value, digits)}` : number(value, digits);
 }
 
-function nats(value) {
-  return value === null || value === undefined ? "\u2013" : `${signed(value)} nats`;
+/** Returns hundredths of a nat with their sign. */
+function nats(hundredths) {
+  if (hundredths === null || hundredths === undefined) return "\u2013";
+  return `${hundredths > 0 ? "+" : ""}${fixed(hundredths)} nats`;
+}
+
+function fixed(hundredths) {
+  return (hundredths / 100).toFixed(2).replace("-", "\u2212");
 }
 
 function percent(share) {

@@ -54,8 +54,8 @@ function heading(report, index, i, row) {
     ["completion", number(index.sibling[i] + 1)],
     ["reward", number(index.reward[i])],
     ["length", `${number(index.length[i])} tokens${index.finish[i] === "length" ? ", cut off" : ""}`],
-    ["mean push", nats(index.push[i] === null ? null : index.push[i] / 100)],
-    ["on epistemic words", index.epistemic_push[i] === null ? null : nats(index.epistemic_push[i] / 100)],
+    ["mean push", nats(index.push[i])],
+    ["on epistemic words", index.epistemic_push[i] === null ? null : nats(index.epistemic_push[i])],
     ["distilled", row.distilled === undefined ? null : row.distilled ? "yes" : "no"],
   ];
   const facts = chips
@@ -92,7 +92,7 @@ function siblings(index, i) {
 
 function prompts(row) {
   const part = (title, ...content) =>
-    el("section", { className: "prompt" }, el("h3", { textContent: title }), el("pre", { dir: "auto", tabIndex: 0 }, ...content));
+    el("section", { className: "prompt" }, el("h2", { textContent: title }), el("pre", { dir: "auto", tabIndex: 0 }, ...content));
   const made = el("div", { className: "prompts" });
   if (row.prompt !== undefined) made.append(part("Student reads", visible(row.prompt)));
   if (row.reprompt !== undefined) {

@@ -37,5 +37,5 @@ function summaryTable(report, names) {
       ends ? `${number(ends[0])} \u2192 ${number(ends[1])}` : "\u2013",
     ),
   ]);
-  return table(["", ...names], rows);
+  return table(["metric", ...names], rows);
 }

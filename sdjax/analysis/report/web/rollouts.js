@@ -193,11 +193,11 @@ function drawRows() {
 function makeRow(index, i, at, size) {
   const words = epistemicWords(index, i);
   const facts = [
-    browser.report.runs[index.run[i]].name,
+    browser.report.runs.length > 1 ? browser.report.runs[index.run[i]].name : null,
     `step ${index.step[i]}`,
     `${number(index.length[i])} tokens`,
     words ? `${words} epistemic` : null,
-    index.push[i] === null ? null : `push ${signed(index.push[i] / 100)} nats`,
+    index.push[i] === null ? null : `push ${nats(index.push[i])}`,
   ];
   const row = el(
     "div",

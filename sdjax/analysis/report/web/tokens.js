@@ -49,7 +49,7 @@ function completionPart(row) {
   return el(
     "section",
     {},
-    el("div", { className: "controls" }, el("h3", { textContent: "Completion" }), labelled("Colour", colour), labelled("Full colour at", scale), legend),
+    el("div", { className: "controls" }, el("h2", { textContent: "Completion" }), labelled("Colour", colour), labelled("Full colour at", scale), legend),
     why,
     text,
     tops,
@@ -147,7 +147,7 @@ function onTokenKey(event, text, row) {
 
 function logprob(hundredths) {
   if (hundredths === null || hundredths === undefined) return "\u2013";
-  return `${number(hundredths / 100)} nats (${percent(Math.exp(hundredths / 100))})`;
+  return `${fixed(hundredths)} nats (${percent(Math.exp(hundredths / 100))})`;
 }
 
 function showTip(token, t) {
@@ -161,14 +161,14 @@ function showTip(token, t) {
   if (student !== null) add("student", logprob(student));
   if (push !== null) {
     add("teacher", logprob(student + push));
-    add("teacher \u2212 student", nats(push / 100));
+    add("teacher \u2212 student", nats(push));
   }
   const gap = value("gap");
   if (gap !== null && student === null) add("sampler", logprob(gap));
-  else if (gap) add("sampler \u2212 student", nats(gap / 100));
+  else if (gap) add("sampler \u2212 student", nats(gap));
   for (const who of ["student", "teacher"]) {
     const entropy = value(`${who}_entropy`);
-    if (entropy !== null) add(`${who}'s entropy`, `${number(entropy / 100)} nats`);
+    if (entropy !== null) add(`${who}'s entropy`, `${fixed(entropy)} nats`);
   }
   const tops = view.tops ? ["student", "teacher"].map((who) => alternatives(who, t)) : [];
   const head = `${JSON.stringify(visible(row.pieces[t]))}, ${row.tokens ? "token" : "word"} ${number(t + 1)} of ${number(row.pieces.length)}`;

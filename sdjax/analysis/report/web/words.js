@@ -4,7 +4,18 @@ const UNITS = {
   thousand: ["per 1,000 tokens", (n, of) => (1000 * n) / Math.max(of.tokens, 1)],
   response: ["per completion", (n, of) => n / Math.max(of.completions, 1)],
   count: ["count", (n) => n],
+  push: ["teacher\u2019s push (nats per token)", (_, of, words) => meanPush(of, words)],
 };
+
+/** Returns the mean of teacher minus student over the tokens of words; null where none is known. */
+function meanPush(of, words) {
+  let [sum, tokens] = [0, 0];
+  for (const word of words) {
+    sum += of.push[word]?.[0] ?? 0;
+    tokens += of.push[word]?.[1] ?? 0;
+  }
+  return tokens ? sum / tokens : null;
+}
 
 function showWords(report) {
   const panel = document.getElementById("words");
@@ -34,7 +45,8 @@ function showWords(report) {
       className: "help",
       textContent:
         "paper: substrings, as arXiv:2603.24472 counts them; word: whole words with inflections." +
-        " Before is a run\u2019s first evaluation, after its last.",
+        " Before is a run\u2019s first evaluation, after its last. The push is known of rollouts" +
+        " only: teacher minus student log-probability; below 0 the teacher would say it less.",
     }),
     shown,
   );
@@ -47,10 +59,12 @@ function wordTable(report, set, lexicon, unit) {
   const [label, rate] = UNITS[unit];
   const words = [...new Set(rows.flatMap((row) => Object.keys(row.before.words)))];
   const total = (of) => Object.values(of.words).reduce((a, b) => a + b, 0);
-  const pick = (word) => (of) => rate(word === null ? total(of) : of.words[word] || 0, of);
+  const pick = (word) => (of) =>
+    word === null ? rate(total(of), of, words) : rate(of.words[word] || 0, of, [word]);
   const most = Math.max(
     ...words.flatMap((w) => rows.flatMap((row) => [pick(w)(row.before), pick(w)(row.after)])),
   );
+  const change = (before, after) => (before === null || after === null ? null : after - before);
   const line = (word) =>
     el(
       "tr",
@@ -62,7 +76,7 @@ function wordTable(report, set, lexicon, unit) {
         return [
           wordCell(before, bar),
           wordCell(after, bar),
-          el("td", { className: "number change", textContent: signed(after - before) }),
+          el("td", { className: "number change", textContent: signed(change(before, after)) }),
         ];
       }),
     );
