@@ -27,6 +27,8 @@ class Plan:
     """Look for the smallest slice of this chip and, on it, the mesh, microbatch and slots whose
     step is the shortest. By arithmetic; the best are compiled. `topology` then names the chip
     alone (v5p), or the largest slice that may be taken."""
+    most_step_s: float = 0.0
+    """search: seconds that a step may take; 0: any number."""
     compile: bool = True
     """False: TPUs by arithmetic alone too, in a second and not in minutes."""
     every_layer: bool = False
@@ -44,6 +46,7 @@ class Plan:
         require(bool(self.topology), "topology", self.topology, "needs one, such as v5p:4x4x4")
         require(self.slices >= 1, "slices", self.slices, "must be at least 1")
         require(self.price >= 0, "price", self.price, "must not be negative")
+        require(self.most_step_s >= 0, "most_step_s", self.most_step_s, "must be positive, or 0")
         require(self.prompt_tokens >= 1, "prompt_tokens", self.prompt_tokens, "must be at least 1")
         require(
             self.completion_tokens >= 0,

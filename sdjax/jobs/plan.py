@@ -36,7 +36,8 @@ def run(cfg: config.Plan) -> None:
     for one in asked:
         found = _search(one) if cfg.search else _as_it_stands(one)
         if found is None:
-            reason = f"no slice up to {one.piece.name} holds {one.file}"
+            quickly = f" with steps of {cfg.most_step_s:g} s" if cfg.most_step_s else ""
+            reason = f"no slice up to {one.piece.name} holds {one.file}{quickly}"
             if len(asked) == 1:
                 raise UserError(
                     f"topology is {one.piece.name!r}: {reason}; without --search the plan says "
@@ -68,6 +69,7 @@ class _Asked:
     """Tokens of a prompt and of a completion."""
     compiles: bool
     every_layer: bool
+    most_step_s: float
 
     @classmethod
     def of(cls, cfg: config.Plan, file: str, topology: str) -> _Asked:
@@ -81,6 +83,7 @@ class _Asked:
             means=(cfg.prompt_tokens, mean),
             compiles=cfg.compile and piece.chip.is_tpu,
             every_layer=cfg.every_layer,
+            most_step_s=cfg.most_step_s,
         )
 
 
@@ -167,7 +170,9 @@ def _search(one: _Asked) -> report.Found | None:
         made.append(_found(w, piece, compiled))
         return made[-1].fits
 
-    best = search.smallest(one.train, one.model, pieces, one.means, holds)
+    best = search.smallest(
+        one.train, one.model, pieces, one.means, holds, most_step_s=one.most_step_s
+    )
     return None if best is None else made[-1]
 
 

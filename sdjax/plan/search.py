@@ -45,15 +45,19 @@ def smallest(
     pieces: list[Slice],
     means: tuple[float, float],
     holds: Callable[[Candidate], bool],
+    *,
+    most_step_s: float = 0.0,
     tries: int = 3,
 ) -> Candidate | None:
     """Returns the fastest way on the smallest slice on which one is found that `holds`.
 
-    Of a slice's ways by arithmetic the fastest `tries` are asked. None: no slice will do.
+    Of a slice's ways by arithmetic the fastest `tries` are asked, those whose step takes at most
+    `most_step_s` seconds (0: any). None: no slice will do.
     """
     for piece in pieces:
         for candidate in candidates(cfg, model, piece, means)[:tries]:
-            if holds(candidate):
+            quick = candidate.seconds <= (most_step_s or candidate.seconds)
+            if quick and holds(candidate):
                 return candidate
     return None
 

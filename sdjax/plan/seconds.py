@@ -22,9 +22,9 @@ def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
     """Returns the seconds of one step."""
     rates, chip = piece.chip.rates, piece.chip
     flops = piece.chips * rates.flops_per_s * ARITHMETIC
-    links = (chip.links if piece.count == 1 else chip.network) * LINKS
+    links = chip.links * LINKS
     parts = {
-        "weights to rollouts": traffic.rollout_weights(w) / (chip.links * LINKS),
+        "weights to rollouts": traffic.rollout_weights(w) / links,
         "prefill": _prefill(w) / flops,
         "decode": decode(w, piece),
     }
@@ -36,7 +36,9 @@ def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
     moved = traffic.update(w)
     # Rows that are all padding are not run: of packed rows there are as many as tokens fill.
     filled = min(student / w.student, 1.0) if w.cfg.optim.row_tokens else 1.0
-    exchange = updates * filled * sum(moved.values()) / links
+    between = (chip.network if piece.count > 1 else chip.links) * LINKS
+    replicas = moved.pop("replicas")
+    exchange = updates * filled * (sum(moved.values()) / links + replicas / between)
     parts["update"] = max(_update(w, student) / flops, exchange)
     return parts
 

@@ -15,7 +15,8 @@ def update(w: Workload) -> dict[str, float]:
 
     weights: layers gathered over fsdp in the compute dtype, for the student's forward pass, for
     the recomputation and backward pass together, and for every pass of a teacher; heads once each.
-    gradients: their sums over fsdp and data. activations: what tensor parallelism exchanges.
+    gradients: their sums over fsdp. replicas: their sums over data, which between slices cross the
+    network. activations: what tensor parallelism exchanges.
     """
     model, mesh = w.model, w.mesh
     item, teachers = sizes.itemsize(model), w.teachers
@@ -24,12 +25,18 @@ def update(w: Workload) -> dict[str, float]:
     head = model.vocab_size * model.embed / mesh.tensor
     passes = (1 if model.remat == "none" else 2) + teachers
     weights = item * fsdp * (layers * passes + head * (1 + teachers))
-    # Layers' are summed whole in the compute dtype, the head's in float32, each chip its part; over
-    # data what is then left of them.
-    gradients = fsdp * (2 * item * layers + 4 * head) + 2 * data * 4 * (layers + head) / mesh.fsdp
+    # Layers' are summed whole in the compute dtype, over fsdp and data at once; the head's in
+    # float32, each of fsdp its part, and this over data.
+    gradients = fsdp * (2 * item * layers + 4 * head)
+    replicas = 2 * data * (item * layers + 4 * head / mesh.fsdp)
     exchanged = 2 * (item + 4) * model.embed * tensor * model.num_layers
     tokens = w.rows * (3 * w.student + teachers * w.teacher)
-    parts = {"weights": weights, "gradients": gradients, "activations": exchanged * tokens}
+    parts = {
+        "weights": weights,
+        "gradients": gradients,
+        "replicas": replicas,
+        "activations": exchanged * tokens,
+    }
     return {name: size * w.microbatches for name, size in parts.items()}
 
 
