@@ -7,6 +7,6 @@
 top_k is the 100 likeliest tokens of the student and a tail.
 """
 
-from sdjax.config import Bench
+from sdjax.config import Bench, Loss
 
-config = Bench(out="runs/bench/loss", phases=("head",))
+config = Bench(out="runs/bench/loss", phases=("head",), loss=Loss(chunk_tokens=4096))

@@ -29,7 +29,7 @@ from sdjax.config import Loss
 from sdjax.errors import UserError
 from sdjax.objectives.selection import Selection, selected
 from sdjax.objectives.selection import top_k as select_top_k
-from sdjax.objectives.vocabulary import apart, log_normalizer, log_prob, sums
+from sdjax.objectives.vocabulary import log_normalizer, log_prob, sums
 
 Divergence = Callable[[jax.Array, jax.Array, jax.Array, Loss], jax.Array]
 
@@ -177,7 +177,10 @@ def _over_bins_forward(
 
 def _over_bins_backward(cfg: Loss, saved: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
     student, teacher, kept, norm_s, norm_t, total, each = saved
-    student, teacher = apart(student, teacher)  # or the forward pass's slopes would be kept
+    if jax.default_backend() == "gpu":
+        # Seen as the forward pass's own, the slopes would be kept: a pass that writes them and
+        # one that reads them, float32, where making them again is free beside reading the logits.
+        student, teacher = jax.lax.optimization_barrier((student, teacher))
     a, b = student - norm_s[..., None], teacher - norm_t[..., None]
     p = jnp.exp(a)
     _, slope = _shares(a, b, cfg)

@@ -69,23 +69,13 @@ class Comparison:
 
 def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Comparison:
     """Returns what is reported of softmax(p_logits) and softmax(q_logits) at int32[...] tokens."""
-    p_norm, q_norm = log_normalizer(p_logits), log_normalizer(q_logits)
-    p_logits, q_logits = apart(p_logits, q_logits)
-    a, b = p_logits - p_norm[..., None], q_logits - q_norm[..., None]
+    a = p_logits - log_normalizer(p_logits)[..., None]
+    b = q_logits - log_normalizer(q_logits)[..., None]
     p, q = jnp.exp(a), jnp.exp(b)
     p_log_p, q_log_q, kl, own = sums(
         p * a, q * b, p * (a - b), jnp.where(is_token(b, token), b, 0.0)
     )
     return Comparison(p_entropy=-p_log_p, q_entropy=-q_log_q, kl=kl, q_log_prob=own)
-
-
-def apart(*logits: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns them; on a GPU as others than those before, for XLA.
-
-    What it sees made of the same logits twice it makes once, writes whole in float32 and reads
-    back: two passes, where making it again is free beside reading the logits.
-    """
-    return jax.lax.optimization_barrier(logits) if jax.default_backend() == "gpu" else logits
 
 
 def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
