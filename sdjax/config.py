@@ -61,6 +61,7 @@ __all__ = [
     "Server",
     "Shape",
     "Study",
+    "Sweep",
     "Task",
     "Teacher",
     "Traces",
@@ -140,6 +141,36 @@ class Train:
                 self.rollout.group_size,
                 "needs at least 2, or no completion has a sibling to learn from",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Trains once for each value of a field, and shows scores against it.
+
+    As it stands, how the number of training questions tells (arXiv:2603.24472 section 6.2).
+    """
+
+    out: str
+    """Directory: NAME/VALUE, each a training's run directory; coverage.json and coverage.md."""
+    runs: dict[str, Train]
+    """Trainings that are compared, by name; the sweep sets their `out` and `resume`."""
+    axis: str = "data.limit"
+    """The field of every training that is varied, with its sections."""
+    values: tuple[int | float | str, ...] = (1, 8, 64, 128, 512)
+    """Its values, in the order in which they are run."""
+    resume: bool = False
+    """Go on in `out`: finished trainings are left as they are, the one under way goes on from its
+    newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.runs), "runs", sorted(self.runs), "needs at least one training")
+        require_names("runs", self.runs)
+        require(bool(self.values), "values", self.values, "needs at least one")
+        repeated = len(set(map(str, self.values))) < len(self.values)
+        require(not repeated, "values", self.values, "must be different ones")
+        for value in self.values:
+            ok = re.fullmatch(r"[\w.+-]+", str(value)) is not None
+            require(ok, "values", value, "names a directory: letters, digits, . _ + and -")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +330,7 @@ class Bench:
         )
 
 
-Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report | SFT | Study | Plan
+Job = Train | Evaluate | Export | Prepare | Traces | Bench | Report | SFT | Study | Plan | Sweep
 
 
 def to_dict(config: object) -> dict:

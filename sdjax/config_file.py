@@ -115,15 +115,20 @@ def type_problems(section: Any, prefix: str = "") -> Iterator[str]:
     Dataclasses do not check their annotations, and `demonstration="frist"` in a file is as wrong
     as on the command line.
     """
-    hints = typing.get_type_hints(type(section))
     for f in dataclasses.fields(section):
         value, name = getattr(section, f.name), f"{prefix}{f.name}"
-        if not _fits(value, hints[f.name]):
-            yield f"{name} is {value!r}: must be {_describe(hints[f.name])}"
+        if problem := type_problem(type(section), f.name, value):
+            yield prefix + problem
             continue
         for key, inner in value.items() if isinstance(value, dict) else ((None, value),):
             if dataclasses.is_dataclass(inner):
                 yield from type_problems(inner, f"{name}." if key is None else f"{name}.{key}.")
+
+
+def type_problem(section: type, name: str, value: Any) -> str:
+    """Returns why a section's field cannot have a value, by its type; "" where it can."""
+    hint = typing.get_type_hints(section)[name]
+    return "" if _fits(value, hint) else f"{name} is {value!r}: must be {_describe(hint)}"
 
 
 def _fits(value: Any, hint: Any) -> bool:
