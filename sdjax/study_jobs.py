@@ -61,6 +61,9 @@ class SFT:
     """Go on from the newest checkpoint in `out`; without one, start there."""
     profile: str | None = None
     """Directory for a profiler trace of the two updates after the first, which compiles."""
+    lexicon: str = "paper"
+    """Epistemic words that are counted: paper, word, or a JSON file of one's own {"word": ["form",
+    ...], ...} (sdjax/analysis/epistemic.py)."""
     chunk_tokens: int = 2048
     """Positions whose logits exist at one time; changes memory and speed, not results."""
     model: Model = field(default_factory=Model)
@@ -130,6 +133,9 @@ class Study:
     rounds: int = 1
     """Links of the chain after guided: regenerated is shown the best answer given there, a second
     one, regenerated_2, the best of regenerated, and so on."""
+    lexicon: str = "paper"
+    """Epistemic words that are counted: paper, word, or a JSON file of one's own {"word": ["form",
+    ...], ...} (sdjax/analysis/epistemic.py)."""
     traces: int = 1
     """Correct answers of a problem in each data set, at most; 0 takes all. Both sets have the same
     number of each problem, so that they differ in the answers alone."""

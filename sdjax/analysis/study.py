@@ -85,6 +85,7 @@ def trajectories(
     conditions: Mapping[str, Mapping[str, Sequence[Row]]],
     shown: Mapping[str, Mapping[str, str]],
     chain: Sequence[str],
+    lexicon: str = "paper",
 ) -> Iterator[dict[str, Any]]:
     """Yields what became of each problem from condition to condition.
 
@@ -107,16 +108,16 @@ def trajectories(
             tokens = [float(np.mean([row["tokens"] for row in end])) for end in ends]
             line["tokens_change"] = tokens[-1] - tokens[0]
         line["conditions"] = {
-            c: _figures(answers[name]) | {"shown": shown.get(c, {}).get(name)}
+            c: _figures(answers[name], lexicon) | {"shown": shown.get(c, {}).get(name)}
             for c, answers in conditions.items()
             if name in answers
         }
         yield line
 
 
-def _figures(rows: Sequence[Row]) -> dict[str, Any]:
+def _figures(rows: Sequence[Row], lexicon: str) -> dict[str, Any]:
     tokens = [row["tokens"] for row in rows]
-    words = epistemic.summarise([row["completion"] for row in rows], tokens)
+    words = epistemic.summarise([row["completion"] for row in rows], tokens, lexicon)
     return {
         "correct": solved(rows),
         "of": len(rows),

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from sdjax import config, tasks
+from sdjax.analysis import epistemic
 from sdjax.bench import profile
 from sdjax.data import conversations
 from sdjax.data.conversations import Demonstration
@@ -37,6 +38,7 @@ T = TypeVar("T")
 
 def run(cfg: config.SFT) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
+    epistemic.lexicon(cfg.lexicon)
     shop = setup.workshop(cfg.model, cfg.mesh)
     setup.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
     setup.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
@@ -132,7 +134,13 @@ def _train(
     else:
         train_state = init(shop.load())
     course = evaluate.Course(
-        shop=shop, sets=sets, cfg=cfg.eval, thinking=cfg.enable_thinking, out=out, history=history
+        shop=shop,
+        sets=sets,
+        cfg=cfg.eval,
+        thinking=cfg.enable_thinking,
+        out=out,
+        history=history,
+        lexicon=cfg.lexicon,
     )
     after = done if cfg.resume else None
     primary = jax.process_index() == 0

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from sdjax import config, tasks
-from sdjax.analysis import scores, study
+from sdjax.analysis import epistemic, scores, study
 from sdjax.data.pipeline import drop_overlong
 from sdjax.errors import UserError
 from sdjax.jobs import evaluate, setup
@@ -90,6 +90,7 @@ class _Study:
 
 def run(cfg: config.Study) -> None:
     """Collects problems, answers them under each condition, writes figures and data sets."""
+    epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     shop = setup.workshop(cfg.model, cfg.mesh, cfg.server)
     longest = cfg.eval.max_completion_tokens
@@ -194,7 +195,7 @@ def _report(made: _Study, collected: Problems, tried: Problems) -> None:
     flat = {
         name: [row for rows in of.values() for row in rows] for name, of in made.answers.items()
     }
-    by_condition = {name: scores.of_rows(rows) for name, rows in flat.items()}
+    by_condition = {name: scores.of_rows(rows, cfg.lexicon) for name, rows in flat.items()}
     counts = study.histogram(tried, cfg.eval.k)
     figures = {
         "problems": len(collected),
@@ -210,7 +211,7 @@ def _report(made: _Study, collected: Problems, tried: Problems) -> None:
     ]
     write_text(out / "scores.md", "\n\n".join(tables) + "\n")
     chain = [c for c in made.answers if c == "guided" or c.startswith("regenerated")]
-    lines = study.trajectories(collected, made.answers, made.shown, chain)
+    lines = study.trajectories(collected, made.answers, made.shown, chain, cfg.lexicon)
     write_text(out / "trajectories.jsonl", evaluate.jsonl(list(lines)))
     print(tables[0])
     if "guided" in made.answers:
