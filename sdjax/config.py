@@ -20,6 +20,7 @@ from sdjax.sections import (
     Checkpoint,
     Data,
     Eval,
+    Lora,
     Mesh,
     Model,
     Optim,
@@ -47,6 +48,7 @@ __all__ = [
     "Export",
     "Job",
     "Log",
+    "Lora",
     "Loss",
     "Mesh",
     "Model",
@@ -94,6 +96,7 @@ class Train:
     words, with inflections), or a JSON file {"word": ["form", ...], ...} of one's own, counted as
     whole words. Of the tokens in them metrics epistemic/... and loss.token_weights speak."""
     model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
     rollout: Rollout = field(default_factory=Rollout)
     reprompt: Reprompt = field(default_factory=Reprompt)
@@ -266,6 +269,7 @@ class Bench:
     """random: of a model of `shape`, drawn on the devices; model: those of model.path."""
     shape: Shape = field(default_factory=Shape)
     model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
     prompts: tuple[int, ...] = (8,)
     """Prompts sampled at one time; each number is measured."""
     group_size: int = 8

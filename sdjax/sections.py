@@ -47,6 +47,31 @@ class Model:
     """auto: splash on TPU, cuDNN on GPU, plain elsewhere."""
 
 
+Matrix = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Adapters (LoRA, arXiv:2106.09685): low-rank products added to matrices. With a rank, only
+    they are trained; the model itself stays as loaded, in model.compute_dtype, and an initial
+    teacher is the model without them, which takes no memory."""
+
+    rank: int = 0
+    """Of the products; 0 trains all parameters instead."""
+    alpha: float = 32.0
+    """A product is scaled by alpha / rank."""
+    matrices: tuple[Matrix, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """Of each layer, those that get one."""
+    seed: int = 0
+    """Of the adapters' first values."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 0, "lora.rank", self.rank, "must not be negative; 0 is off")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "must be positive")
+        once = len(set(self.matrices)) == len(self.matrices) > 0
+        require(once, "lora.matrices", self.matrices, "must name at least one, each once")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """Sizes of a model, by the names of its config.json; as they stand, those of Qwen3-1.7B."""

@@ -131,7 +131,7 @@ def random_params(abstract):
 
     def one(path, x):
         mean, std = (1.0, 0.1) if "norm" in jax.tree_util.keystr(path) else (0.0, 0.2)
-        return rng.normal(mean, std, x.shape).astype(np.float32)
+        return rng.normal(mean, std, x.shape).astype(x.dtype)
 
     return jax.tree_util.tree_map_with_path(one, abstract)
 

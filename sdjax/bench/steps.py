@@ -35,7 +35,7 @@ def measure(s: Subject, prompts: int) -> list[Row]:
 
     def rollout(tokens: int, number: int, timers: Timers) -> list[list[Sampled]]:
         with timers("weights"):
-            params_now = learner.state.params if learner else params
+            params_now = learner.state.model_params() if learner else params
             decoding = jax.block_until_ready(s.sampler.weights(params_now))
         with timers("sample"):
             return sample(s, decoding, asked, tokens, number)
@@ -132,6 +132,7 @@ def train_config(cfg: config.Bench, prompts: int) -> config.Train:
             max_completion_tokens=cfg.completion_tokens,
         ),
         model=cfg.model,
+        lora=cfg.lora,
         teacher=cfg.teacher,
         loss=cfg.loss,
         policy=cfg.policy,

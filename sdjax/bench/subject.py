@@ -32,7 +32,7 @@ class Subject:
     sampler: Sampler
 
     def params(self) -> nnx.State:
-        """Returns the float32 params, each device holding its part: drawn there, or loaded."""
+        """Returns the params, each device holding its part: drawn there, or loaded."""
         shardings = rules.param_shardings(self.abstract, self.mesh)
         if self.cfg.weights == "model":
             source = self.cfg.model
@@ -58,6 +58,7 @@ def model_config(cfg: config.Bench) -> ModelConfig:
     """Returns the model to be measured; reads no weights."""
     how = cfg.model
     runtime = {k: getattr(how, k) for k in ("compute_dtype", "remat", "attention")}
+    runtime["lora"] = cfg.lora if cfg.lora.rank else None
     if cfg.weights == "model":
         return weights.read_config(weights.resolve(how.path, how.revision), **runtime)
     return families.from_hf(asdict(cfg.shape), **runtime)

@@ -70,7 +70,7 @@ class Workshop:
     init_seed: int | None
 
     def load(self) -> nnx.State:
-        """Returns the float32 params, each device holding its part: stored, or drawn."""
+        """Returns the params, each device holding its part: stored, or drawn."""
         shardings = rules.param_shardings(self.abstract, self.mesh)
         if self.init_seed is not None:
             return weights.draw(self.cfg, self.init_seed, shardings)
@@ -88,10 +88,12 @@ def workshop(
     mesh_cfg: config.Mesh,
     server: config.Server | None = None,
     out: str = "",
+    lora: config.Lora | None = None,
 ) -> Workshop:
     """Returns the checked parts of a job; reads configs and the tokenizer, but no weights.
 
     With the url of a server in `server` that server samples; weights for it go below `out`.
+    `lora` with a rank adds adapters.
     """
     keep_programs()
     mesh = meshes.make(mesh_cfg)
@@ -101,6 +103,7 @@ def workshop(
         compute_dtype=source.compute_dtype,
         remat=source.remat,
         attention=source.attention,
+        lora=lora if lora is not None and lora.rank else None,
     )
     check_divisible(cfg, mesh)
     check_divisible(cfg, meshes.for_rollouts(mesh, mesh_cfg.rollout_tensor), "mesh.rollout_tensor")

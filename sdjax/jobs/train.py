@@ -16,7 +16,7 @@ from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.bench import profile
 from sdjax.data.pipeline import Batches, drop_overlong
-from sdjax.jobs import alarm, evaluate, learning_signal, rollout_log, setup
+from sdjax.jobs import adapters, alarm, evaluate, learning_signal, rollout_log, setup
 from sdjax.jobs.evaluate import HeldOut
 from sdjax.learner import alternatives, optim, state, step
 from sdjax.learner import batch as batches
@@ -65,7 +65,7 @@ def _prepare(
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
-    shop = setup.workshop(cfg.model, cfg.mesh, cfg.rollout.server, cfg.out)
+    shop = setup.workshop(cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora)
     completion = cfg.rollout.max_completion_tokens
     setup.check_context(
         shop.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
@@ -138,7 +138,7 @@ def _train(
     )
     with writer, rollouts, profile.rounds(cfg.profile) as before:
         # Made once for each state of the parameters: evaluation and rollout read the same.
-        weights = shop.sampler.weights(train_state.params)
+        weights = shop.sampler.weights(train_state.model_params())
         if done == 0:
             writer.write(0, course.measure(0, weights))
         for number in range(done, cfg.steps):
@@ -156,7 +156,7 @@ def _train(
                 full = rollout_log.choose(groups, cfg.log, seed=cfg.seed, step=number)
                 few = _alternatives(full, updates[0][0], shop, steps, train_state, cfg.log)
                 train_state, metrics, reported = _learn(updates, steps, train_state)
-            weights = shop.sampler.weights(train_state.params)
+            weights = shop.sampler.weights(train_state.model_params())
             kept = rollout_log.StepRecord(
                 groups=groups,
                 reprompts=reprompts,
@@ -183,6 +183,7 @@ def _train(
             writer.warn(number + 1, warnings)
             if cfg.checkpoint.every and (last or (number + 1) % cfg.checkpoint.every == 0):
                 host = {"data": order.get_state(), "history": history}
+                host |= adapters.base_of(train_state, cfg.model)
                 rollouts.flush()  # A run that goes on from here finds them.
                 checkpoints.save(number + 1, train_state, host)
             if last:
@@ -191,7 +192,8 @@ def _train(
                 break
     checkpoints.close()
     if cfg.checkpoint.export:
-        setup.export(shop, train_state.params, out)
+        setup.export(shop, train_state.model_params(), out)
+        adapters.export(train_state.model_params(), shop, cfg.model, out / "model_adapter")
     course.close()
 
 
@@ -205,7 +207,7 @@ def _start(
     like = jax.eval_shape(steps.init, shop.abstract)
     train_state, host = checkpoints.restore(newest, abstract(like, steps.shardings))
     order.set_state(host["data"])
-    return train_state, newest, host["history"]
+    return adapters.with_base(train_state, shop, host), newest, host["history"]
 
 
 def _rollout(
@@ -292,7 +294,7 @@ def _updates(
         )
         placed = jax.device_put(packed, step.batch_shardings(packed, shop.mesh))
         if cfg.optim.minibatches > 1:
-            old = steps.score(train_state.params, placed)
+            old = steps.score(train_state.model_params(), placed)
             placed = replace(placed, rows=replace(placed.rows, old_logprobs=old))
         made.append((packed, placed))
     return made

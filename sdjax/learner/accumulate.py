@@ -9,37 +9,49 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sdjax.models.layer import LayerWeights
+from sdjax.models import lora
+from sdjax.models.transformer import trained_layers
 
-Loss = Callable[[nnx.State, LayerWeights | None], tuple[jax.Array, Any]]
+Loss = Callable[[nnx.State, lora.Trained | None], tuple[jax.Array, Any]]
 """Params, and the sums that hidden_states adds the layers' gradients to (None: it adds none), to
 the loss of a microbatch and what it reports."""
 
 
 def add_gradient(
-    grads: nnx.State, params: nnx.State, loss: Loss, graphdef: nnx.GraphDef, *, into: bool
+    grads: nnx.State,
+    params: nnx.State,
+    loss: Loss,
+    graphdef: nnx.GraphDef,
+    *,
+    into: bool,
+    frozen: nnx.State | None = None,
 ) -> tuple[nnx.State, Any]:
     """Returns `grads` plus those of `loss` at `params`, and what it reports.
+
+    `loss` gets the whole model's params: `frozen` are those that are not trained. What is trained
+    of its layers are their adapters then.
 
     With `into` the layers' gradients are added in place by hidden_states, which recomputes whole
     layers. Without, there are activations to keep, which the scan's own differentiation knows how
     to.
     """
-    rest = {name: part for name, part in params.items() if name != "layers"}
+    at = "layers" if frozen is None else lora.NAME
+    rest = {name: part for name, part in params.items() if name != at}
 
     def of_parts(rest: dict, layers: nnx.State) -> tuple[jax.Array, Any]:
         """With `layers` the parameters, or the sums that their gradients are added to."""
-        own = params["layers"] if into else layers
-        sums = nnx.merge(graphdef, nnx.State(rest | {"layers": layers})).layers.weights()
-        return loss(nnx.State(rest | {"layers": own}), sums if into else None)
+        own = params[at] if into else layers
+        with_sums = lora.joined(nnx.State(rest | {at: layers}), frozen)
+        sums = trained_layers(nnx.merge(graphdef, with_sums))[0]
+        return loss(lora.joined(nnx.State(rest | {at: own}), frozen), sums if into else None)
 
-    start = (grads if into else params)["layers"]
+    start = (grads if into else params)[at]
     (added, layers), reported = jax.grad(of_parts, (0, 1), has_aux=True)(rest, start)
     if not into:
-        layers = jax.tree.map(jnp.add, grads["layers"], layers)
+        layers = jax.tree.map(jnp.add, grads[at], layers)
     total = {name: jax.tree.map(jnp.add, grads[name], part) for name, part in added.items()}
     # A State's parts come out of it as States, but were plain dicts in it.
-    leaves = jax.tree.leaves(nnx.State(total | {"layers": layers}))
+    leaves = jax.tree.leaves(nnx.State(total | {at: layers}))
     return jax.tree.unflatten(jax.tree.structure(grads), leaves), reported
 
 

@@ -98,7 +98,7 @@ def make_alternatives(
         teacher = teacher_on_device(state, state_shardings)
 
         def block(of: Rows) -> Alternatives:
-            contexts = contexts_of(state.params, teacher, of, graphdef, cfg, None)
+            contexts = contexts_of(state.model_params(), teacher, of, graphdef, cfg, None)
             return _of_contexts(contexts, k=min(cfg.log.alternatives, _vocabulary(contexts)))
 
         return jax.lax.map(block, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,11 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
-        """Starts saving; the state's arrays are copied before this returns."""
+        """Starts saving; the state's arrays are copied before this returns.
+
+        Frozen parameters are not kept: they are those that the run loaded.
+        """
+        state = replace(state, frozen=None)
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -41,7 +46,11 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the state, placed as `like` (abstract, with shardings), and the JSON part."""
+        """Returns the state, placed as `like` (abstract, with shardings), and the JSON part.
+
+        The state is without frozen parameters.
+        """
+        like = replace(like, frozen=None)
         try:
             restored = self._manager.restore(
                 step,
@@ -58,8 +67,13 @@ class Checkpoints:
             ) from e
         return restored["state"], restored["host"]
 
+    def host(self, step: int) -> dict[str, Any]:
+        """Returns the JSON part of a checkpoint."""
+        only = ocp.args.Composite(host=ocp.args.JsonRestore())  # type: ignore[call-arg]
+        return self._manager.restore(step, args=only)["host"]
+
     def params(self, step: int, like: nnx.State) -> nnx.State:
-        """Returns only the parameters, placed as `like` (abstract, with shardings)."""
+        """Returns only the trained parameters, placed as `like` (abstract, with shardings)."""
         restore = ocp.args.PyTreeRestore(  # type: ignore[call-arg]
             item={"params": like},
             restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},

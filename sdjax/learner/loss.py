@@ -14,7 +14,7 @@ from sdjax import config
 from sdjax.learner.batch import Packed, Rows, Samples
 from sdjax.learner.logprobs import TokenOutputs, token_loss, token_outputs
 from sdjax.learner.metrics import token_sums
-from sdjax.models.layer import LayerWeights
+from sdjax.models import lora
 from sdjax.models.transformer import head_matrix, hidden_states
 from sdjax.objectives import aggregation, policy_gradient, token_weights
 
@@ -40,7 +40,7 @@ def microbatch_loss(
     samples: Samples,
     graphdef: nnx.GraphDef,
     cfg: config.Train,
-    gradients: LayerWeights | None = None,
+    gradients: lora.Trained | None = None,
 ) -> tuple[jax.Array, tuple[Any, TokenRecord]]:
     """Returns a microbatch's share of the loss, its metric sums and what is kept of its tokens.
 
@@ -210,7 +210,7 @@ def contexts_of(
     micro: Rows,
     graphdef: nnx.GraphDef,
     cfg: config.Train,
-    gradients: LayerWeights | None,
+    gradients: lora.Trained | None,
 ) -> dict[str, Any]:
     """Returns what the chunked head takes of both contexts, by the names of its arguments."""
     student = nnx.merge(graphdef, params)
@@ -225,8 +225,10 @@ def contexts_of(
     }
     if micro.teacher is None or micro.teacher_index is None:
         return contexts
-    own = params if teacher_params is None else teacher_params
+    own = params if teacher_params is None else lora.joined(teacher_params, params)
     teacher = nnx.merge(graphdef, jax.lax.stop_gradient(own))
+    if cfg.teacher.kind in ("initial", "trust_region") and hasattr(teacher, lora.NAME):
+        del teacher.adapters
     contexts |= {
         "teacher_hidden": gathered(teacher, micro.teacher, micro.teacher_index),
         "teacher_head": head_matrix(teacher),
@@ -242,7 +244,7 @@ def contexts_of(
 
 
 def gathered(
-    model: Any, rows: Packed, index: jax.Array, gradients: LayerWeights | None = None
+    model: Any, rows: Packed, index: jax.Array, gradients: lora.Trained | None = None
 ) -> jax.Array:
     """Returns the hidden states at the positions that predict completion tokens, [R, C, D]."""
     hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, gradients)

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sdjax.config import Teacher
+from sdjax.models import lora
 from sdjax.parallel import rules
 from sdjax.teacher import kinds
 
@@ -20,18 +21,25 @@ from sdjax.teacher import kinds
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Rounds done, float32 parameters, the teacher's (None: the student's), Adam's moments."""
+    """Rounds done, the float32 parameters that are trained, those that are not (None: all are),
+    the teacher's (None: it has none of its own), Adam's moments."""
 
     step: jax.Array  # int32[]
     params: nnx.State
+    frozen: nnx.State | None
     teacher_params: nnx.State | None
     opt_state: optax.OptState
+
+    def model_params(self) -> nnx.State:
+        """Returns the parameters of the whole model."""
+        return lora.joined(self.params, self.frozen)
 
 
 def shardings(
     params: nnx.State, tx: optax.GradientTransformation, cfg: Teacher, mesh: Mesh
 ) -> TrainState:
     """Returns the sharding of every leaf of the state, given abstract params."""
+    params, frozen = lora.split(params)
     of_params = rules.param_shardings(params, mesh)
     scalar = rules.replicated(mesh)
     of_opt = optax.tree_utils.tree_map_params(
@@ -41,12 +49,13 @@ def shardings(
         of_params,
         transform_non_params=lambda _: scalar,
     )
-    of_teacher = of_params if kinds.has_own_params(cfg) else None
+    of_teacher = of_params if kinds.has_own_params(cfg, frozen is not None) else None
     if cfg.location == "host":
         of_teacher = _in_memory(of_teacher, "pinned_host")
     return TrainState(
         step=scalar,  # type: ignore[arg-type]
         params=of_params,
+        frozen=None if frozen is None else rules.param_shardings(frozen, mesh),
         teacher_params=of_teacher,
         opt_state=of_opt,
     )
@@ -74,10 +83,12 @@ def initialiser(
     """Returns the jitted function from loaded params to the state of step 0."""
 
     def init(params: nnx.State) -> TrainState:
+        params, frozen = lora.split(params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            teacher_params=kinds.initial_params(params, cfg),
+            frozen=frozen,
+            teacher_params=kinds.initial_params(params, cfg, frozen is not None),
             opt_state=tx.init(params),
         )
 

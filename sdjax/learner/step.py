@@ -25,7 +25,7 @@ from sdjax.learner.logprobs import token_outputs
 from sdjax.learner.loss import TokenRecord, gathered, microbatch_loss
 from sdjax.learner.metrics import Sums, of_update
 from sdjax.learner.state import TrainState, teacher_on_device
-from sdjax.models.layer import LayerWeights
+from sdjax.models import lora
 from sdjax.models.transformer import head_matrix
 from sdjax.parallel import rules
 from sdjax.parallel.rounding import AS_WRITTEN
@@ -48,13 +48,13 @@ def make_train_step(
         near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
 
         def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenRecord]]:
-            def loss(params: nnx.State, sums: LayerWeights | None) -> tuple[jax.Array, Any]:
+            def loss(params: nnx.State, sums: lora.Trained | None) -> tuple[jax.Array, Any]:
                 return microbatch_loss(
                     params, near.teacher_params, micro, batch.samples, graphdef, cfg, sums
                 )
 
             into = cfg.model.remat == "full"
-            return add_gradient(grads, state.params, loss, graphdef, into=into)
+            return add_gradient(grads, state.params, loss, graphdef, into=into, frozen=state.frozen)
 
         grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)

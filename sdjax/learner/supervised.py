@@ -24,7 +24,7 @@ from sdjax.learner.batch import Packed
 from sdjax.learner.logprobs import TokenOutputs, token_loss
 from sdjax.learner.packing import Layout
 from sdjax.learner.state import TrainState
-from sdjax.models.layer import LayerWeights
+from sdjax.models import lora
 from sdjax.models.transformer import head_matrix, hidden_states
 from sdjax.parallel import rules
 from sdjax.parallel.rounding import AS_WRITTEN
@@ -137,7 +137,7 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, dict[str, jax.Array]]:
-            def loss(params: nnx.State, sums: LayerWeights | None) -> tuple[jax.Array, Any]:
+            def loss(params: nnx.State, sums: lora.Trained | None) -> tuple[jax.Array, Any]:
                 return microbatch_loss(params, micro, batch.learned_tokens, graphdef, cfg, sums)
 
             into = cfg.model.remat == "full"
@@ -173,7 +173,7 @@ def microbatch_loss(
     learned_tokens: jax.Array,
     graphdef: nnx.GraphDef,
     cfg: config.SFT,
-    gradients: LayerWeights | None = None,
+    gradients: lora.Trained | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns a microbatch's share of the mean loss (nats a token) and of what is reported.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sdjax.config import Lora
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScaling:
@@ -80,11 +82,21 @@ class ModelConfig:
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
+    lora: Lora | None = None
+    """Adapters; then all other parameters are frozen."""
 
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers, self.windows
         assert self.num_heads % self.num_kv_heads == 0, (self.num_heads, self.num_kv_heads)
         assert self.head_dim % 2 == 0, self.head_dim
+
+    @property
+    def param_dtype(self) -> str:
+        """Of the parameters that are loaded: float32 to be trained, or as they are computed with.
+
+        Adapters are float32.
+        """
+        return "float32" if self.lora is None else self.compute_dtype
 
     @property
     def full_rope(self) -> Rope:

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from sdjax.errors import UserError
-from sdjax.models import families, gguf, shards, tensors
+from sdjax.models import families, gguf, lora, shards, tensors
 from sdjax.models.config import ModelConfig
 
 # What a folder needs beside its weights for its tokenizer and for generation.
@@ -45,14 +45,15 @@ def export(
 ) -> None:
     """Writes weights, config.json, generation_config.json and tokenizer to the folder `out`.
 
-    `source` is where the model was loaded from: its config and tokenizer files are kept. Tensors
-    are fetched and written one by one. The folder appears whole or not at all; an earlier export
-    there is replaced. Every process must call it; the first one writes.
+    Adapters are added to the weights. `source` is where the model was loaded from: its config and
+    tokenizer files are kept. Tensors are fetched and written one by one. The folder appears whole
+    or not at all; an earlier export there is replaced. Every process must call it; the first one
+    writes.
     """
     if out.exists() and not (out / "config.json").exists() and any(out.iterdir()):
         raise UserError(f"export to {out}: the folder holds something else: name another")
     wanted = tensors.of(cfg)
-    arrays = _fetch(params, wanted, dtype)
+    arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype)
     if jax.process_index() != 0:
         for _ in arrays:
             pass
@@ -73,10 +74,11 @@ def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Itera
     for tensor in wanted:
         leaf = leaves[tensor.path].get_value()
         one = leaf if tensor.layer is None else leaf[tensor.layer]
-        yield tensor.stored(_gather(one.astype(jnp.dtype(dtype))))
+        yield tensor.stored(gather(one.astype(jnp.dtype(dtype))))
 
 
-def _gather(x: jax.Array) -> np.ndarray:
+def gather(x: jax.Array) -> np.ndarray:
+    """Returns an array whole, on every host."""
     if x.is_fully_addressable:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))

@@ -18,6 +18,9 @@ from sdjax.parallel.rules import constrain, constrain_hidden
 Kept = TypeVar("Kept")
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
 
+# How many trailing dimensions of an array are a linear layer's outputs; others are none's.
+OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head": 1}
+
 QUERY = ("batch", None, "heads", "head_dim")
 KEY = ("batch", None, "kv_heads", "head_dim")
 

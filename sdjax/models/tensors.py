@@ -14,13 +14,10 @@ import numpy as np
 
 from sdjax.models.config import ModelConfig
 from sdjax.models.families import family
+from sdjax.models.layer import OUTPUTS
 from sdjax.models.transformer import layer_shapes
 
 Reader = Callable[[str, slice, slice | None], np.ndarray]
-
-# How many trailing dimensions of a leaf are a linear layer's outputs; other leaves are no linear
-# layers and keep their order.
-OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,10 @@ class Tensor:
 
     @property
     def outputs(self) -> int | None:
-        """How many trailing dimensions of `shape` are outputs of a linear layer, if it is one."""
+        """How many trailing dimensions of `shape` are outputs of a linear layer, if it is one.
+
+        A leaf that is none keeps its order.
+        """
         return OUTPUTS.get(self.path[-1])
 
     @property

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sdjax.models import attention, layers, rope
+from sdjax.models import attention, layers, lora, rope
 from sdjax.models.config import ModelConfig, Rope
 from sdjax.models.layer import LayerWeights, block, cast, rms_norm
 from sdjax.parallel.rules import constrain, constrain_hidden, spec
@@ -29,7 +29,7 @@ class Layers(nnx.Module):
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         for name, (shape, axes) in layer_shapes(cfg).items():
             shape, axes = (cfg.num_layers, *shape), ("layers", *axes)
-            setattr(self, name, _param(name, shape, axes, rngs))
+            setattr(self, name, _param(name, shape, axes, rngs, cfg.param_dtype))
 
     def weights(self) -> LayerWeights:
         """Returns the parameters as arrays."""
@@ -43,11 +43,13 @@ class Transformer(nnx.Module):
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
         table, axes = (cfg.vocab_size, cfg.embed), ("vocab", "embed")
-        self.embedding = _param("embedding", table, axes, rngs)
+        self.embedding = _param("embedding", table, axes, rngs, cfg.param_dtype)
         self.layers = Layers(cfg, rngs=rngs)
-        self.norm = _param("norm", (cfg.embed,), (None,), rngs)
+        self.norm = _param("norm", (cfg.embed,), (None,), rngs, cfg.param_dtype)
         if not cfg.tie_embeddings:
-            self.head = _param("head", table[::-1], axes[::-1], rngs)
+            self.head = _param("head", table[::-1], axes[::-1], rngs, cfg.param_dtype)
+        if cfg.lora is not None:
+            self.adapters = lora.Adapters(cfg.lora, layer_shapes(cfg), cfg.num_layers, rngs=rngs)
 
 
 def layer_shapes(
@@ -80,13 +82,25 @@ def layer_shapes(
 
 
 def _param(
-    name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    rngs: nnx.Rngs,
+    dtype: str,
 ) -> nnx.Param:
     if name.endswith("norm"):
-        return nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
+        return nnx.Param(jnp.ones(shape, dtype), axes=axes)
     if name.endswith("bias"):
-        return nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes)
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), axes=axes)
+        return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
+    drawn = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(drawn.astype(dtype), axes=axes)
+
+
+def trained_layers(model: Transformer) -> tuple[Any, LayerWeights | None]:
+    """Returns what is trained of the layers, stacked, and what lies frozen below it, if any."""
+    if hasattr(model, lora.NAME):
+        return model.adapters.weights(), model.layers.weights()
+    return model.layers.weights(), None
 
 
 def head_matrix(model: Transformer) -> jax.Array:
@@ -116,7 +130,7 @@ def hidden_states(
     tokens: jax.Array,
     positions: jax.Array,
     segment_ids: jax.Array | None,
-    gradients: LayerWeights | None = None,
+    gradients: lora.Trained | None = None,
 ) -> jax.Array:
     """Returns the final norm's output [B, S, embed] in the compute dtype.
 
@@ -125,9 +139,10 @@ def hidden_states(
     out of it is finite and without meaning. None in place of segments: every row is one sequence,
     perhaps padded on the right.
 
-    With `gradients`, the float32 sums so far of the layers' gradients, the backward pass adds to
-    them in place: what it gives as the gradient by `gradients` is the new sums, and none goes to
-    the layers' parameters. So a second set of theirs never exists. It recomputes whole layers.
+    With `gradients`, the float32 sums so far of the gradients of what is trained of the layers,
+    the backward pass adds to them in place: what it gives as the gradient by `gradients` is the
+    new sums, and none goes to the layers' parameters. So a second set of theirs never exists. It
+    recomputes whole layers.
     """
     cfg = model.cfg
     dtype = jnp.dtype(cfg.compute_dtype)
@@ -135,7 +150,8 @@ def hidden_states(
     how = attention.choose(cfg.attention, dtype, cfg.head_dim)
 
     def layer(x: jax.Array, scanned: tuple, context: tuple) -> jax.Array:
-        weights, window, rope_kind = scanned
+        own, base, window, rope_kind = scanned
+        weights = cast(own, dtype) if base is None else lora.merged(base, own, cfg)
         ropes, segment_ids = context
         attentions = [
             partial(attention.attention, segment_ids=segment_ids, window=w, implementation=how)
@@ -146,10 +162,10 @@ def hidden_states(
             return _switch(window, attentions, q, k, v), None
 
         turn = jax.tree.map(lambda *kind: _pick(rope_kind, kind), *ropes)
-        return block(x, cast(weights, dtype), turn, cfg, attend)[0]
+        return block(x, weights, turn, cfg, attend)[0]
 
     x = _embed(model.embedding.get_value(), tokens, dtype)
-    scanned = (model.layers.weights(), jnp.array(kinds.window), jnp.array(kinds.rope))
+    scanned = (*trained_layers(model), jnp.array(kinds.window), jnp.array(kinds.rope))
     context = ([rope.tables(r, cfg.head_dim, positions) for r in kinds.ropes], segment_ids)
     if gradients is None:
         x = layers.run(_checkpointed(layer, cfg), x, scanned, context)
@@ -235,14 +251,17 @@ class Cache:
 def decode_weights(model: Transformer) -> DecodeWeights:
     """Returns the weights that prefill and decode_step take; to be called inside jit."""
     dtype = jnp.dtype(model.cfg.compute_dtype)
-    stacked = cast(model.layers.weights(), dtype)
+    own, base = trained_layers(model)
+
+    def layer(i: int) -> LayerWeights:
+        at = partial(jax.tree.map, operator.itemgetter(i))
+        return cast(at(own), dtype) if base is None else lora.merged(at(base), at(own), model.cfg)
+
     return DecodeWeights(
         embedding=model.embedding.get_value().astype(dtype),
         head=head_weight(model).astype(dtype),
         norm=model.norm.get_value().astype(dtype),
-        layers=tuple(
-            jax.tree.map(operator.itemgetter(i), stacked) for i in range(model.cfg.num_layers)
-        ),
+        layers=tuple(layer(i) for i in range(model.cfg.num_layers)),
     )
 
 

@@ -16,11 +16,11 @@ from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from sdjax.errors import UserError
-from sdjax.models import families, gguf, shards, tensors
+from sdjax.models import families, gguf, lora, shards, tensors
 from sdjax.models.config import ModelConfig
 from sdjax.models.export import export
 from sdjax.models.resolve import resolve
-from sdjax.models.transformer import Transformer
+from sdjax.models.transformer import Transformer, layer_shapes
 
 __all__ = ["draw", "export", "load", "read_config", "resolve"]
 
@@ -61,10 +61,10 @@ def hf_config(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nnx.State:
-    """Returns the params of a Transformer, float32, each leaf placed by its sharding.
+    """Returns the params of a Transformer, each leaf placed by its sharding.
 
     `shardings` has the structure of the params; None puts all on the first device. Each process
-    reads only the slices that its devices hold, one leaf at a time.
+    reads only the slices that its devices hold, one leaf at a time. Adapters are at their start.
     """
     start = time.monotonic()
     source: Source = gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
@@ -80,15 +80,29 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
     placed = dict(nnx.to_flat_state(shardings))
     leaves = {}
     # The largest first, while there is the most room for the copy on its way to the device.
-    for at, variable in sorted(nnx.to_flat_state(params), key=_size, reverse=True):
+    stored, new = nnx.split_state(params, lambda path, _: path in by_path, ...)
+    for at, variable in sorted(nnx.to_flat_state(stored), key=_size, reverse=True):
         array = _leaf(by_path[at], source, variable, placed[at].get_value())
         leaves[at] = variable.replace(jax.block_until_ready(array))
     log.info("loaded %s in %.1f s, peak host memory %.2f GB", path, *_cost(start))
-    return nnx.from_flat_state([(at, leaves[at]) for at, _ in nnx.to_flat_state(params)])
+    loaded = nnx.from_flat_state([(at, leaves[at]) for at, _ in nnx.to_flat_state(stored)])
+    return lora.joined(_start(cfg, shardings[lora.NAME]), loaded) if new else loaded
+
+
+def _start(cfg: ModelConfig, shardings: nnx.State) -> nnx.State:
+    """Returns the adapters' first values."""
+    how = cfg.lora
+    assert how is not None
+
+    def draw() -> nnx.State:
+        rngs = nnx.Rngs(how.seed)
+        return nnx.state(lora.Adapters(how, layer_shapes(cfg), cfg.num_layers, rngs=rngs))
+
+    return nnx.State({lora.NAME: jax.jit(draw, out_shardings=shardings)()})
 
 
 def draw(cfg: ModelConfig, seed: int, shardings: nnx.State) -> nnx.State:
-    """Returns random params of a Transformer, float32, drawn where their shardings put them."""
+    """Returns random params of a Transformer, drawn where their shardings put them."""
 
     def params() -> nnx.State:
         return nnx.split(Transformer(cfg, rngs=nnx.Rngs(seed)))[1]
@@ -108,14 +122,14 @@ def _size(leaf: tuple[tuple, nnx.Variable]) -> int:
 def _leaf(
     parts: list[tensors.Tensor], source: Source, variable: nnx.Variable, sharding: Sharding
 ) -> jax.Array:
-    shape = variable.get_value().shape
+    shape, dtype = variable.get_value().shape, variable.get_value().dtype
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         if parts[0].layer is None:
-            return np.asarray(tensors.part(parts[0], source.read, index), np.float32)
+            return np.asarray(tensors.part(parts[0], source.read, index), dtype)
         chosen = parts[index[0]]
         rest = [len(range(*s.indices(n))) for s, n in zip(index[1:], shape[1:], strict=True)]
-        out = np.empty((len(chosen), *rest), np.float32)
+        out = np.empty((len(chosen), *rest), dtype)
         for i, part in enumerate(chosen):
             out[i] = tensors.part(part, source.read, index[1:])
         return out

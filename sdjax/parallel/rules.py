@@ -22,6 +22,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "column": "tensor",  # of the table in which rollouts look tokens up
     "sequence": "tensor",  # tokens of a row between sublayers, where nothing else is split
     "layers": None,
+    "rank": None,  # of adapters
 }
 
 

@@ -9,18 +9,21 @@ from flax import nnx
 from sdjax.config import Teacher
 
 
-def has_own_params(cfg: Teacher) -> bool:
-    """Returns whether the teacher's parameters are kept beside the student's."""
-    return cfg.kind != "live"
+def has_own_params(cfg: Teacher, adapters: bool) -> bool:
+    """Returns whether the teacher's parameters are kept beside the student's.
+
+    `adapters`: only those are trained, so that the initial model is there without them.
+    """
+    return cfg.kind == "ema" if adapters else cfg.kind != "live"
 
 
-def initial_params(params: nnx.State, cfg: Teacher) -> nnx.State | None:
+def initial_params(params: nnx.State, cfg: Teacher, adapters: bool) -> nnx.State | None:
     """Returns the teacher's parameters at the start of a run; None where it is the student.
 
     They are a copy, never the student's own buffers, which the train step donates. A moving
     average stays float32: at rate 0.01 bfloat16 would round its motion away.
     """
-    if not has_own_params(cfg):
+    if not has_own_params(cfg, adapters):
         return None
     dtype = jnp.float32 if cfg.kind == "ema" else jnp.dtype(cfg.dtype)
     return jax.tree.map(lambda p: jnp.array(p, dtype, copy=True), params)
