@@ -16,8 +16,8 @@ from sdjax.analysis import lengths as sizes
 class Scores:
     """Figures of one set of examples; lengths are in tokens.
 
-    `verbalization` counts epistemic words as the config's lexicon says, `epistemic_word` the ten of the paper as
-    whole words; both over thinking and answer.
+    `verbalization` counts epistemic words as the config's lexicon says, `epistemic_word` the ten of
+    the paper as whole words; both over thinking and answer.
     """
 
     accuracy: accuracies.Accuracy
