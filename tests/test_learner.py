@@ -9,6 +9,7 @@ import other_process
 import pytest
 
 from sdjax import config
+from sdjax.errors import UserError
 
 # Adam's first update is g / (|g| + eps): with a huge eps and rate it is the gradient itself.
 PLAIN = {"eps": 1e6, "lr": 1e9, "weight_decay": 0.0, "clip_norm": 1e9}
@@ -257,6 +258,14 @@ def test_the_rate_warms_up_by_steps_not_updates():
         cfg = learning.train_config(optim={"lr": 1.0, "warmup_steps": 4, "warmup_from": start})
         got = [float(learning.optim.learning_rate(np.int32(i), cfg.optim)) for i in range(5)]
         np.testing.assert_allclose(got, expected)
+
+
+def test_the_rate_falls_to_nothing_between_two_steps():
+    cfg = config.Optim(lr=1.0, warmup_steps=2, decay=(3, 7))
+    got = [float(learning.optim.learning_rate(np.int32(i), cfg)) for i in range(9)]
+    np.testing.assert_allclose(got, [0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0])
+    with pytest.raises(UserError, match=r"optim\.decay"):
+        config.Optim(decay=(5, 5))
 
 
 def test_eight_updates_of_ragged_batches_compile_once_per_shape_bucket():

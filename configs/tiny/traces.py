@@ -8,7 +8,7 @@ from sdjax.tasks.countdown import Countdown
 
 config = Traces(
     out="runs/tiny/traces",
-    rows=300_000,
+    rows=200_000,
     tasks={
         "times": Countdown(needs="*"),
         "large": Countdown(needs="*", target_low=50, target_high=99),

@@ -80,12 +80,18 @@ def _held_out(cfg: config.SFT, shop: setup.Workshop) -> list[HeldOut]:
 
 
 def encode(
-    demonstration: Demonstration, tokenizer: Tokenizer, enable_thinking: bool | None
-) -> Conversation:
-    """Returns the tokens that the model would read and sample: a prompt, and the turn after it."""
-    prompt = tokenizer.encode_prompt(demonstration.messages, enable_thinking=enable_thinking)
-    completion = tokenizer.encode_completion(demonstration.completion)
-    return Conversation(tokens=np.concatenate([prompt, completion]), start=len(prompt))
+    demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, enable_thinking: bool | None
+) -> list[Conversation]:
+    """Returns the tokens that the model would read and sample: prompts, and turns after them."""
+    asked = [
+        tokenizer.prompt_text(d.messages, enable_thinking=enable_thinking) for d in demonstrations
+    ]
+    prompts = tokenizer.encode_all(asked)
+    completions = tokenizer.encode_completions([d.completion for d in demonstrations])
+    return [
+        Conversation(tokens=np.concatenate([prompt, completion]), start=len(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
 
 
 def _fitting(
@@ -93,8 +99,8 @@ def _fitting(
 ) -> list[Conversation]:
     """Returns the conversations of at most cfg.max_tokens tokens."""
     kept = []
-    for demonstration in read:
-        conversation = encode(demonstration, tokenizer, cfg.enable_thinking)
+    encoded = encode(read, tokenizer, cfg.enable_thinking)
+    for demonstration, conversation in zip(read, encoded, strict=True):
         length = len(conversation.tokens)
         if length <= cfg.max_tokens:
             kept.append(conversation)

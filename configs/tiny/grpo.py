@@ -1,0 +1,10 @@
+"""GRPO on the tiny reasoner, the baseline: rewards alone, no teacher.
+
+python -m sdjax.main --config configs/tiny/grpo.py
+"""
+
+from dataclasses import replace
+
+from sdpo import config as base
+
+config = replace(base, out="runs/tiny/grpo", loss=replace(base.loss, distillation=0.0))

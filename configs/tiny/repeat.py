@@ -1,0 +1,10 @@
+"""The first updates of the base model, without evaluations: run twice, they end in the same bits.
+
+python -m sdjax.main --config configs/tiny/repeat.py
+"""
+
+from dataclasses import replace
+
+from base import config as base
+
+config = replace(base, out="runs/tiny/repeat", task=None, out_of_domain={}, steps=60, log_every=20)

@@ -1,0 +1,37 @@
+"""SDPO on the tiny reasoner (c = s): the teacher reads a sibling's correct trace, search and all.
+
+    python -m sdjax.main --config configs/tiny/sdpo.py
+    python -m sdjax.main --config configs/tiny/sdpo.py --task.size 8 --out runs/tiny/sdpo_8
+
+In domain: three numbers, a multiplication needed, targets 10 to 49. Out of domain, though the base
+model has met all of it: larger targets, a division needed, four numbers. On two CPU cores a few
+steps: --steps 4 --rollout.prompts_per_step 4 --optim.microbatch 16 --eval.examples 16
+"""
+
+from sdjax.config import Checkpoint, Eval, Loss, Model, Optim, Reprompt, Rollout, Teacher, Train
+from sdjax.tasks.countdown import Countdown
+
+config = Train(
+    out="runs/tiny/sdpo",
+    task=Countdown(name="times", needs="*"),
+    out_of_domain={
+        "large": Countdown(needs="*", target_low=50, target_high=99),
+        "divide": Countdown(operations="+-*/", needs="/", target_low=2, target_high=99),
+        "four": Countdown(numbers=4),
+    },
+    steps=60,
+    model=Model(path="package:sdjax.tiny", remat="none"),
+    rollout=Rollout(
+        prompts_per_step=32,
+        group_size=8,
+        temperature=1.0,
+        max_prompt_tokens=64,
+        max_completion_tokens=256,
+    ),
+    reprompt=Reprompt(max_tokens=352),
+    teacher=Teacher(kind="initial"),
+    loss=Loss(distillation=1.0, alpha=0.5),
+    optim=Optim(lr=1e-4, warmup_steps=5, microbatch=256),
+    eval=Eval(every=20, k=4, examples=200, temperature=1.0, top_p=1.0, max_completion_tokens=256),
+    checkpoint=Checkpoint(every=0),
+)
