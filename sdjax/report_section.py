@@ -18,9 +18,9 @@ class Report:
     title: str = "sdjax report"
     plots: str | None = None
     """Directory for the curves as PNG files too; needs matplotlib (pip install 'sdjax[plots]')."""
-    lexicon: str = "paper"
-    """Epistemic words that rollouts are filtered by: paper, word, or a JSON file of one's own
-    {"word": ["form", ...], ...}."""
+    lexicon: str | None = None
+    """Epistemic words that are marked in rollouts and filtered by: paper, word, or a JSON file of
+    one's own {"word": ["form", ...], ...}. None: those of the first run."""
     max_rollouts: int = 5000
     """Rollouts shown at most. Runs get even shares; of a run those with their tokens come first,
     whole groups evenly spaced from its first to its last."""

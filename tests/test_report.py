@@ -283,6 +283,21 @@ def test_words_before_and_after_come_from_the_evaluations_and_from_the_steps(tmp
     assert own.after.push == {}
 
 
+def test_words_are_marked_by_the_lexicon_that_is_asked_for(tmp_path):
+    rows = [report_runs.rollout(np.random.default_rng(1), 1, 1, 60)]
+    run = report_runs.write(tmp_path / "run", rollouts=rows)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"lexicon": "word"}))
+    own = made(tmp_path, run)
+    assert block(own, "detail-0")["rows"][0]["epistemic"] == rows[0]["epistemic"]
+    assert {c["lexicon"] for c in block(own, "report")["words"]} == {"word"}
+    (tmp_path / "mine.json").write_text('{"sum": ["sum", "sums"]}')
+    other = made(tmp_path, run, lexicon=str(tmp_path / "mine.json"))
+    marked = block(other, "detail-0")["rows"][0]["epistemic"]
+    assert marked == [i for i, piece in enumerate(rows[0]["pieces"]) if piece == " sum"] != []
+    assert block(other, "report")["lexicon"] == ["sum"]
+
+
 def test_an_unfinished_runs_words_are_counted_in_its_answers(tmp_path):
     folder = report_runs.write(tmp_path / "run")
     (folder / "evaluations.json").unlink()
@@ -319,4 +334,4 @@ def test_every_chart_is_a_png_too(seeds, tmp_path, capsys):
     assert (tmp_path / "plots" / files[0]).read_bytes().startswith(b"\x89PNG")
     # Only those of the tables that the runs have something for, and every run by name.
     printed = capsys.readouterr().out
-    assert "sdpo.0" in printed and "Epistemic words, before -> after" in printed
+    assert "sdpo.0" in printed and "Epistemic words (paper), before -> after" in printed

@@ -21,11 +21,13 @@ def run(cfg: Report) -> None:
         raise UserError(
             f"out is {cfg.out!r}: cannot be written; name a file in a directory of yours"
         )
-    epistemic.lexicon(cfg.lexicon)
+    if cfg.lexicon is not None:
+        epistemic.lexicon(cfg.lexicon)
     if cfg.plots is not None:
         plots.library()
     runs = read.runs(cfg.runs)
-    lexicons = list(dict.fromkeys(("paper", "word", cfg.lexicon)))
+    lexicon = cfg.lexicon or runs[0].lexicon
+    lexicons = list(dict.fromkeys((lexicon, "paper", "word")))
     surveys = [rollouts.survey(run, lexicons) for run in runs]
     changes = [
         change
@@ -45,11 +47,11 @@ def run(cfg: Report) -> None:
             }
             for run, found in zip(runs, surveys, strict=True)
         ],
-        "lexicon": list(epistemic.lexicon(cfg.lexicon).patterns),
+        "lexicon": list(epistemic.lexicon(lexicon).patterns),
     }
     fixed = len(page.assemble(cfg.title, report, blocks.Packed())) + 10_000
     limit = int(1e6 * cfg.max_mb) - fixed
-    shown = blocks.fit(runs, surveys, cfg.lexicon, cfg.max_rollouts, limit)
+    shown = blocks.fit(runs, surveys, lexicon, cfg.max_rollouts, limit)
     text = page.assemble(cfg.title, report | {"rollout_note": shown.note}, shown)
     write_text(out, text)
     console = Console(highlight=False)

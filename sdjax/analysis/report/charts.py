@@ -71,6 +71,15 @@ CHARTS = (
         metrics={"student/entropy": "student", "distill/teacher_entropy": "teacher"},
     ),
     Chart(
+        title="Student's entropy",
+        unit="nats per token",
+        help="Where the tokens of epistemic words are predicted, and where all others are.",
+        metrics={
+            "epistemic/student_entropy": "epistemic",
+            "epistemic/student_entropy_others": "others",
+        },
+    ),
+    Chart(
         title="Cut off",
         unit="share",
         help="Share of completions that reached the limit of tokens before they ended.",

@@ -138,10 +138,10 @@ def _cell(values: Series, step: int) -> str:
 
 
 def _words_table(name: str, changes: Sequence[Change]) -> Table:
-    """Returns a row a run: counts of each word in the paper's mode, and the rate of all."""
-    shown = [change for change in changes if change.lexicon == "paper"]
+    """Returns a row a run: counts of each word by the first run's lexicon, and the rate of all."""
+    shown = [change for change in changes if change.lexicon == changes[0].lexicon]
     words = list(dict.fromkeys(word for c in shown for word in c.before.words))
-    title = f"Epistemic words, before -> after, {name}"
+    title = f"Epistemic words ({changes[0].lexicon}), before -> after, {name}"
     table = _table(title, "run", [*words, "per 1,000 tokens"])
     for c in shown:
         counts = [f"{c.before.words.get(w, 0)} -> {c.after.words.get(w, 0)}" for w in words]

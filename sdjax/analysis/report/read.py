@@ -35,6 +35,11 @@ class Run:
     evaluations: list[dict[str, Any]]
     rollouts: tuple[Path, ...]
 
+    @property
+    def lexicon(self) -> str:
+        """By which it counts and marks epistemic words."""
+        return str(self.config.get("lexicon", "paper"))
+
 
 def runs(folders: Sequence[str]) -> list[Run]:
     """Returns the runs in these directories; raises UserError where one is not a training's."""
@@ -193,7 +198,12 @@ def _scored(file: Path) -> dict[str, Any]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file}: not all of its lines are answers; {REMEDY}") from None
-    return {"step": step, **own[1], **({"out_of_domain": dict(others)} if others else {})}
+    return {
+        "step": step,
+        "lexicon": "paper",
+        **own[1],
+        **({"out_of_domain": dict(others)} if others else {}),
+    }
 
 
 IN_DOMAIN = "in domain"

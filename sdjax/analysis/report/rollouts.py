@@ -67,7 +67,9 @@ def survey(run: Run, lexicons: Sequence[str]) -> Survey:
         of_step = found.counts.setdefault(step, {mode: words.Counts() for mode in lexicons})
         whole = row.get("pieces") is not None
         found.whole.append(whole)
-        pieces, push = _Row(file, number, row, lexicons[0]).push() if whole else ([], None)
+        pieces, push = (
+            _Row(file, number, row, lexicons[0], run.lexicon).push() if whole else ([], None)
+        )
         for mode in lexicons:
             counts = words.of_text(row["completion"], size, mode)
             if push is not None:
@@ -145,16 +147,20 @@ def shown(run: Run, number: int, keep: Sequence[bool], lexicon: str) -> Iterator
         sibling = sibling + 1 if key == last else 0
         last = key
         if kept:
-            yield _Row(file, line, row, lexicon).shown(number, sibling)
+            yield _Row(file, line, row, lexicon, run.lexicon).shown(number, sibling)
 
 
 class _Row:
     """A line of rollouts.jsonl."""
 
-    def __init__(self, file: Path, number: int, row: Mapping[str, Any], lexicon: str) -> None:
+    def __init__(
+        self, file: Path, number: int, row: Mapping[str, Any], lexicon: str, marked_by: str
+    ) -> None:
+        """`marked_by` is the lexicon by which the run marked epistemic tokens."""
         self._place = f"{file}:{number}"
         self._row = row
         self._lexicon = lexicon
+        self._marked_by = marked_by
         pieces = self._list("pieces", None)
         self._known = pieces is not None
         if pieces is None:
@@ -201,7 +207,7 @@ class _Row:
 
     def _epistemic(self) -> list[int]:
         given = self._list("epistemic", None)
-        if given is None or not self._known:
+        if given is None or not self._known or self._marked_by != self._lexicon:
             return np.flatnonzero(epistemic.epistemic_tokens(self._pieces, self._lexicon)).tolist()
         if not all(isinstance(i, int) and 0 <= i < len(self._pieces) for i in given):
             raise self._error("epistemic", "not all are places of tokens")

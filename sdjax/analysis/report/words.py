@@ -12,9 +12,6 @@ from sdjax.analysis import epistemic
 from sdjax.analysis.report import read
 from sdjax.analysis.report.read import Run
 
-MODES = {"epistemic": "paper", "epistemic_word": "word"}
-"""Under which names evaluations keep their counts, and by which lexicon they are."""
-
 ROLLOUTS = "training, first and last tenth of the steps"
 
 
@@ -88,6 +85,9 @@ def of_evaluations(run: Run) -> list[Change]:
         return []
     first, last = (dict(read.sets(run.evaluations[i])) for i in (0, -1))
     steps = [str(run.evaluations[i]["step"]) for i in (0, -1)]
+    # Under which names evaluations keep their counts, and by which lexicon they are.
+    own = run.evaluations[0].get("lexicon", run.lexicon)
+    modes = {"epistemic": own} | ({} if own == "word" else {"epistemic_word": "word"})
     return [
         Change(
             run=run.name,
@@ -97,7 +97,7 @@ def of_evaluations(run: Run) -> list[Change]:
             after=_evaluated(steps[1], last[name], key),
         )
         for name in first
-        for key, lexicon in MODES.items()
+        for key, lexicon in modes.items()
         if name in last and key in first[name] and key in last[name]
     ]
 
