@@ -69,6 +69,7 @@ __all__ = [
     "Traces",
     "Train",
     "UserError",
+    "flat",
     "require",
     "to_dict",
 ]
@@ -347,3 +348,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     return to_dict(value) if dataclasses.is_dataclass(value) else value
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by their path, "section.field"."""
+    out: dict[str, Any] = {}
+    for name, inner in value.items():
+        full = prefix + name
+        out |= flat(inner, f"{full}.") if isinstance(inner, dict) else {full: inner}
+    return out

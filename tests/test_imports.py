@@ -55,7 +55,7 @@ ALLOWED = {
         *("config", "errors", "bench.peaks", "models", "learner", "parallel"),
         *("rollout.draw", "rollout.sampler", "rollout.sizes", "rollout.slots"),
     ),
-    "main": ("config_file", "errors"),
+    "main": ("config", "config_file", "errors", "parallel.launch"),
 }
 WITHOUT_JAX = (
     *(
