@@ -7,10 +7,12 @@ is what `--help` prints. No jax.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sdjax import redact
 from sdjax.errors import UserError
 from sdjax.log_sections import Alarm, Log
 from sdjax.objective_sections import Loss, Policy
@@ -72,6 +74,7 @@ __all__ = [
     "flat",
     "require",
     "to_dict",
+    "to_public",
 ]
 
 
@@ -342,6 +345,11 @@ def to_dict(config: object) -> dict:
     """Returns a config as nested plain values, each section with the name of its class."""
     out: dict = {"class": type(config).__name__}
     return out | {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+
+
+def to_public(config: object) -> dict:
+    """Returns a config as JSON values for a file: as `to_dict`, without secrets."""
+    return redact.redacted(json.loads(json.dumps(to_dict(config), default=str)))
 
 
 def _plain(value: Any) -> Any:

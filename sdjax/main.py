@@ -17,11 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax import config as configs
+from sdjax import redact
 from sdjax.config_file import job_classes, load, override
 from sdjax.errors import UserError
 
 PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
+WITHOUT_DEVICES = (configs.Prepare, configs.Traces, configs.Report)
+"""Jobs that are of one process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,21 +44,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = override(load(Path(file)), overrides, prog=f"{PROG} --config {file}")
         if job is None:
             return 0
-        logging.basicConfig(format="%(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(redact.Formatter("%(message)s"))
+        logging.basicConfig(handlers=[handler])
         logging.getLogger("sdjax").setLevel(logging.INFO)
         run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}").run
-        if isinstance(job, configs.Prepare):  # uses no devices
+        if isinstance(job, WITHOUT_DEVICES):
             run(job)
             return 0
         from sdjax.parallel import launch
 
-        with launch.together(launch.launch(flags), configs.to_dict(job)):
+        with launch.together(launch.launch(flags), configs.to_public(job)):
             run(job)
         return 0
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"sdjax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)

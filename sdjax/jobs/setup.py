@@ -200,7 +200,7 @@ def claim(out: str, job: config.Job, *, resume: bool, shared: bool = False) -> P
     first result is not. `shared`: every process writes or reads there, and must see what the
     first one wrote.
     """
-    folder, text = Path(out), json.dumps(config.to_dict(job), indent=2, default=str) + "\n"
+    folder, text = Path(out), json.dumps(config.to_public(job), indent=2) + "\n"
     if jax.process_index() == 0:
         _check_profile(getattr(job, "profile", None))
         _claim(folder, job, text, resume=resume)
@@ -243,7 +243,7 @@ def check_same(cfg: config.Job) -> None:
     if not file.exists():
         return
     made = config.flat(json.loads(file.read_text(encoding="utf-8")))
-    now = config.flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
+    now = config.flat(config.to_public(cfg))
     for name in {**made, **now}:
         # Of a server only whether there is one: how it is asked changes no answer.
         # Words are counted in the answers, whatever these were made with.

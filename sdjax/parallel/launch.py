@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from sdjax import config
+from sdjax import config, redact
 from sdjax.errors import UserError
 
 JOIN_S = 300
@@ -183,7 +183,7 @@ def _count() -> int:
 
 def _end(message: str, code: int) -> None:
     """Ends this process at once: its main thread may wait in a collective forever."""
-    print(f"sdjax: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"sdjax: error: {redact.one_line(message)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 
@@ -192,6 +192,7 @@ class _Watch:
     """Two threads that end this process when another has failed or died."""
 
     def __init__(self) -> None:
+        self._client = _client()
         self._leaving, self._failing = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=loop, daemon=True) for loop in (self._listen, self._look)
@@ -203,7 +204,7 @@ class _Watch:
         """Waits for another process's last words."""
         while not self._leaving.is_set():
             try:
-                told = json.loads(_client().blocking_key_value_get("sdjax/error", 2000))
+                told = json.loads(self._client.blocking_key_value_get("sdjax/error", 2000))
             except jax.errors.JaxRuntimeError:
                 # Nobody has failed. Without the service there is nothing to wait for: JAX ends
                 # this process.
@@ -213,16 +214,31 @@ class _Watch:
                 return
             # One mistake in the config is found by all at once: each says it for itself.
             if not self._failing.wait(0.5):
-                _client().key_value_set(f"sdjax/told/{_index()}", "")
-                _end(told["message"], told["code"])
+                self._end_as_told(told)
             return
+
+    def _end_as_told(self, told: dict[str, Any]) -> None:
+        """Ends this process without pulling the service from under the one that told."""
+
+        def depart() -> None:
+            with suppress(jax.errors.JaxRuntimeError):
+                self._client.key_value_set(f"sdjax/told/{_index()}", "")
+                if _index():
+                    self._client.shutdown()
+                else:
+                    self._client.get_live_nodes([0, told["process"]])  # until it has left
+
+        leaving = threading.Thread(target=depart, daemon=True)
+        leaving.start()
+        leaving.join(TOLD_S / 2)
+        _end(told["message"], told["code"])
 
     def _look(self) -> None:
         """Looks who lives; each look waits for those of all that do."""
         everyone = list(range(_count()))
         while not self._leaving.wait(LOOK_S):
             with suppress(jax.errors.JaxRuntimeError):
-                alive = _client().get_live_nodes(everyone)
+                alive = self._client.get_live_nodes(everyone)
                 dead = [i for i in everyone if i not in alive]
                 if dead and not self._leaving.is_set():
                     # It may have failed, and said so.
@@ -242,7 +258,7 @@ class _Watch:
             time.sleep(SILENT_S + 3 * LOOK_S)
         self._failing.set()
         code = 2 if isinstance(error, UserError) else 1
-        text = " ".join(str(error).split())
+        text = redact.one_line(str(error))
         if isinstance(error, KeyboardInterrupt):
             code, text = 130, "interrupted"
         elif isinstance(error, SystemExit):
@@ -252,11 +268,11 @@ class _Watch:
         message = f"process {_index()} of {_count()}: {text}"
         words = json.dumps({"process": _index(), "message": message, "code": code})
         with suppress(jax.errors.JaxRuntimeError):  # another has failed too, and was first
-            _client().key_value_set("sdjax/error", words)
+            self._client.key_value_set("sdjax/error", words)
         until = time.monotonic() + TOLD_S
         while time.monotonic() < until:
             with suppress(jax.errors.JaxRuntimeError):
-                if len(_client().key_value_dir_get("sdjax/told")) >= _count() - 1:
+                if len(self._client.key_value_dir_get("sdjax/told")) >= _count() - 1:
                     break
             time.sleep(0.1)
 
@@ -274,12 +290,12 @@ class _Watch:
 
     def _last_look(self) -> None:
         with suppress(jax.errors.JaxRuntimeError):
-            _client().get_live_nodes(list(range(_count())))
+            self._client.get_live_nodes(list(range(_count())))
 
 
 def _compare_settings(settings: Mapping[str, Any]) -> None:
     """Raises UserError where this process's settings are not those of process 0."""
-    own = config.flat(json.loads(json.dumps(settings, default=str)))
+    own = config.flat(redact.redacted(settings))
     if _index() == 0:
         _client().key_value_set("sdjax/settings", json.dumps(own))
         return
