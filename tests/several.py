@@ -55,7 +55,7 @@ class Run:
             )
             self.processes.append(started)
 
-    def ended(self, timeout=180):
+    def ended(self, timeout=500):
         """Waits for all; returns how each ended. None outlives the timeout."""
         results = []
         try:
