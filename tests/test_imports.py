@@ -19,8 +19,6 @@ MODULES = {
 # What each room may import of the others; its own modules always, jobs and main never.
 ALLOWED = {
     "errors": (),
-    "redact": (),
-    "hub": ("errors",),
     "records": (),
     "sections": ("errors",),
     "log_sections": ("errors", "sections"),
@@ -30,19 +28,20 @@ ALLOWED = {
     "study_jobs": ("errors", "sections", "log_sections"),
     "trace_jobs": ("errors", "sections"),
     "config": (
-        *("errors", "redact", "sections", "log_sections", "objective_sections"),
-        *("report_section", "plan_section", "study_jobs", "trace_jobs"),
+        *("errors", "sections", "log_sections", "objective_sections", "report_section"),
+        *("plan_section", "study_jobs", "trace_jobs"),
     ),
     "metrics": ("config",),
     "tokenizer": ("errors", "records", "models.gguf", "models.resolve"),
     "vocabulary": ("metrics",),
+    "tiny": (),
     "graders": ("errors", "records"),
-    "data": ("config", "errors", "hub", "records"),
+    "data": ("config", "errors", "records"),
     "tasks": ("config", "errors", "records", "data", "graders"),
     "analysis": ("errors", "records"),
     "objectives": ("config", "errors"),
-    "parallel": ("config", "errors", "redact"),
-    "models": ("config", "errors", "hub", "parallel", "tokenizer"),
+    "parallel": ("config", "errors"),
+    "models": ("config", "errors", "parallel", "tokenizer"),
     "rollout": ("config", "errors", "records", "tokenizer", "models", "parallel"),
     "teacher": ("config", "errors", "records", "tokenizer"),
     "learner": (
@@ -57,13 +56,11 @@ ALLOWED = {
         *("config", "errors", "bench.peaks", "models", "learner", "parallel"),
         *("rollout.draw", "rollout.sampler", "rollout.sizes", "rollout.slots"),
     ),
-    "main": ("config", "config_file", "errors", "parallel.launch", "redact"),
+    "main": ("config_file", "errors"),
 }
 WITHOUT_JAX = (
     *(
         "errors",
-        "hub",
-        "redact",
         "records",
         "sections",
         "log_sections",

@@ -34,8 +34,9 @@ for part in $parts; do
       XLA_FLAGS="$flags $XLA_FLAGS" job base --out "$runs/base" $from \
         ${SMALL:+--steps 4 --batch 16 --log_every 2 --optim.microbatch 4 $eval_small} ;;
     study)
+      if [ -n "$SMALL" ] && [ -z "$MODEL" ]; then continue; fi # what a few updates make solves nothing
       job study --out "$runs/study" --model.path "$model" \
-        ${SMALL:+--problems 1 --tried 4 --solved_max 2 --eval.k 2 --eval.batch 2} ;;
+        ${SMALL:+--problems 1 --tried 64 --eval.k 4 --eval.batch 16} ;;
     report)
       job report --runs $(ls -d "$runs"/*_s[0-9]*) --out "$runs/report.html" ;;
     *)
