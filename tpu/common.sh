@@ -1,0 +1,62 @@
+# shellcheck shell=bash
+# Sourced by every script of this folder: settings, --dry-run, and gcloud's commands.
+set -euo pipefail
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck disable=SC2034
+ROOT=$(dirname "$HERE")
+DRY_RUN=${DRY_RUN:-}
+SETTINGS=${SETTINGS:-$HERE/settings.sh}
+while [[ $# -gt 0 ]]; do
+  case $1 in
+    --dry-run) DRY_RUN=1 ;;
+    --settings) SETTINGS=$2; shift ;;
+    -h | --help) grep '^#' "$0" | sed -n '2,$ s/^# \{0,1\}//p'; exit 0 ;;
+    *) echo "$0: unknown argument $1; known are --dry-run, --settings FILE, --help" >&2; exit 2 ;;
+  esac
+  shift
+done
+export DRY_RUN SETTINGS
+# shellcheck source=tpu/settings.sh
+source "$SETTINGS"
+WHERE=(--project "$PROJECT" --zone "$ZONE")
+
+say() { echo "tpu: $*" >&2; }
+
+# Runs a command, or prints it.
+run() {
+  if [[ -n $DRY_RUN ]]; then
+    printf '+'; printf ' %q' "$@"; printf '\n'
+  else
+    "$@"
+  fi
+}
+
+# Runs a command on all workers, or on those that WORKER names.
+on_workers() {
+  run gcloud compute tpus tpu-vm ssh "$NAME" "${WHERE[@]}" --worker "${WORKER:-all}" --command "$1"
+}
+
+queued() { [[ $MODE == queued* ]]; }
+
+# Prints the state of the slice (READY, PREEMPTED, ...), NONE if there is none, or UNKNOWN: it may
+# be there.
+state() {
+  local said
+  if [[ -n $DRY_RUN ]]; then
+    echo READY
+  elif said=$(gcloud compute tpus tpu-vm describe "$NAME" "${WHERE[@]}" --format 'value(state)' 2>&1); then
+    tail -n 1 <<<"$said"
+  elif grep -qiE 'not[_ ]found' <<<"$said"; then
+    echo NONE
+  else
+    echo UNKNOWN
+  fi
+}
+
+# Ends with exit code 2 where the name is taken: nothing here may touch somebody's slice.
+check_name_is_free() {
+  local at
+  [[ -z $DRY_RUN ]] || return 0
+  at=$(state)
+  [[ $at == NONE ]] || { say "NAME is $NAME: it is in use ($at); choose another"; exit 2; }
+}

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Deletes the slice and its queued resource, and makes sure that they are gone.
+#   tpu/delete.sh [--dry-run] [--settings FILE]
+# What a run wrote to the bucket stays.
+source "$(dirname "$0")/common.sh" "$@"
+
+for _ in 1 2 3; do
+  if queued; then
+    run gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force --quiet || true
+  else
+    run gcloud compute tpus tpu-vm delete "$NAME" "${WHERE[@]}" --quiet || true
+  fi
+  [[ -n $DRY_RUN || $(state) == NONE ]] && exit 0
+  sleep "$POLL_S"
+done
+say "$NAME is still there: $(state)"
+exit 1

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Copies the results of the run from the bucket to RESULTS, without checkpoints; a second time only
+# what is new. Needs no slice.
+#   tpu/fetch.sh [--dry-run] [--settings FILE]
+source "$(dirname "$0")/common.sh" "$@"
+
+run mkdir -p "$ROOT/$RESULTS/$RUN"
+run gcloud storage rsync --project "$PROJECT" --recursive --exclude '^checkpoints/' \
+  "gs://$BUCKET/$RUN" "$ROOT/$RESULTS/$RUN"

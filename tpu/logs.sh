@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Follows the log of worker 0 (WORKER=3 tpu/logs.sh: of another).
+#   tpu/logs.sh [--dry-run] [--settings FILE]
+source "$(dirname "$0")/common.sh" "$@"
+
+WORKER=${WORKER:-0} on_workers "tail -n 50 -F sdjax.log"
