@@ -31,9 +31,11 @@ run() {
   fi
 }
 
-# Runs a command on all workers, or on those that WORKER names.
+# Runs a command on all workers, or on those that WORKER names; for LIMIT_S seconds, where set.
 on_workers() {
-  run gcloud compute tpus tpu-vm ssh "$NAME" "${WHERE[@]}" --worker "${WORKER:-all}" --command "$1"
+  local limit=()
+  [[ -z ${LIMIT_S:-} ]] || limit=(timeout "$LIMIT_S")
+  run "${limit[@]}" gcloud compute tpus tpu-vm ssh "$NAME" "${WHERE[@]}" --worker "${WORKER:-all}" --command "$1"
 }
 
 queued() { [[ $MODE == queued* ]]; }

@@ -21,32 +21,37 @@ end() {
 trap end EXIT
 trap 'exit 130' INT TERM
 
-# Prints how the training ended: its exit code, or "lost" where the slice went first. 75 is a run
-# that was told to stop and can go on.
-outcome() {
+# Waits, and sets `how` to how the training ended: its exit code, or "lost" where the slice went
+# first. 75 is a run that was told to stop and can go on.
+watch() {
   local silent=0 codes at
-  if [[ -n $DRY_RUN ]]; then echo 0; return; fi
-  while :; do
-    sleep "$POLL_S"
+  how=0
+  while [[ -z $DRY_RUN ]]; do
+    # Waited for, so that a signal is heard at once.
+    sleep "$POLL_S" &
+    wait $!
     at=$(state)
-    if [[ $at != READY && $at != UNKNOWN ]]; then echo lost; return; fi
-    if [[ $at == UNKNOWN ]] || ! codes=$(on_workers 'cat sdjax.exit 2>/dev/null || echo running' 2>/dev/null); then
+    how=lost
+    if [[ $at != READY && $at != UNKNOWN ]]; then return; fi
+    if [[ $at == UNKNOWN ]] || ! codes=$(LIMIT_S=$ANSWER_S on_workers 'cat sdjax.exit 2>/dev/null || echo running' 2>/dev/null); then
       silent=$((silent + 1))
-      if [[ $silent -ge $UNREACHABLE ]]; then echo lost; return; fi
+      if [[ $silent -ge $UNREACHABLE ]]; then return; fi
       continue
     fi
     silent=0
     # A worker that fails leaves the others waiting for it, or failing in turn.
-    if grep -qx 75 <<<"$codes"; then echo 75; return; fi
-    if grep -qxE '[1-9][0-9]*' <<<"$codes"; then grep -xE '[1-9][0-9]*' <<<"$codes" | head -n 1; return; fi
-    if ! grep -qx running <<<"$codes"; then echo 0; return; fi
+    if grep -qx 75 <<<"$codes"; then how=75; return; fi
+    how=$(grep -xE '[1-9][0-9]*' <<<"$codes" | head -n 1) || true
+    if [[ -n $how ]]; then return; fi
+    how=0
+    if ! grep -qx running <<<"$codes"; then return; fi
   done
 }
 
 for ((slice = 1; slice <= TRIES; slice++)); do
   say "slice $slice of at most $TRIES"
   if "$HERE/create.sh" && "$HERE/setup.sh" && "$HERE/launch.sh"; then
-    how=$(outcome)
+    watch
     case $how in
       0) say "done"; exit 0 ;;
       75 | lost) say "preempted ($how); going on from the newest checkpoint" ;;

@@ -15,3 +15,4 @@
 : "${POLL_S:=60}"                  # seconds between looks at a run, or at a queue
 : "${QUEUE_S:=86400}"              # longest wait in the queue
 : "${UNREACHABLE:=5}"              # looks in a row without an answer after which a slice is given up
+: "${ANSWER_S:=300}"               # longest wait for the answer to one look
