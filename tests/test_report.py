@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,14 @@ def test_runs_that_differ_only_in_seed_are_one_family(seeds, tmp_path):
         "data.seed": ["0", "1", "0"],
         "loss.distillation": ["1.0", "1.0", "0.0"],
     }
+
+
+def test_a_field_that_is_off_keeps_no_run_from_those_that_lack_it(seeds):
+    first, second = read.runs([*map(str, seeds)])
+    newer = replace(second, config={**second.config, "new": {"on": False, "share": 0}})
+    assert len(families.of([first, newer])) == 1
+    newer = replace(second, config={**second.config, "new": {"on": True, "share": 0}})
+    assert len(families.of([first, newer])) == 2
 
 
 def test_a_familys_curve_is_the_mean_of_its_runs_with_their_range_and_students_interval():

@@ -17,6 +17,9 @@ from sdjax.analysis.report.read import Run
 IGNORED = re.compile(r"(out|seed|data\.seed|resume|profile|log\..*|checkpoint\..*)(\.class)?")
 """Fields of a config by which runs of one family may differ."""
 
+OFF = ("null", "false", "0", '""', "[]", "{}")
+"""Values that say the same as a field that is not there: runs of several versions compare."""
+
 LEVEL = 0.95
 
 
@@ -59,7 +62,7 @@ def of(runs: Sequence[Run]) -> list[Family]:
     """Returns the families in order of their first run."""
     found: dict[tuple, list[Run]] = {}
     for run in runs:
-        fields = [item for item in flat(run.config) if not IGNORED.fullmatch(item[0])]
+        fields = [(k, v) for k, v in flat(run.config) if not IGNORED.fullmatch(k) and v not in OFF]
         found.setdefault(tuple(sorted(fields)), []).append(run)
     taken: list[str] = []
     for members in found.values():
