@@ -86,6 +86,25 @@ def test_marked_tokens_cover_the_counted_words_however_the_text_is_cut(mode):
         assert single.any() == bool(sum(epistemic.count(text, mode).values()))
 
 
+@pytest.mark.parametrize("mode", ["paper", "word", "own"])
+def test_the_fast_search_finds_what_the_patterns_find(mode, tmp_path):
+    own = {"a": ["aa", "a", "aab"], "b": ["ab a", "ab"], "c": ["wait", "wai", "İx"], "d": ["."]}
+    if mode == "own":
+        mode = str(tmp_path / "own.json")
+        (tmp_path / "own.json").write_text(json.dumps(own))
+    rng = random.Random(1)
+    parts = ["a", "b", " ", "ab", "wait", "ing", "un", "likely", "hmm", "m", "i̇x", "_", ".", "re"]
+    texts = ["".join(rng.choices([*parts, "check"], k=40)) for _ in range(300)]
+    texts += [case["text"].lower() for case in GOLDEN]
+    found = 0
+    for text in texts:
+        for word in epistemic.lexicon(mode).words.values():
+            wanted = [match.span() for match in word.pattern.finditer(text)]
+            assert list(word.spans(text)) == wanted
+            found += len(wanted)
+    assert found > 100
+
+
 def test_a_lexicon_of_ones_own_is_read_from_a_file(tmp_path):
     file = tmp_path / "words.json"
     file.write_text(json.dumps({"aha": ["aha", "A-ha"], "oh": ["oh"]}))

@@ -47,7 +47,7 @@ def run(cfg: Report) -> None:
             }
             for run, found in zip(runs, surveys, strict=True)
         ],
-        "lexicon": list(epistemic.lexicon(lexicon).patterns),
+        "lexicon": list(epistemic.lexicon(lexicon).words),
     }
     fixed = len(page.assemble(cfg.title, report, blocks.Packed())) + 10_000
     limit = int(1e6 * cfg.max_mb) - fixed
