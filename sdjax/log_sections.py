@@ -20,14 +20,14 @@ class Log:
     rollouts_per_step: int = 64
     """Completions of a step whose line has everything: reprompt, and token by token the text,
     log-probabilities and entropies. As many correct as wrong ones as far as there are; the others'
-    lines have text and grade. 0: all, at about 75 bytes a token."""
+    lines have text and grade. 0: all. About 55 bytes a token with everything, 3 without."""
     alternatives: int = 5
     """Likeliest tokens of student and teacher that are kept for each token of a few completions; a
     forward pass more over these. 0: none."""
     alternatives_of: int = 4
     """Completions of a step that have them, chosen among those with everything. 0: none."""
     alternatives_tokens: int = 2048
-    """First tokens of a completion that have them; about 250 bytes a token."""
+    """First tokens of a completion that have them; about 280 bytes a token more."""
     progress: bool = True
     """Show a progress bar on the terminal."""
 
