@@ -6,8 +6,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import learning
 import numpy as np
 import optax
+import other_process
 import pytest
 import tiny
 from flax import nnx
@@ -21,7 +23,6 @@ from sdjax.learner import optim, state, step, supervised
 from sdjax.learner.supervised import Conversation, Shape
 from sdjax.models import weights
 from sdjax.models.transformer import Transformer, head_weight, hidden_states, logits
-from sdjax.parallel import mesh as meshes
 from sdjax.tasks.arithmetic import Arithmetic
 from sdjax.tokenizer import Tokenizer
 
@@ -188,46 +189,64 @@ def reference(bare):
     return cfg, params, *jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize(
-    ("row_tokens", "microbatch", "remat", "chunk"),
-    [(0, 9, "none", 2048), (64, 2, "none", 50), (100, 1, "full", 64)],
-)
-def test_neither_packing_nor_microbatches_nor_chunks_change_an_update(
-    reference, row_tokens, microbatch, remat, chunk
-):
-    cfg, params, want, grads = reference
-    made = random_conversations()
+def updated(cfg, params, made, sizes=(1, 1, 1), *, remat="none", chunk_tokens=2048, **packing):
+    """Returns the state after one update of a model on a mesh of these sizes, and its metrics."""
     job_cfg = config.SFT(
         out="unused",
         source="unused",
-        batch=9,
-        chunk_tokens=chunk,
+        batch=len(made),
+        chunk_tokens=chunk_tokens,
         model=config.Model(compute_dtype="float32", remat=remat),
-        optim=config.Optim(
-            warmup_steps=0, microbatch=microbatch, row_tokens=row_tokens, clip_norm=1e9
-        ),
+        optim=config.Optim(warmup_steps=0, clip_norm=1e9, **packing),
     )
-    mesh = meshes.make(config.Mesh())
-    tx = optim.make(job_cfg.optim)
-    shardings = state.shardings(
-        jax.eval_shape(lambda: params), tx, config.Teacher(kind="live"), mesh
-    )
-    start = state.initialiser(tx, config.Teacher(kind="live"), shardings)(
-        jax.tree.map(jnp.copy, params)
-    )
+    mesh = learning.make_mesh(*sizes)
+    tx, teacher = optim.make(job_cfg.optim), config.Teacher(kind="live")
+    shardings = state.shardings(jax.eval_shape(lambda: params), tx, teacher, mesh)
+    start = state.initialiser(tx, teacher, shardings)(jax.device_put(params, shardings.params))
     with jax.set_mesh(mesh):
         graph = tiny.graph(replace(cfg, remat=remat))
         update = supervised.make_step(graph, job_cfg, mesh, shardings)
-        packed = supervised.pack(made, Shape.of(made, 9, job_cfg.optim), 0)
-        after, metrics = update(start, jax.device_put(packed, step.batch_shardings(packed, mesh)))
+        packed = supervised.pack(made, Shape.of(made, len(made), job_cfg.optim), 0)
+        return update(start, jax.device_put(packed, step.batch_shardings(packed, mesh)))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"row_tokens": 0, "microbatch": 9},
+        {"row_tokens": 64, "microbatch": 2, "chunk_tokens": 50},
+        {"row_tokens": 100, "microbatch": 1, "remat": "full", "chunk_tokens": 64},
+    ],
+)
+def test_neither_packing_nor_microbatches_nor_chunks_change_an_update(reference, how):
+    cfg, params, want, grads = reference
+    made = random_conversations()
+    after, metrics = updated(cfg, jax.tree.map(jnp.copy, params), made, **how)
     np.testing.assert_allclose(metrics["sft/loss"], want, rtol=1e-5)
     np.testing.assert_allclose(metrics["optim/grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     assert metrics["sft/learned_tokens"] == sum(len(c.tokens) - c.start for c in made)
     # Adam's first update is the sign of the gradient: its moments say more.
-    for got, grad in zip(
-        jax.tree.leaves(after.opt_state[0].mu), jax.tree.leaves(grads), strict=True
-    ):
+    moments = jax.tree.leaves(after.opt_state[0].mu)
+    for got, grad in zip(moments, jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(got, 0.1 * grad, rtol=2e-3, atol=1e-7)
+
+
+def test_devices_do_not_change_an_update():
+    other_process.on_eight_devices("import test_sft; test_sft.compare_devices()")
+
+
+def compare_devices():
+    assert jax.device_count() == 8
+    cfg = learning.CFG
+    made = random_conversations()
+    results = []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        params = nnx.split(Transformer(cfg, rngs=nnx.Rngs(0)))[1]
+        packing = {"row_tokens": 64, "microbatch": 4}
+        after, metrics = updated(cfg, params, made, sizes, **packing)
+        results.append(jax.device_get((after.opt_state[0].mu, metrics)))
+    for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-7)
 
 
 def test_any_batch_of_the_conversations_fits_the_shape():
