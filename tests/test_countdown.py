@@ -15,6 +15,7 @@ from sdjax.graders import expression
 from sdjax.jobs import traces
 from sdjax.main import load as load_config
 from sdjax.main import main
+from sdjax.models.resolve import resolve
 from sdjax.records import Completion, Grade, Group
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import Voice, direct, reaches, search, solutions, stated, terms
@@ -254,6 +255,13 @@ def test_the_learned_tokenizer_writes_any_text_and_has_a_token_for_each_number(m
     fields = json.loads((made / "model" / "config.json").read_text())
     assert tokenizer.vocab_size <= fields["vocab_size"]
     assert tokenizer.stop_ids == (fields["eos_token_id"],)
+
+
+def test_the_tokenizer_that_is_shipped_is_the_one_that_is_learned(made):
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (resolve("package:sdjax.tiny") / name).read_bytes() == (
+            made / "model" / name
+        ).read_bytes()
 
 
 def test_processes_change_no_row(made, tmp_path):
