@@ -7,10 +7,12 @@ is what `--help` prints. No jax.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sdjax import redact
 from sdjax.errors import UserError
 from sdjax.log_sections import Alarm, Log
 from sdjax.objective_sections import Loss, Policy
@@ -69,8 +71,10 @@ __all__ = [
     "Traces",
     "Train",
     "UserError",
+    "flat",
     "require",
     "to_dict",
+    "to_public",
 ]
 
 
@@ -343,7 +347,21 @@ def to_dict(config: object) -> dict:
     return out | {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
 
 
+def to_public(config: object) -> dict:
+    """Returns a config as JSON values for a file: as `to_dict`, without secrets."""
+    return redact.redacted(json.loads(json.dumps(to_dict(config), default=str)))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     return to_dict(value) if dataclasses.is_dataclass(value) else value
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested values by their path, "section.field"."""
+    out: dict[str, Any] = {}
+    for name, inner in value.items():
+        full = prefix + name
+        out |= flat(inner, f"{full}.") if isinstance(inner, dict) else {full: inner}
+    return out

@@ -16,10 +16,15 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdjax import config as configs
+from sdjax import redact
 from sdjax.config_file import job_classes, load, override
 from sdjax.errors import UserError
 
 PROG = "python -m sdjax.main"
+LAUNCH_FLAGS = ("coordinator", "processes", "process")
+WITHOUT_DEVICES = (configs.Prepare, configs.Traces, configs.Report)
+"""Jobs that are of one process."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,24 +37,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
+        flags, args = launch_flags(args)
         file, overrides = split(args)
         if file is None:
             return _without_config(args)
         job = override(load(Path(file)), overrides, prog=f"{PROG} --config {file}")
         if job is None:
             return 0
-        logging.basicConfig(format="%(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(redact.Formatter("%(message)s"))
+        logging.basicConfig(handlers=[handler])
         logging.getLogger("sdjax").setLevel(logging.INFO)
-        importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}").run(job)
+        run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}").run
+        if isinstance(job, WITHOUT_DEVICES):
+            run(job)
+            return 0
+        from sdjax.parallel import launch
+
+        with launch.together(launch.launch(flags), configs.to_public(job)):
+            run(job)
         return 0
     except UserError as error:
         if debug:
             traceback.print_exc()
-        print(f"sdjax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return 130
+
+
+def launch_flags(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Returns the values of --coordinator, --processes and --process, and all other arguments."""
+    found: dict[str, str] = {}
+    rest = []
+    given = iter(args)
+    for arg in given:
+        name, equals, value = arg.removeprefix("--").partition("=")
+        if arg.startswith("--") and name in LAUNCH_FLAGS:
+            found[name] = value if equals else next(given, "")
+        else:
+            rest.append(arg)
+    return found, rest
 
 
 def split(args: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -72,11 +101,15 @@ def _without_config(args: Sequence[str]) -> int:
         raise UserError(f"no config: {PROG} --config FILE, or --help")
     kinds = "\n".join(f"  {job.__name__:<10}{inspect.getdoc(job)}" for job in job_classes())
     print(
-        f"usage: {PROG} --config FILE [--section.field value ...] [--debug]\n\n"
+        f"usage: {PROG} --config FILE [--section.field value ...] [--debug]\n"
+        "       [--coordinator HOST:PORT --processes N --process I]\n\n"
         "FILE is Python that binds `config` to one of these classes of sdjax.config:\n"
         f"{kinds}\n\n"
         "--config FILE --help lists every field with its default.\n"
-        "--debug shows the traceback behind an error."
+        "--debug shows the traceback behind an error.\n"
+        "--coordinator, --processes and --process make this process I (from 0) of a run of N\n"
+        "that meet at HOST:PORT of process 0. On a TPU slice, with Slurm, Open MPI or Kubernetes\n"
+        "none is needed: the same command on every host; --processes 1 is a run of its own."
     )
     return 0
 

@@ -19,6 +19,8 @@ MODULES = {
 # What each room may import of the others; its own modules always, jobs and main never.
 ALLOWED = {
     "errors": (),
+    "redact": (),
+    "hub": ("errors",),
     "records": (),
     "sections": ("errors",),
     "log_sections": ("errors", "sections"),
@@ -28,20 +30,20 @@ ALLOWED = {
     "study_jobs": ("errors", "sections", "log_sections"),
     "trace_jobs": ("errors", "sections"),
     "config": (
-        *("errors", "sections", "log_sections", "objective_sections", "report_section"),
-        *("plan_section", "study_jobs", "trace_jobs"),
+        *("errors", "redact", "sections", "log_sections", "objective_sections"),
+        *("report_section", "plan_section", "study_jobs", "trace_jobs"),
     ),
     "metrics": ("config",),
     "tokenizer": ("errors", "records", "models.gguf", "models.resolve"),
     "vocabulary": ("metrics",),
     "tiny": (),
     "graders": ("errors", "records"),
-    "data": ("config", "errors", "records"),
+    "data": ("config", "errors", "hub", "records"),
     "tasks": ("config", "errors", "records", "data", "graders"),
     "analysis": ("errors", "records"),
     "objectives": ("config", "errors"),
-    "parallel": ("config", "errors"),
-    "models": ("config", "errors", "parallel", "tokenizer"),
+    "parallel": ("config", "errors", "redact"),
+    "models": ("config", "errors", "hub", "parallel", "tokenizer"),
     "rollout": ("config", "errors", "records", "tokenizer", "models", "parallel"),
     "teacher": ("config", "errors", "records", "tokenizer"),
     "learner": (
@@ -56,11 +58,13 @@ ALLOWED = {
         *("config", "errors", "bench.peaks", "models", "learner", "parallel"),
         *("rollout.draw", "rollout.sampler", "rollout.sizes", "rollout.slots"),
     ),
-    "main": ("config_file", "errors"),
+    "main": ("config", "config_file", "errors", "parallel.launch", "redact"),
 }
 WITHOUT_JAX = (
     *(
         "errors",
+        "hub",
+        "redact",
         "records",
         "sections",
         "log_sections",

@@ -21,6 +21,7 @@ from sdjax.learner import optim, state, step
 from sdjax.metrics import Timers
 from sdjax.models import work
 from sdjax.models.transformer import DecodeWeights
+from sdjax.parallel import hosts
 from sdjax.parallel import mesh as meshes
 from sdjax.records import Group, Reprompt
 from sdjax.rollout.interface import Sampled
@@ -112,7 +113,7 @@ class Learner:
                 epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
                 row_tokens=cfg.optim.row_tokens,
             )
-            placed = jax.device_put(packed, step.batch_shardings(packed, self.mesh))
+            placed = hosts.place(packed, step.batch_shardings(packed, self.mesh))
             jax.block_until_ready(placed)
         with timers("update"):
             moved, *reported = self.train(self.state, placed)

@@ -12,16 +12,17 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+import http.client
 import json
 import os
 import re
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sdjax import hub
 from sdjax.data.rows import Broken
 from sdjax.errors import UserError
 
@@ -82,10 +83,12 @@ def _hub(source: str) -> tuple[Path, ...]:
         ]
         if not wanted:
             raise UserError(f"{source}: none of the data set's files matches; it has {listed[:20]}")
-        return tuple(
+        fetched = [
             Path(huggingface_hub.hf_hub_download(name, f, repo_type="dataset", revision=revision))
             for f in wanted
-        )
+        ]
+        hub.check(fetched)
+        return tuple(fetched)
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
@@ -103,7 +106,7 @@ def _fetched(url: str) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=60) as reply:
             data = reply.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({_first_line(error)})") from None
     # Written under another name first: an interrupted run must not leave half a file.
     with tempfile.NamedTemporaryFile(dir=cache, delete=False) as partial:

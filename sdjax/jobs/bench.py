@@ -15,6 +15,7 @@ from sdjax.metrics import write_text
 from sdjax.models.config import ModelConfig
 from sdjax.objectives import divergences, token_weights
 from sdjax.parallel import mesh as meshes
+from sdjax.redact import redact
 
 
 def run(cfg: config.Bench) -> None:
@@ -57,7 +58,7 @@ def _kind() -> str:
 def _about(cfg: config.Bench, best: peaks.Peaks) -> dict:
     """Returns what a figure must be read with."""
     return {
-        "command": shlex.join(["python", "-m", "sdjax.main", *sys.argv[1:]]),
+        "command": redact(shlex.join(["python", "-m", "sdjax.main", *sys.argv[1:]])),
         "device": _kind(),
         "devices": jax.device_count(),
         "jax": jax.__version__,
@@ -66,7 +67,7 @@ def _about(cfg: config.Bench, best: peaks.Peaks) -> dict:
         "peak_flops_per_s": best.flops_per_s,
         "peak_bytes_per_s": best.bytes_per_s,
         "peak_source": best.source,
-        "config": config.to_dict(cfg),
+        "config": config.to_public(cfg),
     }
 
 

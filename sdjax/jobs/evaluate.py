@@ -23,6 +23,7 @@ from sdjax.data.pipeline import drop_overlong
 from sdjax.errors import UserError
 from sdjax.jobs import setup
 from sdjax.metrics import closing_table, to_json, write_text
+from sdjax.parallel import hosts
 from sdjax.records import Example, Group
 from sdjax.rollout.collect import collect
 from sdjax.rollout.interface import Sampler
@@ -81,6 +82,7 @@ def held_out(
             limit,
             "skip",
         )
+        setup.check_same_examples(name, kept)
         sets.append(HeldOut(name=name, task=part, examples=kept, overlong=len(dropped)))
     return sets
 
@@ -281,7 +283,7 @@ def run(cfg: config.Evaluate) -> None:
     sets = held_out(task, others, cfg.eval, shop.tokenizer, cfg.max_prompt_tokens, thinking)
     note_held_out(sets)
     plan = batches(sets, cfg.eval.batch)
-    if cfg.resume:
+    if cfg.resume and jax.process_index() == 0:
         setup.check_same(cfg)
     setup.check_server(shop.sampler, None)
     out = setup.claim(cfg.out, cfg, resume=cfg.resume)
@@ -307,8 +309,8 @@ def resumed(
     the first that is sampled, before it. `weights` gives the sampler's, asked for only if any batch
     is sampled; None: the model as stored.
     """
-    done, text = _whole_batches(file, plan, cfg.k)
     primary = jax.process_index() == 0
+    done, text = hosts.of_first(_whole_batches(file, plan, cfg.k) if primary else None)
     if primary and file.exists():
         write_text(file, text)
     lines = map(json.loads, text.splitlines())

@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from flax import nnx
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.metrics import write_text
+from sdjax.metrics import to_json, write_text
 from sdjax.models import weights
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Transformer
+from sdjax.parallel import hosts, rules
 from sdjax.parallel import mesh as meshes
-from sdjax.parallel import rules
+from sdjax.records import Example
 from sdjax.rollout import remote
 from sdjax.rollout import sampler as samplers
 from sdjax.rollout.interface import Sampler
@@ -191,14 +193,25 @@ def check_context(cfg: ModelConfig, name: str, context: int, completion: int) ->
         )
 
 
-def claim(out: str, job: config.Job, *, resume: bool) -> Path:
+def claim(out: str, job: config.Job, *, resume: bool, shared: bool = False) -> Path:
     """Returns the run directory, made, with the resolved config in it.
 
     A directory that already holds a run is refused unless `resume`; one whose run ended before its
-    first result is not.
+    first result is not. `shared`: every process writes or reads there, and must see what the
+    first one wrote.
     """
-    _check_profile(getattr(job, "profile", None))
-    folder = Path(out)
+    folder, text = Path(out), json.dumps(config.to_public(job), indent=2) + "\n"
+    if jax.process_index() == 0:
+        _check_profile(getattr(job, "profile", None))
+        _claim(folder, job, text, resume=resume)
+    hosts.wait_for_first()
+    if shared and jax.process_count() > 1:
+        _check_seen(folder / "config.json", text)
+    return folder
+
+
+def _claim(folder: Path, job: config.Job, text: str, *, resume: bool) -> None:
+    out = str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         results = [folder / name for name in RESULTS]
@@ -206,12 +219,21 @@ def claim(out: str, job: config.Job, *, resume: bool) -> Path:
         if held and not resume:
             resume_or = "pass --resume or " if hasattr(job, "resume") else "choose "
             raise UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
-        text = json.dumps(config.to_dict(job), indent=2, default=str)
-        if jax.process_index() == 0:
-            write_text(folder / "config.json", text + "\n")
+        write_text(folder / "config.json", text)
     except OSError as e:
         raise UserError(f"out is {out!r}: cannot be written ({e.strerror})") from e
-    return folder
+
+
+def _check_seen(file: Path, text: str, patience_s: float = 10.0) -> None:
+    """Raises UserError where this process does not see what the first one wrote."""
+    until = time.monotonic() + patience_s  # a network file system may show it late
+    while not (file.exists() and file.read_text(encoding="utf-8") == text):
+        if time.monotonic() > until:
+            raise UserError(
+                f"out is {str(file.parent)!r}: what process 0 writes there does not appear here; "
+                "name a directory that all hosts share"
+            )
+        time.sleep(0.2)
 
 
 def check_same(cfg: config.Job) -> None:
@@ -220,8 +242,8 @@ def check_same(cfg: config.Job) -> None:
     file = Path(out) / "config.json"
     if not file.exists():
         return
-    made = _flat(json.loads(file.read_text(encoding="utf-8")))
-    now = _flat(json.loads(json.dumps(config.to_dict(cfg), default=str)))
+    made = config.flat(json.loads(file.read_text(encoding="utf-8")))
+    now = config.flat(config.to_public(cfg))
     for name in {**made, **now}:
         # Of a server only whether there is one: how it is asked changes no answer.
         # Words are counted in the answers, whatever these were made with.
@@ -236,14 +258,6 @@ def check_same(cfg: config.Job) -> None:
             )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for name, inner in value.items():
-        full = prefix + name
-        out |= _flat(inner, f"{full}.") if isinstance(inner, dict) else {full: inner}
-    return out
-
-
 def _check_profile(folder: str | None) -> None:
     """Raises UserError where no trace could be written: it is, only after the work it is of."""
     if folder is None:
@@ -256,6 +270,15 @@ def _check_profile(folder: str | None) -> None:
         raise UserError(
             f"profile is {folder!r}: cannot be written ({e.strerror}); name another directory"
         ) from e
+
+
+def check_same_examples(name: str, examples: Sequence[Example]) -> None:
+    """Raises UserError where processes have read different examples; looks at up to 1000."""
+    looked_at = [examples[i] for i in range(0, len(examples), max(len(examples) // 1000, 1))]
+    texts = [to_json(asdict(example)) for example in looked_at]
+    hosts.check_same(
+        f"{name}: its examples", [len(examples), *texts], "give every host the same files"
+    )
 
 
 def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh, tensor: str = "mesh.tensor") -> None:

@@ -26,6 +26,7 @@ from sdjax.learner import optim, state, step, supervised
 from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.supervised import Batch, Conversation, Shape
 from sdjax.metrics import Writer
+from sdjax.parallel import hosts
 from sdjax.tokenizer import Tokenizer
 
 # The teacher of a train state that has none.
@@ -57,7 +58,10 @@ def run(cfg: config.SFT) -> None:
         f"{cfg.source}: {len(kept)} conversations, {sum(len(c.tokens) for c in kept)} tokens; "
         f"{overlong} over {cfg.max_tokens} tokens and {len(skipped)} wrong rows left out"
     )
-    out = setup.claim(cfg.out, cfg, resume=cfg.resume)
+    tokens = [c.tokens for c in kept]
+    hosts.check_same(f"{cfg.source}: its conversations", tokens, "give every host the same file")
+    shared = cfg.resume or cfg.checkpoint.every > 0
+    out = setup.claim(cfg.out, cfg, resume=cfg.resume, shared=shared)
     with jax.set_mesh(shop.mesh):
         _train(cfg, shop, kept, sets, out)
 
@@ -197,7 +201,7 @@ def _updates(
     shape = Shape.of(kept, cfg.batch, cfg.optim)
     for of_update in order:
         packed = supervised.pack(of_update, shape, shop.tokenizer.pad_id)
-        yield jax.device_put(packed, step.batch_shardings(packed, shop.mesh)), order.get_state()
+        yield hosts.place(packed, step.batch_shardings(packed, shop.mesh)), order.get_state()
 
 
 def prefetched(

@@ -27,6 +27,7 @@ from sdjax.learner.loss import TokenRecord
 from sdjax.learner.state import TrainState
 from sdjax.metrics import RolloutWriter, Timers, Writer
 from sdjax.objectives import divergences, token_weights
+from sdjax.parallel import hosts
 from sdjax.records import Example, Group, Reprompt
 from sdjax.rollout import dynamic_sampling
 from sdjax.rollout.collect import collect
@@ -51,7 +52,8 @@ class Steps:
 def run(cfg: config.Train) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
     task, shop, examples, sets = _prepare(cfg)
-    out = setup.claim(cfg.out, cfg, resume=cfg.resume)
+    shared = cfg.resume or cfg.checkpoint.every > 0
+    out = setup.claim(cfg.out, cfg, resume=cfg.resume, shared=shared)
     with jax.set_mesh(shop.mesh):
         _train(cfg, task, shop, examples, sets, out)
 
@@ -87,6 +89,7 @@ def _prepare(
     )
     if cfg.data.limit:
         examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
+    setup.check_same_examples(task.name, examples)
     sets = evaluate.held_out(task, others, cfg.eval, shop.tokenizer, limit, thinking)
     setup.note(
         f"{task.name}: {len(examples)} training examples ({len(overlong)} over {limit} prompt "
@@ -292,7 +295,8 @@ def _updates(
             epistemic=epistemic_tokens[start * per_group : (start + size) * per_group],
             row_tokens=cfg.optim.row_tokens,
         )
-        placed = jax.device_put(packed, step.batch_shardings(packed, shop.mesh))
+        hosts.check_same("the batch of an update", packed, "report it, with the config")
+        placed = hosts.place(packed, step.batch_shardings(packed, shop.mesh))
         if cfg.optim.minibatches > 1:
             old = steps.score(train_state.model_params(), placed)
             placed = replace(placed, rows=replace(placed.rows, old_logprobs=old))

@@ -24,7 +24,7 @@ from sdjax.learner.logprobs import logits, mixed
 from sdjax.learner.loss import contexts_of
 from sdjax.learner.state import TrainState, teacher_on_device
 from sdjax.objectives.vocabulary import log_normalizer
-from sdjax.parallel import rules
+from sdjax.parallel import hosts, rules
 from sdjax.parallel.mesh import batch_shards
 from sdjax.parallel.rounding import AS_WRITTEN
 
@@ -80,7 +80,7 @@ def scored(
     starts = np.arange(len(flat)) * width + flat % width
     ends = starts + batch.samples.length[list(completions)]
     return Scored(
-        found=score(state, jax.device_put(rows, rules.leading(mesh, 1))),
+        found=score(state, hosts.place(rows, rules.leading(mesh, 1))),
         places=dict(zip(completions, map(slice, starts.tolist(), ends.tolist()), strict=True)),
     )
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdjax import hub
 from sdjax.errors import UserError
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
@@ -75,4 +76,5 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
         ) from None
     if not (Path(folder) / "config.json").exists():
         raise UserError(f"model.path is {name!r}: the hub repository has no config.json")
+    hub.check([file for file in sorted(Path(folder).rglob("*")) if file.is_file()])
     return Path(folder)

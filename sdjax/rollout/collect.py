@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from queue import SimpleQueue
 from typing import Any
 
 import jax
-import numpy as np
 
 from sdjax.config import Sampling
+from sdjax.parallel import hosts
 from sdjax.records import Completion, Example, Grade, Group
 from sdjax.rollout.interface import Sampled, Sampler
 from sdjax.tokenizer import Tokenizer
 
 # Texts, their examples and whether each was cut off, in; their grades, out.
 GradeMany = Callable[[Sequence[str], Sequence[Example], Sequence[bool]], list[Grade]]
-Graded = tuple[Completion, Grade]
 
 
 def collect(
@@ -34,7 +34,8 @@ def collect(
 ) -> list[Group]:
     """Returns a graded group of completions for each example, in their order.
 
-    `grade_many` is called from another thread, one call at a time, with whatever has ended.
+    `grade_many` is called from another thread, one call at a time, with whatever has ended; with
+    several processes each grades its share.
     """
     prompts = [
         tokenizer.encode_prompt(e.messages, enable_thinking=enable_thinking) for e in examples
@@ -42,18 +43,20 @@ def collect(
     run = sampler.stream(weights, prompts, group_size=group_size, sampling=sampling, key=key)
     ended: SimpleQueue[tuple[int, Sampled] | None] = SimpleQueue()
 
-    def grade_ended() -> dict[int, Graded]:
-        graded: dict[int, Graded] = {}
+    def grade_ended() -> tuple[dict[int, Completion], dict[int, Grade]]:
+        completions: dict[int, Completion] = {}
+        grades: dict[int, Grade] = {}
         while batch := _take(ended):
-            completions = [_completion(sampled, tokenizer) for _, sampled in batch]
-            grades = grade_many(
-                [c.text for c in completions],
-                [examples[i // group_size] for i, _ in batch],
-                [c.finish == "length" for c in completions],
-            )
-            indices = [i for i, _ in batch]
-            graded |= zip(indices, zip(completions, grades, strict=True), strict=True)
-        return graded
+            completions |= {i: _completion(sampled, tokenizer) for i, sampled in batch}
+            own = [i for i, _ in batch if i % jax.process_count() == jax.process_index()]
+            if own:
+                new = grade_many(
+                    [completions[i].text for i in own],
+                    [examples[i // group_size] for i in own],
+                    [completions[i].finish == "length" for i in own],
+                )
+                grades |= zip(own, new, strict=True)
+        return completions, grades
 
     with ThreadPoolExecutor(1) as background:
         future = background.submit(grade_ended)
@@ -64,11 +67,30 @@ def collect(
                     break  # It has failed: it waits for more.
         finally:
             ended.put(None)
-        graded = future.result()
+        completions, grades = future.result()
+    grades = _of_all_processes(grades)
     return [
-        _group(example, prompt, [graded[i * group_size + g] for g in range(group_size)])
-        for i, (example, prompt) in enumerate(zip(examples, prompts, strict=True))
+        Group(
+            example=example,
+            prompt=prompt,
+            completions=tuple(completions[i] for i in range(first, first + group_size)),
+            grades=tuple(grades[i] for i in range(first, first + group_size)),
+        )
+        for first, example, prompt in zip(
+            range(0, len(examples) * group_size, group_size), examples, prompts, strict=True
+        )
     ]
+
+
+def _of_all_processes(grades: dict[int, Grade]) -> dict[int, Grade]:
+    """Returns all grades; each process has made its share.
+
+    So every one has the same, also of a grader whose time limit one host exceeds and another not.
+    """
+    if jax.process_count() == 1:
+        return grades
+    shares = hosts.gathered([[i, asdict(grade)] for i, grade in grades.items()])
+    return {i: Grade(**fields) for share in shares for i, fields in share}
 
 
 def _take(
@@ -95,8 +117,3 @@ def _completion(sampled: Sampled, tokenizer: Tokenizer) -> Completion:
         text=tokenizer.decode(sampled.tokens),
         finish=sampled.finish,
     )
-
-
-def _group(example: Example, prompt: np.ndarray, graded: Sequence[Graded]) -> Group:
-    completions, grades = zip(*graded, strict=True)
-    return Group(example=example, prompt=prompt, completions=completions, grades=grades)

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sdjax.models.transformer import DecodeWeights
-from sdjax.parallel import rules
+from sdjax.parallel import hosts, rules
 from sdjax.parallel.mesh import batch_shards
 from sdjax.parallel.shapes import bucket
 from sdjax.rollout import draw, sizes
@@ -94,7 +94,7 @@ class Run:
         self._mesh, self._shards, self._schedule = mesh, shards, schedule
         # They may have been made for another mesh over the same devices.
         rep = rules.replicated(mesh)
-        self._key, self._how = jax.device_put((request.key, request.how), rep)
+        self._key, self._how = hosts.place((request.key, request.how), rep)
         self._most_slots = slots
         self._live: list[_Live | None] = [None] * slots
         self._started = 0
@@ -161,7 +161,7 @@ class Run:
         for row, prompt in enumerate(part):
             tokens[row, : len(prompt)] = prompt
             length[row] = len(prompt)
-        placed = jax.device_put((tokens, length), rules.leading(self._mesh))
+        placed = hosts.place((tokens, length), rules.leading(self._mesh))
         self._prompts = self._programs.prefill(self._weights, *placed, rows=self._prefill_rows)
         self._prefilled = range(first, first + len(part))
         self.counts.prefilled += len(part)
@@ -174,7 +174,7 @@ class Run:
         entries = np.zeros((4, self._entering), np.int32)
         entries[0] = len(self._live)  # no slot
         entries[:, :count] = free, prompt - self._prefilled.start, index, request.limits[index]
-        placed = jax.device_put(entries, rules.replicated(self._mesh))
+        placed = hosts.place(entries, rules.replicated(self._mesh))
         self._slots = self._programs.insert(self._slots, self._prompts, placed)
         self._started += count
         for slot, i, p in zip(free, index.tolist(), prompt.tolist(), strict=True):
@@ -193,7 +193,7 @@ class Run:
         if capacity == self._capacity and len(rows) == len(self._live):
             return
         shard_rows = len(self._live) // self._shards
-        placed = jax.device_put(np.asarray(rows, np.int32) % shard_rows, rules.leading(self._mesh))
+        placed = hosts.place(np.asarray(rows, np.int32) % shard_rows, rules.leading(self._mesh))
 
         def resized(x: jax.Array) -> jax.Array:
             out = self._programs.resize(x, placed, capacity=capacity if x.ndim == 4 else None)
@@ -230,7 +230,7 @@ class Run:
             self._slots,
             self._key,
             self._how,
-            jax.device_put(np.int32(enough), rules.replicated(self._mesh)),
+            hosts.place(np.int32(enough), rules.replicated(self._mesh)),
             steps=self._schedule.steps,
         )
         return drawn

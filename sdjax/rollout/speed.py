@@ -13,7 +13,7 @@ import numpy as np
 from sdjax.config import Sampling
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import DecodeWeights
-from sdjax.parallel import rules
+from sdjax.parallel import hosts, rules
 from sdjax.parallel.shapes import bucket
 from sdjax.rollout import draw, plain
 from sdjax.rollout.sampler import Sampler
@@ -78,7 +78,7 @@ def compare(
             own = limits[first * group_size : (first + batch) * group_size]
             drawn = generate(
                 weights,
-                *jax.device_put((rows[part], lengths[part], own), split),
+                *hosts.place((rows[part], lengths[part], own), split),
                 key,
                 draw.settings(sampling),
                 group_size=group_size,
