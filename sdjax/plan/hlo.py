@@ -28,6 +28,8 @@ class Collective:
     """One operation that moves bytes between chips."""
 
     kind: str
+    piece: str
+    """Of which whole it is one piece, done beside other work; empty: it is the whole."""
     shape: str
     """Of what it gives."""
     group: int
@@ -48,7 +50,9 @@ def collectives(text: str, chips: int, unknown: float = 1.0) -> list[Collective]
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
     if entry is None:
         raise ValueError("no ENTRY computation: not the text of a compiled program")
-    return list(_within(bodies, entry[1], 1.0, chips, unknown))
+    found = _within(bodies, entry[1], 1.0, chips, unknown)
+    # Every piece stands in the text as if it were the whole.
+    return list({one.piece or str(i): one for i, one in enumerate(found)}.values())
 
 
 def by_kind(found: list[Collective]) -> dict[str, float]:
@@ -72,7 +76,12 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _within(
-    bodies: dict[str, list[str]], name: str, times: float, chips: int, unknown: float
+    bodies: dict[str, list[str]],
+    name: str,
+    times: float,
+    chips: int,
+    unknown: float,
+    fused: bool = False,
 ) -> Iterator[Collective]:
     for line in bodies.get(name, ()):
         op = _OP.match(line)
@@ -81,7 +90,9 @@ def _within(
         shape, called, rest = op.groups()
         kind = called.removesuffix("-start")
         if kind in KINDS:
-            yield _collective(kind, shape, rest, called != kind, times, chips)
+            channel = re.search(r"channel_id=(\d+)", rest)
+            piece = f"{kind} {channel[1]}" if fused and channel else ""
+            yield _collective(kind, piece, shape, rest, called != kind, times, chips)
         inner = times
         if called == "while":
             trips = _trips(bodies, rest)
@@ -89,7 +100,9 @@ def _within(
         if called in ("while", "conditional", "call", "fusion", "async-start"):
             for group in _CALLED.findall(rest):
                 for one in group.split(","):
-                    yield from _within(bodies, one.strip().lstrip("%"), inner, chips, unknown)
+                    within = fused or called == "fusion"
+                    inside = one.strip().lstrip("%")
+                    yield from _within(bodies, inside, inner, chips, unknown, within)
 
 
 def _trips(bodies: dict[str, list[str]], loop: str) -> int | None:
@@ -103,7 +116,7 @@ def _trips(bodies: dict[str, list[str]], loop: str) -> int | None:
     lines = bodies.get(condition[1], []) if condition else []
     constants = {}
     for line in lines:
-        if found := re.search(r"%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)", line):
+        if found := re.search(r"%?([\w.\-]+) = [su]32\[\]\S* constant\((\d+)\)", line):
             constants[found[1]] = int(found[2])
     for line in lines:
         bound = re.search(r"ROOT .* compare\(%?[\w.\-]+, %?([\w.\-]+)\), direction=LT", line)
@@ -113,16 +126,19 @@ def _trips(bodies: dict[str, list[str]], loop: str) -> int | None:
 
 
 def _collective(
-    kind: str, shape: str, rest: str, is_async: bool, times: float, chips: int
+    kind: str, piece: str, shape: str, rest: str, is_async: bool, times: float, chips: int
 ) -> Collective:
     sizes = [_size(*found) for found in _SHAPE.findall(shape)]
-    # An asynchronous start gives its operands beside its results.
-    given = sizes[len(sizes) // 2 :] if is_async and len(sizes) > 1 else sizes
+    given = sizes
+    if is_async and kind == "collective-permute":  # (operand, result, two numbers of its own)
+        given = sizes[1:2]
+    elif is_async and len(sizes) > 1:  # its operands beside its results
+        given = sizes[len(sizes) // 2 :]
     group = _group(rest, chips)
     whole = sum(given) * (group if kind == "reduce-scatter" else 1)
     share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}
     moved = whole * share.get(kind, (group - 1) / group)
-    return Collective(kind=kind, shape=shape, group=group, times=times, bytes=moved)
+    return Collective(kind=kind, piece=piece, shape=shape, group=group, times=times, bytes=moved)
 
 
 def _size(dtype: str, dims: str) -> int:

@@ -1,4 +1,4 @@
-"""Bytes on a chip, by use, counted from a step's sizes. No jax.
+"""Bytes on a chip, by use, counted from a step's sizes.
 
 What is counted follows the programs of learner/ and rollout/: parameters and Adam in float32, the
 teacher as config.Teacher says, gradients in float32 added up in place, activations kept between

@@ -1,4 +1,4 @@
-"""A plan as a table for people and as a dictionary for programs. No jax."""
+"""A plan as a table for people and as a dictionary for programs."""
 
 from __future__ import annotations
 

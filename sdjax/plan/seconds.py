@@ -1,4 +1,4 @@
-"""Seconds of a step by phase: a roofline of arithmetic, memory and links. No jax.
+"""Seconds of a step by phase: a roofline of arithmetic, memory and links.
 
 What the host does with texts (grading, reprompts) is not counted.
 """

@@ -1,4 +1,4 @@
-"""Bytes that come over links into one chip in an update, by formula. No jax.
+"""Bytes that come over links into one chip in an update, by formula.
 
 Of an array of B bytes split over g chips each receives B (g - 1) / g to have it whole, as much to
 have its part of a sum over chips, and twice that to have the whole sum.
