@@ -1,5 +1,6 @@
 """What README shows works as it is printed."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import learning
 import numpy as np
 import pytest
 
+from sdjax import config, tasks
 from sdjax.config_file import load, override
 from sdjax.objectives import divergences, token_weights
 
@@ -65,6 +67,18 @@ def test_a_command_of_the_docs_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, file, *rest = shlex.split(command)
     override(load(Path(file)), rest, prog="sdjax")
+
+
+def test_the_task_of_the_docs_works(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "tasks.md").read_text()
+    code = re.search(r"sdjax/tasks/reverse\.py`:\n\n```python\n(.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "reverse_of_the_docs.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    task = tasks.load(importlib.import_module("reverse_of_the_docs").Reverse(), config.Data())
+    assert len(task.train) == 3 and len(task.held_out) == 1
+    one = task.held_out[0]
+    assert task.grade("It is duolc", one, truncated=False).correct
+    assert task.grade("It is cloud", one, truncated=False).feedback == "Spell it first."
 
 
 def test_every_config_that_readme_names_exists():
