@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdjax.sections import require
+from sdjax.sections import require, require_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,16 @@ class Loss:
     def __post_init__(self) -> None:
         require(0 <= self.distillation <= 1, "loss.distillation", self.distillation, "in [0, 1]")
         require(0 <= self.alpha <= 1, "loss.alpha", self.alpha, "must lie in [0, 1]")
-        require(self.top_k >= 1, "loss.top_k", self.top_k, "must be at least 1")
-        require(self.chunk_tokens >= 1, "loss.chunk_tokens", self.chunk_tokens, "must be >= 1")
+        require_one("loss.top_k", self.top_k)
+        require_one("loss.chunk_tokens", self.chunk_tokens)
         require(0 <= self.weight_floor <= 1, "loss.weight_floor", self.weight_floor, "in [0, 1]")
-        require(self.epistemic_weight >= 0, "loss.epistemic_weight", self.epistemic_weight, ">= 0")
-        require(self.constant_length >= 1, "loss.constant_length", self.constant_length, ">= 1")
+        require(
+            self.epistemic_weight >= 0,
+            "loss.epistemic_weight",
+            self.epistemic_weight,
+            "must not be negative",
+        )
+        require_one("loss.constant_length", self.constant_length)
         for name in ("position_width", "entropy_scale"):
             value = getattr(self, name)
             require(value > 0, f"loss.{name}", value, "must be positive")
@@ -108,7 +113,12 @@ class Policy:
     """What a completion that reaches the length limit loses of its reward."""
 
     def __post_init__(self) -> None:
-        require(self.overlong_buffer >= 0, "policy.overlong_buffer", self.overlong_buffer, ">= 0")
+        require(
+            self.overlong_buffer >= 0,
+            "policy.overlong_buffer",
+            self.overlong_buffer,
+            "must not be negative",
+        )
         require(0 <= self.clip_low <= 1, "policy.clip_low", self.clip_low, "must lie in [0, 1]")
         require(self.clip_high >= 0, "policy.clip_high", self.clip_high, "must not be negative")
         require(

@@ -27,6 +27,11 @@ def require_names(field: str, names: Iterable[str]) -> None:
         require(ok, field, name, "names must be letters, digits and _")
 
 
+def require_one(name: str, value: int) -> None:
+    """Raises UserError naming the field and its value unless it is at least 1."""
+    require(value >= 1, name, value, "must be at least 1")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """Which model, and how its forward pass runs."""
@@ -104,7 +109,7 @@ class Task:
     """Number of held-out examples; they never occur in training."""
 
     def __post_init__(self) -> None:
-        require(self.held_out >= 1, "task.held_out", self.held_out, "must be at least 1")
+        require_one("task.held_out", self.held_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +194,7 @@ class Server:
             url,
             "must be such as http://127.0.0.1:8000, without /v1",
         )
-        require(self.concurrency >= 1, "server.concurrency", self.concurrency, "must be >= 1")
+        require_one("server.concurrency", self.concurrency)
         require(self.timeout_s > 0, "server.timeout_s", self.timeout_s, "must be positive")
         require(self.retries >= 0, "server.retries", self.retries, "must not be negative")
 
@@ -216,22 +221,15 @@ class Rollout(Sampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.temperature > 0, "rollout.temperature", self.temperature, "must be positive")
-        require(
-            self.prompts_per_step >= 1, "rollout.prompts_per_step", self.prompts_per_step, ">= 1"
-        )
-        require(self.group_size >= 1, "rollout.group_size", self.group_size, "must be at least 1")
+        require_one("rollout.prompts_per_step", self.prompts_per_step)
+        require_one("rollout.group_size", self.group_size)
         require(
             self.dynamic_sampling_rounds >= 0,
             "rollout.dynamic_sampling_rounds",
             self.dynamic_sampling_rounds,
             "must not be negative; 0 is off",
         )
-        require(
-            self.max_prompt_tokens >= 1,
-            "rollout.max_prompt_tokens",
-            self.max_prompt_tokens,
-            "must be at least 1",
-        )
+        require_one("rollout.max_prompt_tokens", self.max_prompt_tokens)
         if self.server.url is not None:
             self._check_server()
 
@@ -298,8 +296,8 @@ class Reprompt:
             self.feedback_template,
             "needs {feedback}",
         )
-        require(self.demonstrations >= 1, "reprompt.demonstrations", self.demonstrations, ">= 1")
-        require(self.max_tokens >= 1, "reprompt.max_tokens", self.max_tokens, "must be at least 1")
+        require_one("reprompt.demonstrations", self.demonstrations)
+        require_one("reprompt.max_tokens", self.max_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,14 +360,16 @@ class Optim:
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, "optim.lr", self.lr, "must not be negative")
-        require(self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, ">= 0")
+        require(
+            self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must not be negative"
+        )
         first, last = self.decay or (0, 1)
         require(0 <= first < last, "optim.decay", self.decay, "the earlier step must come first")
         require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "must lie in [0, 1)")
         require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "must lie in [0, 1)")
         require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be positive")
-        require(self.minibatches >= 1, "optim.minibatches", self.minibatches, "must be >= 1")
-        require(self.microbatch >= 1, "optim.microbatch", self.microbatch, "must be >= 1")
+        require_one("optim.minibatches", self.minibatches)
+        require_one("optim.microbatch", self.microbatch)
         require(self.row_tokens >= 0, "optim.row_tokens", self.row_tokens, "must not be negative")
 
     def check_update(self, completions: int) -> None:
@@ -433,9 +433,9 @@ class Eval(Sampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.every >= 0, "eval.every", self.every, "must not be negative")
-        require(self.k >= 1, "eval.k", self.k, "must be at least 1")
+        require_one("eval.k", self.k)
         require(self.examples >= 0, "eval.examples", self.examples, "must not be negative")
-        require(self.batch >= 1, "eval.batch", self.batch, "must be at least 1")
+        require_one("eval.batch", self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,4 +451,4 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "checkpoint.every", self.every, "must not be negative")
-        require(self.keep >= 1, "checkpoint.keep", self.keep, "must be at least 1")
+        require_one("checkpoint.keep", self.keep)

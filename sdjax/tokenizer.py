@@ -78,7 +78,8 @@ class Tokenizer:
             )
         except TemplateError as error:
             raise UserError(
-                f"the chat template refuses {[m['role'] for m in messages]}: {error}"
+                f"{self.base.name_or_path}: the chat template refuses "
+                f"{[m['role'] for m in messages]}: {error}; mend its chat_template.jinja"
             ) from None
         return str(text)
 
@@ -213,9 +214,23 @@ def _eos_ids(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.exists():
-            ids = json.loads(path.read_text()).get("eos_token_id")
-            return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+            return _eos_ids_of(path)
     return ()
+
+
+def _eos_ids_of(file: Path) -> tuple[int, ...]:
+    try:
+        ids = json.loads(file.read_text())["eos_token_id"]
+    except KeyError:
+        return ()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: not JSON ({error}): download it again") from None
+    if ids is None:
+        return ()
+    ids = ids if isinstance(ids, list) else [ids]
+    if not all(isinstance(i, int) for i in ids):
+        raise UserError(f"{file}: eos_token_id is {ids!r}: must be token numbers")
+    return tuple(ids)
 
 
 def _from_gguf(path: Path) -> Tokenizer:

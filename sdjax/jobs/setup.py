@@ -19,7 +19,7 @@ from flax import nnx
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.metrics import to_json, write_text
-from sdjax.models import weights
+from sdjax.models import attention, weights
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Transformer
 from sdjax.parallel import hosts, rules
@@ -109,6 +109,9 @@ def workshop(
     )
     check_divisible(cfg, mesh)
     check_divisible(cfg, meshes.for_rollouts(mesh, mesh_cfg.rollout_tensor), "mesh.rollout_tensor")
+    _check_attention(cfg)
+    if source.init_seed is None:
+        weights.check(folder, cfg)
     tokenizer = Tokenizer.load(source.path, source.revision)
     model = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(model)
@@ -146,6 +149,17 @@ def export(shop: Workshop, params: nnx.State, out: Path) -> None:
     """Writes a run's model as a Hugging Face folder."""
     weights.export(params, shop.cfg, shop.folder, out / "model")
     note(f"model: {out / 'model'} (a Hugging Face folder)")
+
+
+def _check_attention(cfg: ModelConfig) -> None:
+    """Raises UserError where the asked-for attention does not run on these devices."""
+    needed = {"cudnn": "gpu", "splash": "tpu"}.get(cfg.attention)
+    if needed is not None and jax.default_backend() != needed:
+        raise UserError(
+            f"model.attention is {cfg.attention!r}: needs a {needed.upper()}, and this is a "
+            f"{jax.default_backend().upper()}; say auto"
+        )
+    attention.choose(cfg.attention, jax.numpy.dtype(cfg.compute_dtype), cfg.head_dim)
 
 
 def _write_for_server(params: nnx.State, *, cfg: ModelConfig, source: Path, to: Path) -> str:

@@ -111,22 +111,28 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
             raise UserError(f"config.json: {name} is missing: is this a model folder?")
         return value
 
-    heads = get("num_attention_heads")
+    def size(name: str) -> int:
+        value = get(name)
+        if not isinstance(value, int) or value < 1:
+            refuse(name, value, "must be a whole number of at least 1")
+        return value
+
+    heads = size("num_attention_heads")
     kv_heads = hf.get("num_key_value_heads") or defaults.get("num_key_value_heads") or heads
-    head_dim = hf.get("head_dim") or defaults.get("head_dim") or get("hidden_size") // heads
+    head_dim = hf.get("head_dim") or defaults.get("head_dim") or size("hidden_size") // heads
     if heads % kv_heads:
         refuse("num_key_value_heads", kv_heads, f"must divide num_attention_heads ({heads})")
     if head_dim % 2:
         refuse("head_dim", head_dim, "must be even: rotary embedding turns pairs")
     return {
-        "vocab_size": get("vocab_size"),
-        "num_layers": get("num_hidden_layers"),
-        "embed": get("hidden_size"),
-        "mlp": get("intermediate_size"),
+        "vocab_size": size("vocab_size"),
+        "num_layers": size("num_hidden_layers"),
+        "embed": size("hidden_size"),
+        "mlp": size("intermediate_size"),
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
-        "max_positions": get("max_position_embeddings"),
+        "max_positions": size("max_position_embeddings"),
         "norm_eps": float(get("rms_norm_eps")),
         "tie_embeddings": bool(hf.get("tie_word_embeddings") or False),
     }

@@ -44,6 +44,11 @@ def open_folder(folder: Path) -> Checkpoint:
             weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
         except (ValueError, KeyError) as error:
             raise UserError(f"{folder / INDEX}: not an index of tensors ({error!r})") from None
+        strange = [name for name in weight_map.values() if Path(name).name != name]
+        if strange:
+            raise UserError(
+                f"{folder / INDEX}: names {strange[0]!r}, outside the folder: remove it"
+            )
         paths = sorted({folder / name for name in weight_map.values()})
     elif (folder / SINGLE).exists():
         paths = [folder / SINGLE]

@@ -43,7 +43,12 @@ def read_config(path: Path, **runtime: Any) -> ModelConfig:
 
     `runtime`: compute_dtype, remat, attention.
     """
-    return families.from_hf(hf_config(path), **runtime)
+    fields = hf_config(path)
+    try:
+        return families.from_hf(fields, **runtime)
+    except UserError as error:
+        file = path if path.suffix == ".gguf" else path / "config.json"
+        raise UserError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
 
 
 def hf_config(path: Path) -> dict[str, Any]:
@@ -56,8 +61,25 @@ def hf_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{file}: missing: {path} is not a model folder") from None
     except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
+        raise UserError(f"{file}: not JSON ({error}): download it again") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: a JSON {type(fields).__name__}, not an object: download it again")
     return fields
+
+
+def check(path: Path, cfg: ModelConfig) -> None:
+    """Raises UserError where the tensors of a folder or GGUF file are not those of the model.
+
+    Reads names and shapes alone.
+    """
+    _open(path, cfg)
+
+
+def _open(path: Path, cfg: ModelConfig) -> tuple[Source, list[tensors.Tensor]]:
+    source: Source = gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
+    wanted = tensors.of(cfg)
+    _check(path, {t.name: t.stored_shape for t in wanted}, source.shapes, cfg)
+    return source, wanted
 
 
 def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nnx.State:
@@ -67,9 +89,7 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
     reads only the slices that its devices hold, one leaf at a time. Adapters are at their start.
     """
     start = time.monotonic()
-    source: Source = gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
-    wanted = tensors.of(cfg)
-    _check(path, {t.name: t.stored_shape for t in wanted}, source.shapes, cfg)
+    source, wanted = _open(path, cfg)
     by_path: dict[tuple, list[tensors.Tensor]] = {}
     for tensor in wanted:
         by_path.setdefault(tensor.path, []).append(tensor)
