@@ -200,7 +200,9 @@ def _from_folder(folder: Path) -> Tokenizer:
         base = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from None
+        raise UserError(
+            f"{folder}: the tokenizer cannot be read: {reason}; download it again"
+        ) from None
     return Tokenizer(base=base, eos_ids=_eos_ids(folder))
 
 

@@ -249,7 +249,11 @@ DATA = {
     ),
     "the training rows held out": ("train.json", rows(name="Other"), ["every row to be held out"]),
     "a wrong scheme": ("hf://datasets/onlyname", None, ["hf://datasets/OWNER/NAME"]),
-    "nobody at home": ("http://127.0.0.1:9/x.json", None, ["127.0.0.1:9", "cannot be fetched"]),
+    "nobody at home": (
+        "http://127.0.0.1:9/x.json",
+        None,
+        ["127.0.0.1:9", "cannot be fetched ([Errno 111]"],
+    ),
 }
 
 
@@ -399,7 +403,7 @@ PATHS = {
     "an empty gguf": ("FOLDER/empty.gguf", ["empty.gguf"]),
     "a gguf of text": ("FOLDER/text.gguf", ["text.gguf", "GGUF"]),
     "a gguf cut": ("FOLDER/cut.gguf", ["cut.gguf"]),
-    "nothing": ("", ["model.path is ''"]),
+    "nothing": ("", ["model.path is ''", "name a folder"]),
 }
 
 

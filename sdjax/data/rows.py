@@ -85,7 +85,7 @@ def convert_rows(
         if value is not None:
             made.append(value)
     if not count:
-        raise UserError(f"{file}: has no rows")
+        raise UserError(f"{file}: has no rows: name another file")
     if not made:
         reason = f"; first: row {skipped[0].row}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{file}: none of its {count} rows is usable{reason}")

@@ -58,14 +58,14 @@ def files(source: str) -> tuple[Path, ...]:
     if source.startswith(("https://", "http://")):
         return (_fetched(source),)
     if not Path(source).is_file():
-        raise UserError(f"{source}: no such file")
+        raise UserError(f"{source}: no such file: correct the path")
     return (Path(source),)
 
 
 def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
     readers = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet}
     if file.suffix not in readers:
-        raise UserError(f"{file}: is none of {', '.join(readers)}")
+        raise UserError(f"{file}: is none of {', '.join(readers)}: convert it")
     return readers[file.suffix]
 
 
@@ -116,6 +116,7 @@ def _fetched(url: str) -> Path:
 
 
 def _first_line(error: BaseException) -> str:
+    error = getattr(error, "reason", None) or error  # of a URLError
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 

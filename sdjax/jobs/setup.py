@@ -235,7 +235,9 @@ def _claim(folder: Path, job: config.Job, text: str, *, resume: bool) -> None:
             raise UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
         write_text(folder / "config.json", text)
     except OSError as e:
-        raise UserError(f"out is {out!r}: cannot be written ({e.strerror})") from e
+        raise UserError(
+            f"out is {out!r}: cannot be written ({e.strerror}); name another directory"
+        ) from e
 
 
 def _check_seen(file: Path, text: str, patience_s: float = 10.0) -> None:

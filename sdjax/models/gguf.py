@@ -170,7 +170,7 @@ def open_file(path: Path) -> GgufFile:
     try:
         return GgufFile(path=path, header=gguf_header.read(path))
     except (ValueError, OSError, KeyError, OverflowError, MemoryError, struct.error) as error:
-        raise UserError(f"{path}: not a readable GGUF file ({error})") from None
+        raise UserError(f"{path}: not a readable GGUF file ({error}): download it again") from None
 
 
 def _hf_name(name: str) -> str:

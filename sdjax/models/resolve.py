@@ -21,6 +21,8 @@ def resolve(
     """Returns the local folder or GGUF file of a model, downloading these files of a hub id."""
     if path.startswith(PACKAGE):
         return _in_package(path.removeprefix(PACKAGE))
+    if not path.strip():
+        raise UserError(f"model.path is {path!r}: name a folder, a .gguf file or a hub id")
     local = Path(path).expanduser()
     if local.is_dir():
         if not (local / "config.json").exists():

@@ -77,7 +77,9 @@ def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     except FileNotFoundError:
         raise UserError(f"{path}: missing, though {INDEX} names it: download it again") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}): download it again"
+        ) from None
 
 
 def plan(shapes: dict[str, tuple[int, ...]], dtype: str, max_bytes: int) -> list[list[str]]:
