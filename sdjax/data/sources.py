@@ -17,6 +17,7 @@ import json
 import os
 import re
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,7 +117,8 @@ def _fetched(url: str) -> Path:
 
 
 def _first_line(error: BaseException) -> str:
-    error = getattr(error, "reason", None) or error  # of a URLError
+    if isinstance(error, urllib.error.URLError) and error.reason:
+        error = error.reason if isinstance(error.reason, Exception) else error
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
