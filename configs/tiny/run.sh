@@ -25,8 +25,10 @@ for part in $parts; do
     traces)
       job traces --out "$runs/traces" ${SMALL:+--rows 400} ;;
     repeat)
+      head -n 20000 "$runs/traces/traces.jsonl" > "$runs/traces/first.jsonl"
       for time in 1 2; do
         XLA_FLAGS="$flags $XLA_FLAGS" job repeat --out "$runs/repeat_$time" $from \
+          --source "$runs/traces/first.jsonl" \
           ${SMALL:+--steps 2 --batch 16 --optim.microbatch 4}
       done
       sha256sum "$runs"/repeat_[12]/model/model.safetensors ;;
