@@ -192,6 +192,7 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
         (["--change", "optim.microbatch"], ["change is 'optim.microbatch'", "NAME=VALUE"]),
         (["--change", "optim.microbach=8"], ["optim.microbach", "microbatch"]),
         (["--change", "optim.microbatch=8"], ["optim.microbatch is 8", "multiple of 64"]),
+        (["--change", "lora.rank=16"], ["lora.rank is 16", "does not count adapters"]),
         (["--change", "mesh.fsdp=3"], ["mesh", "64"]),
         (["--change", "model.path=nowhere/at-all.gguf"], ["model.path", "nowhere"]),
         (["--topology", "v5e:2x2", "--search"], ["topology is 'v5e:2x2'", "no slice"]),
