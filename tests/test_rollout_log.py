@@ -6,6 +6,7 @@ import threading
 import jax
 import learning
 import numpy as np
+import other_process
 import pytest
 import tiny
 from test_dynamic_sampling import of
@@ -127,6 +128,29 @@ def test_alternatives_are_of_the_distributions_that_the_update_compares(kind):
             own = top.logprob[top.token == tokens[i][:, None]]
             np.testing.assert_allclose(own, reported[i], rtol=2e-5, atol=2e-5)
             assert np.all(np.diff(top.logprob) <= 0)
+
+
+def test_alternatives_on_a_mesh_are_those_of_one_device():
+    other_process.on_eight_devices("import test_rollout_log as t; t.compare_with_one_device()")
+
+
+def compare_with_one_device():
+    """Runs in the subprocess."""
+    cfg = learning.train_config()
+    batch = learning.pack(cfg)
+    few = np.flatnonzero(batch.samples.learned)[[0, 3, -1]].tolist()
+    found = []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        learner = learning.Learner(cfg, learning.make_mesh(*sizes))
+        score = alternatives.make_alternatives(
+            learner.graphdef, cfg, learner.mesh, learner.shardings
+        )
+        with jax.set_mesh(learner.mesh):
+            made = alternatives.scored(score, learner.state, batch, few, learner.mesh, 5)
+            found.append(made.by_completion())
+    assert jax.device_count() == 8 and set(found[0]) == set(few)
+    for one, many in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-5, atol=1e-5)
 
 
 def test_alternatives_compile_once_for_batches_of_one_shape():
