@@ -216,7 +216,8 @@ class Writer:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes the metrics of a step: numbers by "section/name", arrays of no axes too.
 
-        The terminal shows those in SHOWN, and a line of those under "eval/" where there are any.
+        The terminal shows those in SHOWN, and a line of those under "eval/" where there are any,
+        but for what is split by grade.
         """
         numbers = {name: float(value) for name, value in values.items()}
         if self._lines:
@@ -227,7 +228,11 @@ class Writer:
             self._board.flush()
         if self._terminal:
             self._terminal.step(step, _shown(numbers))
-            scores = [f"{name} {v:.4g}" for name, v in numbers.items() if name.startswith("eval/")]
+            scores = [
+                f"{name} {v:.4g}"
+                for name, v in numbers.items()
+                if name.startswith("eval/") and not name.endswith(("_correct", "_wrong"))
+            ]
             if scores:
                 self._terminal.say(f"step {step}  {'  '.join(scores)}")
 

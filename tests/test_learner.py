@@ -183,12 +183,15 @@ def test_epistemic_tokens_are_compared_with_the_others_token_by_token(distillati
     assert [name for name in metrics if name.startswith("epistemic/")] == ["epistemic/token_share"]
 
 
-def test_means_over_no_epistemic_tokens_are_left_out():
+@pytest.mark.parametrize(
+    ("others", "left"), [(1.0, {"epistemic/student_entropy_others": 2.0}), (0.0, {})]
+)
+def test_means_over_no_tokens_are_left_out(others, left):
     update = {"epistemic/token_share": 0.0, "epistemic/student_entropy_sum": 0.0}
-    found = learning.of_step([update | {"student/entropy": 2.0, "sampler/abs_gap_max": 1.0}] * 2)
-    assert found == {
+    update |= {"epistemic/others_share": others, "student/entropy": 2.0, "sampler/abs_gap_max": 1.0}
+    found = learning.of_step([update] * 2)
+    assert found == left | {
         "epistemic/token_share": 0.0,
-        "epistemic/student_entropy_others": 2.0,
         "student/entropy": 2.0,
         "sampler/abs_gap_max": 1.0,
     }

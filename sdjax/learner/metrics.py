@@ -12,9 +12,6 @@ import numpy as np
 from sdjax.learner.batch import Rows, Samples
 from sdjax.learner.logprobs import TokenOutputs
 
-ROUNDING = 1e-5
-"""Within which a share of tokens, a sum of float32 over microbatches, is 1."""
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +73,7 @@ def token_sums(
             "distill/top1_agreement": mean_distilled(outputs.top1_agree),
             "distill/push": mean_distilled(push),
             "epistemic/token_share": mean_distilled(jnp.ones_like(push), micro.epistemic),
+            "epistemic/others_share": mean_distilled(jnp.ones_like(push), ~micro.epistemic),
             "epistemic/push_sum": mean_distilled(push, micro.epistemic),
             "epistemic/student_entropy_sum": mean_distilled(
                 outputs.student_entropy, micro.epistemic
@@ -88,6 +86,7 @@ def token_sums(
         entropy = outputs.student_entropy
         total |= {
             "epistemic/token_share": mean(jnp.where(micro.epistemic, 1.0, 0.0)),
+            "epistemic/others_share": mean(jnp.where(micro.epistemic, 0.0, 1.0)),
             "epistemic/student_entropy_sum": mean(jnp.where(micro.epistemic, entropy, 0.0)),
         }
     return Sums(total=total, largest=largest)
@@ -105,13 +104,14 @@ def of_update(sums: Sums) -> dict[str, jax.Array]:
 def of_step(updates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """Returns a step's metrics: means over its updates, and of what ends in _max the largest.
 
-    Of epistemic tokens and of the others those means that exist: none without such tokens.
+    Of epistemic tokens and of the others those means that exist: none without such tokens, as
+    where nothing is distilled.
     """
     out = {
         name: float((np.max if name.endswith("_max") else np.mean)([u[name] for u in updates]))
         for name in updates[0]
     }
-    share = out["epistemic/token_share"]
+    share, others = out["epistemic/token_share"], out.pop("epistemic/others_share")
     taught = "distill/push" in out
     wholes = {"push": "distill/push", "teacher_entropy": "distill/teacher_entropy"}
     wholes["student_entropy"] = "distill/student_entropy" if taught else "student/entropy"
@@ -121,6 +121,6 @@ def of_step(updates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
             continue
         if share > 0:
             out[f"epistemic/{name}"] = inside / share
-        if share < 1 - ROUNDING:
-            out[f"epistemic/{name}_others"] = (out[whole] - inside) / (1 - share)
+        if others > 0:
+            out[f"epistemic/{name}_others"] = (out[whole] - inside) / others
     return out
