@@ -73,8 +73,9 @@ def step_of(cfg, shape, mesh=(1, 1, 1), rollout_tensor=0, slots=8):
         (training(), model()),
         (training(loss={"chunk_tokens": 512}), model(vocab_size=65_536)),
         (training(teacher={"kind": "live"}), model(num_layers=12)),
+        (training(lora={"rank": 8}), replace(model(), lora=config.Lora(rank=8))),
     ],
-    ids=["layers and head", "a large vocabulary", "no copy of the teacher"],
+    ids=["layers and head", "a large vocabulary", "no copy of the teacher", "adapters"],
 )
 def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape):
     w = step_of(cfg, shape)
@@ -192,7 +193,6 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
         (["--change", "optim.microbatch"], ["change is 'optim.microbatch'", "NAME=VALUE"]),
         (["--change", "optim.microbach=8"], ["optim.microbach", "microbatch"]),
         (["--change", "optim.microbatch=8"], ["optim.microbatch is 8", "multiple of 64"]),
-        (["--change", "lora.rank=16"], ["lora.rank is 16", "does not count adapters"]),
         (["--change", "mesh.fsdp=3"], ["mesh", "64"]),
         (["--change", "model.path=nowhere/at-all.gguf"], ["model.path", "nowhere"]),
         (["--topology", "v5e:2x2", "--search"], ["topology is 'v5e:2x2'", "no slice"]),
@@ -242,7 +242,7 @@ def test_a_plan_compiles_for_a_slice_and_its_traffic_is_that_of_the_formula(mesh
     folder = tmp_path / "model"
     folder.mkdir()
     sizes = {
-        "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 4,
+        "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
         "vocab_size": 4096, "max_position_embeddings": 2048,
     }  # fmt: skip

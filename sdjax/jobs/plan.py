@@ -78,7 +78,7 @@ class _Asked:
         return cls(
             file=file,
             train=train,
-            model=model_config(train.model, piece),
+            model=model_config(train, piece),
             piece=piece,
             means=(cfg.prompt_tokens, mean),
             compiles=cfg.compile and piece.chip.is_tpu,
@@ -103,8 +103,9 @@ def _argument(change: str) -> tuple[str, str]:
     return f"--{name}", value
 
 
-def model_config(source: config.Model, piece: Slice) -> ModelConfig:
+def model_config(train: config.Train, piece: Slice) -> ModelConfig:
     """Returns the model of a training, from its config.json alone, as it runs on the chip."""
+    source = train.model
     attention = source.attention
     if attention == "auto" and piece.chip.is_tpu:
         attention = "splash"
@@ -112,6 +113,7 @@ def model_config(source: config.Model, piece: Slice) -> ModelConfig:
         "compute_dtype": source.compute_dtype,
         "remat": source.remat,
         "attention": attention,
+        "lora": train.lora if train.lora.rank else None,
     }
     if source.path in published.names() and not Path(source.path).exists():
         return published.read_config(source.path, **runtime)

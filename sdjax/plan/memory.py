@@ -53,27 +53,41 @@ def params(cfg: ModelConfig) -> int:
     return cfg.num_layers * sizes.layer_params(cfg) + tables * cfg.vocab_size * cfg.embed
 
 
+def trained(cfg: ModelConfig) -> int:
+    """Returns the entries that are trained: all, or the adapters', rank x (inputs + outputs) of
+    each adapted matrix."""
+    if cfg.lora is None:
+        return params(cfg)
+    heads, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+    other = {"q": heads, "k": kv, "v": kv, "o": heads}
+    ends = sum(cfg.embed + other.get(name, cfg.mlp) for name in cfg.lora.matrices)
+    return cfg.num_layers * cfg.lora.rank * ends
+
+
 def update(w: Workload) -> Bytes:
     """Returns the bytes of the train step, where backward passes meet the head's gradient."""
-    n, model, mesh = params(w.model), w.model, w.mesh
+    model, mesh = w.model, w.mesh
     held = _state(w, teacher_on_device=True)
     tokens, dtype = w.rows * w.student / mesh.tensor, sizes.itemsize(model)
     vocab = model.vocab_size / mesh.tensor
     chunk = min(w.cfg.loss.chunk_tokens, w.rows * w.completion)
     heads = 1 + w.teachers
     head = model.embed * vocab
+    own = 0 if model.lora else 4 * head * (1 + 1 / mesh.fsdp)
     by_use = held | {
-        "gradients": 4 * n / mesh.param_shards,
+        "gradients": 4 * trained(model) / mesh.param_shards,
         "kept activations": _kept(w) * tokens,
         "a layer": _layer(w) * tokens * mesh.tensor,
         # Its gradient is whole in float32; copies in the compute dtype are whole too, and on one
         # chip there is the parameter's own gradient beside them.
-        "head": head * (4 + dtype * heads) + 4 * head / mesh.fsdp,
+        "head": head * dtype * heads + own,
         "logits": LOGITS * 4 * chunk * vocab
         + 2 * heads * dtype * w.rows * w.completion * model.embed,
     }
     # Logits are gone when layers are differentiated.
     by_use["a layer"] = max(by_use["a layer"] - by_use["logits"], 0.0)
+    if model.lora:  # the layer's matrices with their products, in float32 and rounded; a gradient
+        by_use["a layer"] += (8 + dtype) * sizes.layer_params(model) / mesh.tensor
     return Bytes(phase="update", by_use=by_use)
 
 
@@ -114,10 +128,13 @@ def _untied(model: ModelConfig) -> int:
 
 
 def _state(w: Workload, *, teacher_on_device: bool) -> dict[str, float]:
-    each = params(w.model) / w.mesh.param_shards
-    teacher = w.cfg.teacher
-    size = {"live": 0, "ema": 4}.get(teacher.kind, 4 if teacher.dtype == "float32" else 2)
-    held = {"parameters": 4 * each, "Adam": 8 * each}
+    model, teacher, shards = w.model, w.cfg.teacher, w.mesh.param_shards
+    each = trained(model) / shards
+    own = 4 if teacher.dtype == "float32" else 2
+    # An initial teacher of adapters is the model without them.
+    size = {"live": 0, "ema": 4}.get(teacher.kind, 0 if model.lora else own)
+    frozen = sizes.itemsize(model) * params(model) / shards if model.lora else 0
+    held = {"parameters": 4 * each + frozen, "Adam": 8 * each}
     return held | ({"teacher": size * each} if teacher_on_device and size else {})
 
 

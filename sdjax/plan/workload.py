@@ -153,12 +153,7 @@ def make(
 
 
 def check(cfg: config.Train, model: ModelConfig, mesh: Mesh) -> None:
-    """Raises UserError where the mesh divides neither the batch nor the model, or for adapters."""
-    if cfg.lora.rank:
-        raise UserError(
-            f"lora.rank is {cfg.lora.rank}: a plan does not count adapters; plan the whole "
-            "training (--change lora.rank=0), which needs more"
-        )
+    """Raises UserError where the mesh divides neither the batch nor the model."""
     for name, size, by in (
         ("optim.microbatch", cfg.optim.microbatch, mesh.batch_shards),
         ("rollout.slots", cfg.rollout.slots, mesh.copies),
