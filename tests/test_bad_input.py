@@ -1,66 +1,15 @@
-"""Every mistake ends the program with one line that names the thing and the remedy.
+"""Every mistake in configs and data ends the program with one line that names it and the remedy.
 
 Exit code 2, no traceback, and nothing half-written: what `out` names does not exist afterwards, or
-is what it was.
+is what it was. Models and checkpoints: test_bad_models.
 """
-
-import json
-import shutil
-import struct
 
 import pytest
+import test_bad_models
 import tiny
+from mistakes import CONFIG, Attempt, rows, says
 
 from sdjax.main import main
-
-TASK = {
-    "sums": """
-from sdjax.tasks.arithmetic import Arithmetic
-TASK = Arithmetic(options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-                  size=20, held_out=6)
-""",
-    "file": """
-from sdjax.tasks.sciknoweval import SciKnowEval
-TASK = SciKnowEval(train="TRAIN", test="TEST", held_out=2)
-""",
-}
-CONFIG = """
-from sdjax.config import *
-config = Train(out="OUT", steps=1, task=TASK, model=Model(path="MODEL", compute_dtype="float32"),
-    rollout=Rollout(prompts_per_step=2, group_size=2, max_prompt_tokens=400,
-                    max_completion_tokens=8),
-    reprompt=Reprompt(max_tokens=450), optim=Optim(microbatch=2),
-    eval=Eval(k=1, examples=2, max_completion_tokens=8),
-    log=Log(progress=False, tensorboard=False), checkpoint=Checkpoint(export=False))
-"""
-EVALUATE = """
-from sdjax.config import *
-config = Evaluate(out="OUT", task=TASK, model=Model(path="MODEL", compute_dtype="float32"),
-    max_prompt_tokens=400, eval=Eval(k=1, examples=2, max_completion_tokens=8, every=0))
-"""
-EXPORT = """
-from sdjax.config import *
-config = Export(run="RUN", out="OUT")
-"""
-ROW = {
-    "answer": "A",
-    "prompt": "Which?\n\nA: one\nB: two\nPlease reason step by step.",
-    "system": "Answer.",
-}
-
-
-def rows(*changed, name="Question"):
-    """Returns JSON lines of four good rows, with these fields of one row changed (None: gone)."""
-    out = []
-    for i in range(4):
-        row = ROW | {"idx": i, "prompt": f"{name} {i}. " + ROW["prompt"]}
-        for at, field, value in changed:
-            if at == i and value is None:
-                row.pop(field)
-            elif at == i:
-                row[field] = value
-        out.append(json.dumps(row))
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -68,56 +17,9 @@ def model(tmp_path_factory):
     return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
 
 
-class Attempt:
-    """A command that is expected to fail, in a folder of its own."""
-
-    def __init__(self, folder, model, capsys):
-        self.folder, self.model, self.capsys = folder, str(model), capsys
-        self.out = folder / "run"
-        self.data = {"TRAIN": "train.json", "TEST": "test.json"}
-        (folder / "train.json").write_text("\n".join(rows()))
-        (folder / "test.json").write_text("\n".join(rows(name="Other")))
-
-    def write(self, config, task):
-        text = TASK[task] + config
-        words = {"OUT": self.out, "MODEL": self.model, "RUN": self.folder / "made"}
-        for word, value in (words | self.data).items():
-            path = self.folder / str(value) if word in self.data and "://" not in value else value
-            text = text.replace(word, str(path))
-        file = self.folder / "c.py"
-        file.write_text(text)
-        return file
-
-    def __call__(self, *args, config=CONFIG, task="file", code=2):
-        """Returns the one line that the command ends with."""
-        file = self.write(config, task)
-        before = contents(self.out)
-        self.capsys.readouterr()
-        assert main(["--config", str(file), *args]) == code
-        shown = self.capsys.readouterr().err
-        said = [line for line in shown.splitlines() if not line.startswith("loaded ")]
-        assert len(said) == 1 and said[0].startswith("sdjax: error: "), shown
-        assert contents(self.out) == before, "something was written"
-        assert len(said[0]) < 700, said[0]
-        return said[0].removeprefix("sdjax: error: ")
-
-
-def contents(path):
-    if not path.exists():
-        return None
-    if path.is_file():
-        return path.read_bytes()
-    return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
-
-
 @pytest.fixture
 def attempt(tmp_path, model, capsys):
     return Attempt(tmp_path, model, capsys)
-
-
-def says(line, *words):
-    for word in words:
-        assert word in line, line
 
 
 @pytest.mark.parametrize(
@@ -271,156 +173,12 @@ def test_wrong_data_is_named_by_file_and_row(attempt, kind):
     says(attempt("--data.on_overlong", "error", task="file"), *words)
 
 
-def change_config(**fields):
-    def change(folder):
-        file = folder / "config.json"
-        made = json.loads(file.read_text()) | fields
-        file.write_text(json.dumps({k: v for k, v in made.items() if v is not ...}))
-
-    return change
+def test_the_tables_have_at_least_sixty_cases():
+    tests = {**globals(), **vars(test_bad_models)}.items()
+    marks = [m for name, t in tests if name[:5] == "test_" for m in getattr(t, "pytestmark", [])]
+    assert sum(len(mark.args[1]) for mark in marks) >= 60
 
 
-def rewrite(pattern, data):
-    """Returns a change of the first file that fits: other bytes, or None to remove all."""
-
-    def change(folder):
-        files = sorted(folder.glob(pattern))
-        assert files, pattern
-        for file in files if data is None else files[:1]:
-            file.unlink() if data is None else file.write_bytes(data)
-
-    return change
-
-
-def cut(pattern, keep):
-    def change(folder):
-        file = sorted(folder.glob(pattern))[0]
-        file.write_bytes(file.read_bytes()[:keep])
-
-    return change
-
-
-def other_tensors(change_of):
-    def change(folder):
-        from safetensors.numpy import load_file, save_file
-
-        file = sorted(folder.glob("*.safetensors"))[0]
-        tensors = load_file(file)
-        name = sorted(tensors)[0]
-        change_of(tensors, name)
-        save_file(tensors, file)
-
-    return change
-
-
-def misshape(tensors, name):
-    tensors[name] = tensors[name][:-1].copy()
-
-
-def integers(tensors, name):
-    tensors[name] = tensors[name].astype("int32")
-
-
-MODELS = {
-    "no config.json": (rewrite("config.json", None), ["MODEL", "no config.json"]),
-    "config.json cut": (cut("config.json", 20), ["config.json", "not JSON"]),
-    "config.json empty": (rewrite("config.json", b""), ["config.json", "not JSON"]),
-    "config.json a list": (rewrite("config.json", b"[]"), ["config.json", "object"]),
-    "another family": (change_config(model_type="mamba"), ["model_type is 'mamba'", "qwen3"]),
-    "a size missing": (change_config(hidden_size=...), ["hidden_size is missing"]),
-    "a size as text": (change_config(hidden_size="32"), ["hidden_size is '32'"]),
-    "a size of zero": (change_config(num_hidden_layers=0), ["num_hidden_layers is 0"]),
-    "heads that do not divide": (
-        change_config(num_key_value_heads=3),
-        ["num_key_value_heads is 3"],
-    ),
-    "an odd head": (change_config(head_dim=7), ["head_dim is 7", "even"]),
-    "another activation": (change_config(hidden_act="gelu"), ["hidden_act is 'gelu'", "silu"]),
-    "an unknown field": (change_config(quantum_gates=4), ["quantum_gates is 4", "unknown"]),
-    "an unknown rope": (
-        change_config(rope_scaling={"rope_type": "spiral", "factor": 2}),
-        ["rope", "spiral"],
-    ),
-    "no weights": (rewrite("*.safetensors*", None), ["no .safetensors file", "convert"]),
-    "weights cut": (cut("*.safetensors", 1000), ["safetensors", "not a readable"]),
-    "weights empty": (rewrite("*.safetensors", b""), ["safetensors", "not a readable"]),
-    "an index of nothing": (rewrite("*.index.json", b"{}"), ["index.json", "not an index"]),
-    "an index of missing files": (
-        rewrite("*.index.json", b'{"weight_map": {"a": "gone.safetensors"}}'),
-        ["gone.safetensors", "missing", "download"],
-    ),
-    "an index that leaves": (
-        rewrite("*.index.json", b'{"weight_map": {"a": "../../etc/x.safetensors"}}'),
-        ["index.json", "outside"],
-    ),
-    "a tensor gone": (other_tensors(lambda t, n: t.pop(n)), ["do not fit", "missing: "]),
-    "a tensor too many": (
-        other_tensors(lambda t, n: t.update(stranger=t[n].copy())),
-        ["unexpected: stranger"],
-    ),
-    "a tensor misshapen": (other_tensors(misshape), ["misshapen: "]),
-    "a tensor of integers": (other_tensors(integers), ["is I32", "only F32"]),
-    "no tokenizer": (rewrite("tokenizer*", None), ["no tokenizer"]),
-    "a broken tokenizer": (rewrite("tokenizer.json", b"{"), ["tokenizer cannot be read"]),
-    "no chat template": (rewrite("chat_template.jinja", None), ["no chat template", "add"]),
-    "a broken template": (rewrite("chat_template.jinja", b"{% for %}"), ["chat template"]),
-    "a template that refuses": (
-        rewrite("chat_template.jinja", b"{{ raise_exception('no users') }}"),
-        ["chat template refuses", "no users"],
-    ),
-    "a broken generation config": (
-        rewrite("generation_config.json", b"{"),
-        ["generation_config.json", "not JSON"],
-    ),
-    "a stop token of words": (
-        rewrite("generation_config.json", b'{"eos_token_id": "end"}'),
-        ["generation_config.json", "eos_token_id is ['end']"],
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_broken_model_folder_is_named(attempt, model, kind):
-    change, words = MODELS[kind]
-    folder = attempt.folder / "broken"
-    shutil.copytree(model, folder)
-    change(folder)
-    attempt.model = str(folder)
-    words = [str(folder) if word == "MODEL" else word for word in words]
-    says(attempt(), *words, "broken" if "config.json" not in words[0] else "")
-
-
-def gguf(*parts):
-    return b"GGUF" + b"".join(parts)
-
-
-PATHS = {
-    "no folder": ("no/such/folder", ["no/such/folder", "no such folder"]),
-    "a file": ("FOLDER/c.py", ["neither a folder nor a .gguf file"]),
-    "no package": ("package:no_such_package", ["not installed", "pip install"]),
-    "a package without a model": ("package:json", ["0 .gguf files"]),
-    "no gguf": ("FOLDER/none.gguf", ["none.gguf", "no such"]),
-    "an empty gguf": ("FOLDER/empty.gguf", ["empty.gguf"]),
-    "a gguf of text": ("FOLDER/text.gguf", ["text.gguf", "GGUF"]),
-    "a gguf cut": ("FOLDER/cut.gguf", ["cut.gguf"]),
-    "nothing": ("", ["model.path is ''", "name a folder"]),
-}
-
-
-@pytest.mark.parametrize("kind", PATHS)
-def test_a_model_that_is_not_there_is_named(attempt, kind):
-    path, words = PATHS[kind]
-    (attempt.folder / "empty.gguf").write_bytes(b"")
-    (attempt.folder / "text.gguf").write_text("a model, honestly")
-    (attempt.folder / "cut.gguf").write_bytes(gguf(struct.pack("<IQQ", 3, 10, 10), b"\x05"))
-    (attempt.folder / "c.py").write_text("")
-    attempt.model = path.replace("FOLDER", str(attempt.folder))
-    says(attempt(), *words)
-
-
-def test_a_hub_that_is_not_reached_is_named(attempt, monkeypatch):
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    attempt.model = "someone/some-model"
-    says(attempt(), "model.path is 'someone/some-model'", "not to be had from the hub")
+def test_debug_shows_the_traceback(attempt, capsys):
+    assert main(["--config", str(attempt.write(CONFIG, "file")), "--steps", "0", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err

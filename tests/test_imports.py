@@ -20,6 +20,7 @@ MODULES = {
 ALLOWED = {
     "errors": (),
     "redact": (),
+    "storage": ("errors",),
     "hub": ("errors",),
     "records": (),
     "sections": ("errors",),
@@ -65,6 +66,7 @@ WITHOUT_JAX = (
         "errors",
         "hub",
         "redact",
+        "storage",
         "records",
         "sections",
         "log_sections",

@@ -23,7 +23,7 @@ def run(cfg: config.Bench) -> None:
     mesh = meshes.make(cfg.mesh)
     model = subject.model_config(cfg)
     _check(cfg, model, mesh)
-    out = setup.claim(cfg.out, cfg, resume=False)
+    folder = setup.claim_folder(cfg.out, cfg, resume=False)
     phases = {"head": head.measure, "tail": tail.measure}
     asked = [phases[p] for p in cfg.phases if p in phases]
     if {"rollout", "update"} & set(cfg.phases):
@@ -35,7 +35,7 @@ def run(cfg: config.Bench) -> None:
         f"({best.source})"
     )
     number, made = jax.device_count(), []
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), setup.pushed(folder):
         measured = subject.make(cfg, model, mesh)
         for measure in asked:
             for prompts in cfg.prompts:
@@ -48,7 +48,7 @@ def run(cfg: config.Bench) -> None:
                 # As far as it has come: what follows may not fit the device.
                 if jax.process_index() == 0:
                     text = json.dumps(_about(cfg, best) | {"rows": made}, indent=2)
-                    write_text(out / "bench.json", text + "\n")
+                    write_text(folder.local / "bench.json", text + "\n")
 
 
 def _kind() -> str:

@@ -31,6 +31,8 @@ from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 
 Row = dict[str, Any]
+PUSH_S = 60.0
+"""Answers are copied to a bucket so often at most, as they come: each time all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,12 +288,20 @@ def run(cfg: config.Evaluate) -> None:
     if cfg.resume and jax.process_index() == 0:
         setup.check_same(cfg)
     setup.check_server(shop.sampler, None)
-    out = setup.claim(cfg.out, cfg, resume=cfg.resume)
-    with jax.set_mesh(shop.mesh), profile.rounds(cfg.profile) as before:
-        for _ in resumed(out / "answers.jsonl", plan, shop, cfg.eval, thinking, before):
-            pass
-    if jax.process_index() == 0:
-        _report(out, sets, cfg.lexicon)
+    folder = setup.claim_folder(cfg.out, cfg, resume=cfg.resume)
+    primary, file = jax.process_index() == 0, folder.local / "answers.jsonl"
+    with (
+        jax.set_mesh(shop.mesh),
+        setup.pushed(folder),
+        profile.rounds(cfg.profile) as before,
+    ):
+        for number, _ in enumerate(resumed(file, plan, shop, cfg.eval, thinking, before)):
+            if number == 0:
+                setup.rewrite_config(folder, cfg)
+            if primary:
+                folder.push(every_s=PUSH_S)
+        if primary:
+            _report(folder.local, sets, cfg.lexicon)
 
 
 def resumed(

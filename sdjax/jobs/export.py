@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import Any
 
 import jax
 
-from sdjax import config
+from sdjax import config, storage
 from sdjax.errors import UserError
 from sdjax.jobs import adapters, setup
 from sdjax.learner.checkpoint import Checkpoints
@@ -17,13 +17,10 @@ from sdjax.parallel import rules
 
 def run(cfg: config.Export) -> None:
     """Reads only the parameters of the checkpoint, spread over the devices as in training."""
-    run_dir, out = Path(cfg.run), Path(cfg.out)
-    if out.exists():
+    run_dir, folder = storage.place(cfg.run, "run"), storage.folder(cfg.out)
+    if folder.place.exists():
         raise UserError(f"out is {cfg.out!r}: it exists; choose another folder")
-    try:
-        made_with = json.loads((run_dir / "config.json").read_text())
-    except OSError:
-        raise UserError(f"run is {cfg.run!r}: no config.json there; give a run directory") from None
+    made_with = _config_of(run_dir)
     model = {k: v for k, v in made_with["model"].items() if k != "class"}
     given = {k: v for k, v in made_with.get("lora", {}).items() if k != "class"}
     if given:
@@ -34,7 +31,7 @@ def run(cfg: config.Export) -> None:
     step = checkpoints.newest() if cfg.step is None else cfg.step
     if step is None or step not in checkpoints.steps():
         have = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise UserError(f"step is {cfg.step}: checkpoints of {cfg.run}: {have}")
+        raise UserError(f"step is {cfg.step}: the checkpoints of {cfg.run} are {have}; name one")
     trained, frozen = lora.split(shop.abstract)
     shardings = rules.param_shardings(trained, shop.mesh)
     like = jax.tree.map(
@@ -44,7 +41,34 @@ def run(cfg: config.Export) -> None:
         params = checkpoints.params(step, like)
         if frozen is not None:
             params = lora.joined(params, adapters.load_base(shop, checkpoints.host(step)))
+        out = folder.local / "model" if folder.remote else folder.local
         weights.export(params, shop.cfg, shop.folder, out)
         adapters.export(params, shop, source, out.with_name(f"{out.name}_adapter"))
     checkpoints.close()
-    setup.note(f"step {step} of {cfg.run} is in {out}, a Hugging Face folder")
+    _to_place(folder)
+    setup.note(f"step {step} of {cfg.run} is in {cfg.out}, a Hugging Face folder")
+
+
+def _to_place(folder: storage.Folder) -> None:
+    """Copies what was exported, where it is to be in a bucket."""
+    if folder.remote and jax.process_index() == 0:
+        for made in sorted(folder.local.iterdir()):
+            name = folder.place.name + made.name.removeprefix("model")
+            storage.copy_tree(made, folder.place.with_name(name))
+    folder.close()
+
+
+def _config_of(run: Any) -> dict[str, Any]:
+    """Returns the config that a training was made with."""
+    file = run / "config.json"
+    try:
+        made_with = json.loads(file.read_text())
+    except OSError:
+        raise UserError(
+            f"run is {str(run)!r}: no config.json there; give a run directory"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); give another run directory") from None
+    if not isinstance(made_with, dict) or not isinstance(made_with.get("model"), dict):
+        raise UserError(f"{file}: not of a training; give another run directory")
+    return made_with

@@ -7,7 +7,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from sdjax import config
+from sdjax import config, storage
 from sdjax.errors import UserError
 from sdjax.metrics import to_json, write_text
 from sdjax.models import attention, weights
@@ -126,6 +127,8 @@ def workshop(
             tensor=mesh_cfg.rollout_tensor,
         )
     else:
+        if server.folder is None and storage.is_remote(out):
+            raise UserError("server.folder is None: out is no local directory; name one for both")
         shared = Path(server.folder or Path(out) / "server").resolve()
         sampler = remote.make(
             server,
@@ -207,43 +210,84 @@ def check_context(cfg: ModelConfig, name: str, context: int, completion: int) ->
         )
 
 
-def claim(out: str, job: config.Job, *, resume: bool, shared: bool = False) -> Path:
+def claim(out: str, job: config.Job, *, resume: bool) -> Path:
+    """Returns the run directory of a job that writes to a local one, as `claim_folder` does."""
+    if storage.is_remote(out):
+        raise UserError(f"out is {out!r}: this job writes to a local directory only; name one")
+    return claim_folder(out, job, resume=resume).local
+
+
+def claim_folder(
+    out: str, job: config.Job, *, resume: bool, shared: bool = False
+) -> storage.Folder:
     """Returns the run directory, made, with the resolved config in it.
 
     A directory that already holds a run is refused unless `resume`; one whose run ended before its
-    first result is not. `shared`: every process writes or reads there, and must see what the
-    first one wrote.
+    first result is not. The config of a run that is gone on with stays (see rewrite_config).
+    `shared`: every process writes or reads there, and must see what the first one wrote.
     """
-    folder, text = Path(out), json.dumps(config.to_public(job), indent=2) + "\n"
+    folder = storage.folder(out)
     if jax.process_index() == 0:
         _check_profile(getattr(job, "profile", None))
-        _claim(folder, job, text, resume=resume)
-    hosts.wait_for_first()
-    if shared and jax.process_count() > 1:
-        _check_seen(folder / "config.json", text)
+        _claim(folder, job, resume=resume)
+    if jax.process_count() > 1:
+        file = folder.local / "config.json"
+        first = jax.process_index() == 0 and file.exists()
+        text = hosts.of_first(file.read_text() if first else None)
+        if shared and text is not None:
+            _check_seen(folder.place / file.name, text)
     return folder
 
 
-def _claim(folder: Path, job: config.Job, text: str, *, resume: bool) -> None:
-    out = str(folder)
+def _claim(folder: storage.Folder, job: config.Job, *, resume: bool) -> None:
+    out = str(folder.place)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        results = [folder / name for name in RESULTS]
-        held = any(file.exists() and file.stat().st_size for file in results)
+        held = folder.holds(RESULTS)
         if held and not resume:
             resume_or = "pass --resume or " if hasattr(job, "resume") else "choose "
             raise UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
-        write_text(folder / "config.json", text)
+        folder.local.mkdir(parents=True, exist_ok=True)
+        if resume:
+            folder.pull()
+        if not held:
+            rewrite_config(folder, job)
     except OSError as e:
         raise UserError(
             f"out is {out!r}: cannot be written ({e.strerror}); name another directory"
         ) from e
 
 
-def _check_seen(file: Path, text: str, patience_s: float = 10.0) -> None:
+def rewrite_config(folder: storage.Folder, job: config.Job) -> None:
+    """Writes the resolved config.
+
+    To be called once a run that is gone on with has begun: one that cannot stays as it was.
+    """
+    if jax.process_index() == 0:
+        text = json.dumps(config.to_public(job), indent=2) + "\n"
+        write_text(folder.local / "config.json", text)
+        folder.push()
+
+
+@contextmanager
+def pushed(folder: storage.Folder) -> Iterator[None]:
+    """Copies a run's files to their place at the end of the block, also if it fails."""
+    primary = jax.process_index() == 0
+    try:
+        yield
+    except BaseException:
+        with suppress(UserError):
+            if primary:
+                folder.push()
+        raise
+    if primary:
+        folder.push()
+    folder.close()
+
+
+def _check_seen(file: Any, text: str, patience_s: float = 10.0) -> None:
     """Raises UserError where this process does not see what the first one wrote."""
     until = time.monotonic() + patience_s  # a network file system may show it late
-    while not (file.exists() and file.read_text(encoding="utf-8") == text):
+    while not (file.exists() and file.read_text() == text):
         if time.monotonic() > until:
             raise UserError(
                 f"out is {str(file.parent)!r}: what process 0 writes there does not appear here; "
@@ -255,10 +299,13 @@ def _check_seen(file: Path, text: str, patience_s: float = 10.0) -> None:
 def check_same(cfg: config.Job) -> None:
     """Raises UserError where the job's directory was made with another config."""
     out = cfg.out  # type: ignore[union-attr]
-    file = Path(out) / "config.json"
+    file = storage.place(out) / "config.json"
     if not file.exists():
         return
-    made = config.flat(json.loads(file.read_text(encoding="utf-8")))
+    try:
+        made = config.flat(json.loads(file.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{file}: not JSON ({error}); choose another --out") from None
     now = config.flat(config.to_public(cfg))
     for name in {**made, **now}:
         # Of a server only whether there is one: how it is asked changes no answer.
@@ -278,6 +325,8 @@ def _check_profile(folder: str | None) -> None:
     """Raises UserError where no trace could be written: it is, only after the work it is of."""
     if folder is None:
         return
+    if storage.is_remote(folder):
+        raise UserError(f"profile is {folder!r}: must be a local directory")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

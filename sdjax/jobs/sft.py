@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +26,7 @@ from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.supervised import Batch, Conversation, Shape
 from sdjax.metrics import Writer
 from sdjax.parallel import hosts
+from sdjax.storage import Folder
 from sdjax.tokenizer import Tokenizer
 
 # The teacher of a train state that has none.
@@ -61,9 +61,9 @@ def run(cfg: config.SFT) -> None:
     tokens = [c.tokens for c in kept]
     hosts.check_same(f"{cfg.source}: its conversations", tokens, "give every host the same file")
     shared = cfg.resume or cfg.checkpoint.every > 0
-    out = setup.claim(cfg.out, cfg, resume=cfg.resume, shared=shared)
-    with jax.set_mesh(shop.mesh):
-        _train(cfg, shop, kept, sets, out)
+    folder = setup.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
+    with jax.set_mesh(shop.mesh), setup.pushed(folder):
+        _train(cfg, shop, kept, sets, folder)
 
 
 def _held_out(cfg: config.SFT, shop: setup.Workshop) -> list[HeldOut]:
@@ -125,14 +125,15 @@ def _train(
     shop: setup.Workshop,
     kept: Sequence[Conversation],
     sets: Sequence[HeldOut],
-    out: Path,
+    folder: Folder,
 ) -> None:
     tx = optim.make(cfg.optim)
     shardings = state.shardings(shop.abstract, tx, NO_TEACHER, shop.mesh)
     init = state.initialiser(tx, NO_TEACHER, shardings)
     update = supervised.make_step(shop.graphdef, cfg, shop.mesh, shardings)
     order = Batches(kept, cfg.batch, cfg.data.seed)
-    checkpoints = Checkpoints(out / "checkpoints", cfg.checkpoint)
+    out = folder.local
+    checkpoints = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
     steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
     history: list[dict] = []
     done = checkpoints.newest() or 0
@@ -143,6 +144,7 @@ def _train(
         history = host["history"]
     else:
         train_state = init(shop.load())
+    setup.rewrite_config(folder, cfg)
     course = evaluate.Course(
         shop=shop,
         sets=sets,
@@ -180,6 +182,8 @@ def _train(
                 interval = Interval()
             if saves:
                 host = {"data": position, "history": history}
+                if primary:
+                    folder.push()
                 checkpoints.save(number, train_state, host)
     checkpoints.close()
     if cfg.checkpoint.export:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +31,7 @@ from sdjax.records import Example, Group, Reprompt
 from sdjax.rollout import dynamic_sampling
 from sdjax.rollout.collect import collect
 from sdjax.rollout.dynamic_sampling import Filled
+from sdjax.storage import Folder
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
@@ -53,9 +53,9 @@ def run(cfg: config.Train) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
     task, shop, examples, sets = _prepare(cfg)
     shared = cfg.resume or cfg.checkpoint.every > 0
-    out = setup.claim(cfg.out, cfg, resume=cfg.resume, shared=shared)
-    with jax.set_mesh(shop.mesh):
-        _train(cfg, task, shop, examples, sets, out)
+    folder = setup.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
+    with jax.set_mesh(shop.mesh), setup.pushed(folder):
+        _train(cfg, task, shop, examples, sets, folder)
 
 
 def _prepare(
@@ -118,12 +118,13 @@ def _train(
     shop: setup.Workshop,
     examples: Sequence[Example],
     sets: Sequence[HeldOut],
-    out: Path,
+    folder: Folder,
 ) -> None:
-    steps = _steps(cfg, shop)
+    steps, out = _steps(cfg, shop), folder.local
     order = Batches(examples, cfg.rollout.prompts_per_step, cfg.data.seed)
-    checkpoints = Checkpoints(out / "checkpoints", cfg.checkpoint)
+    checkpoints = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
     train_state, done, history = _start(shop, steps, order, checkpoints)
+    setup.rewrite_config(folder, cfg)
     primary = jax.process_index() == 0
     after = done if cfg.resume else None
     writer = Writer(out, cfg.log, steps=cfg.steps, primary=primary, after=after)
@@ -188,6 +189,8 @@ def _train(
                 host = {"data": order.get_state(), "history": history}
                 host |= adapters.base_of(train_state, cfg.model)
                 rollouts.flush()  # A run that goes on from here finds them.
+                if primary:
+                    folder.push()
                 checkpoints.save(number + 1, train_state, host)
             if last:
                 if number + 1 < cfg.steps:

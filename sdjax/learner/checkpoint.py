@@ -18,9 +18,11 @@ from sdjax.learner.state import TrainState
 class Checkpoints:
     """The checkpoints of one run: `state` (arrays) and `host` (JSON: data position, history)."""
 
-    def __init__(self, folder: Path, cfg: config.Checkpoint) -> None:
+    def __init__(self, folder: Any, cfg: config.Checkpoint) -> None:
         options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # Orbax wants absolute paths; one in a bucket is.
+        at = folder.absolute() if isinstance(folder, Path) else folder
+        self._manager = ocp.CheckpointManager(at, options=options)
         self._folder = folder
 
     def newest(self) -> int | None:

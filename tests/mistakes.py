@@ -1,0 +1,101 @@
+"""Commands that are expected to fail: how they are run, and what must hold of every one."""
+
+import json
+
+from sdjax.main import main
+
+TASK = {
+    "sums": """
+from sdjax.tasks.arithmetic import Arithmetic
+TASK = Arithmetic(options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+                  size=20, held_out=6)
+""",
+    "file": """
+from sdjax.tasks.sciknoweval import SciKnowEval
+TASK = SciKnowEval(train="TRAIN", test="TEST", held_out=2)
+""",
+}
+CONFIG = """
+from sdjax.config import *
+config = Train(out="OUT", steps=1, task=TASK, model=Model(path="MODEL", compute_dtype="float32"),
+    rollout=Rollout(prompts_per_step=2, group_size=2, max_prompt_tokens=400,
+                    max_completion_tokens=8),
+    reprompt=Reprompt(max_tokens=450), optim=Optim(microbatch=2),
+    eval=Eval(k=1, examples=2, max_completion_tokens=8),
+    log=Log(progress=False, tensorboard=False), checkpoint=Checkpoint(export=False))
+"""
+EVALUATE = """
+from sdjax.config import *
+config = Evaluate(out="OUT", task=TASK, model=Model(path="MODEL", compute_dtype="float32"),
+    max_prompt_tokens=400, eval=Eval(k=1, examples=2, max_completion_tokens=8, every=0))
+"""
+EXPORT = """
+from sdjax.config import *
+config = Export(run="RUN", out="OUT")
+"""
+ROW = {
+    "answer": "A",
+    "prompt": "Which?\n\nA: one\nB: two\nPlease reason step by step.",
+    "system": "Answer.",
+}
+
+
+def rows(*changed, name="Question"):
+    """Returns JSON lines of four good rows, with these fields of one row changed (None: gone)."""
+    out = []
+    for i in range(4):
+        row = ROW | {"idx": i, "prompt": f"{name} {i}. " + ROW["prompt"]}
+        for at, field, value in changed:
+            if at == i and value is None:
+                row.pop(field)
+            elif at == i:
+                row[field] = value
+        out.append(json.dumps(row))
+    return out
+
+
+class Attempt:
+    """A command that is expected to fail, in a folder of its own."""
+
+    def __init__(self, folder, model, capsys):
+        self.folder, self.model, self.capsys = folder, str(model), capsys
+        self.out = folder / "run"
+        self.data = {"TRAIN": "train.json", "TEST": "test.json"}
+        (folder / "train.json").write_text("\n".join(rows()))
+        (folder / "test.json").write_text("\n".join(rows(name="Other")))
+
+    def write(self, config, task):
+        text = TASK[task] + config
+        words = {"OUT": self.out, "MODEL": self.model, "RUN": self.folder / "made"}
+        for word, value in (words | self.data).items():
+            path = self.folder / str(value) if word in self.data and "://" not in value else value
+            text = text.replace(word, str(path))
+        file = self.folder / "c.py"
+        file.write_text(text)
+        return file
+
+    def __call__(self, *args, config=CONFIG, task="file", code=2):
+        """Returns the one line that the command ends with."""
+        file = self.write(config, task)
+        before = contents(self.out)
+        self.capsys.readouterr()
+        assert main(["--config", str(file), *args]) == code
+        shown = self.capsys.readouterr().err
+        said = [line for line in shown.splitlines() if not line.startswith("loaded ")]
+        assert len(said) == 1 and said[0].startswith("sdjax: error: "), shown
+        assert contents(self.out) == before, "something was written"
+        assert len(said[0]) < 700, said[0]
+        return said[0].removeprefix("sdjax: error: ")
+
+
+def contents(path):
+    if not path.exists():
+        return None
+    if path.is_file():
+        return path.read_bytes()
+    return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def says(line, *words):
+    for word in words:
+        assert word in line, line
