@@ -211,3 +211,31 @@ def test_the_variables_of_jax_stand_for_the_flags(monkeypatch):
         monkeypatch.setenv(name, value)
     expected = launch.Launch(coordinator="10.0.0.1:99", processes=4, process=3)
     assert launch.launch({}) == expected
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "found"),
+    [("1(x2)", "8", [*range(8)]), ("1", "4", [0, 1, 2, 3]), ("8(x2)", "8", None), ("", "8", None)],
+)
+def test_one_task_of_slurm_has_all_gpus_of_its_node(monkeypatch, tasks, gpus, found):
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", tasks)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", gpus)
+    assert launch._gpus_of_the_node() == found
+
+
+@pytest.mark.parametrize(
+    ("variables", "joined"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # a shell of salloc
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-4]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),  # any pod
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, True),
+    ],
+)
+def test_a_launcher_is_told_from_a_machine_that_is_used_alone(monkeypatch, variables, joined):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launch._launched_together() == joined

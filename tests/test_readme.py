@@ -13,6 +13,7 @@ import pytest
 
 from sdjax import config, tasks
 from sdjax.config_file import load, override
+from sdjax.main import launch_flags
 from sdjax.objectives import divergences, token_weights
 
 ROOT = Path(__file__).parent.parent
@@ -65,7 +66,7 @@ def commands():
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_docs_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    _, file, *rest = shlex.split(command)
+    _, file, *rest = launch_flags(shlex.split(command))[1]
     override(load(Path(file)), rest, prog="sdjax")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -145,6 +146,7 @@ def _join(given: Launch) -> None:
             given.coordinator,
             given.processes,
             given.process,
+            local_device_ids=_gpus_of_the_node(),
             initialization_timeout=JOIN_S + 60,
             heartbeat_timeout_seconds=SILENT_S,
             # With all three given there is nothing to find out, and one process has all devices.
@@ -161,6 +163,18 @@ def _join(given: Launch) -> None:
         ) from error
     finally:
         timer.cancel()
+
+
+def _gpus_of_the_node() -> list[int] | None:
+    """Returns all GPUs of a node on which Slurm has started one task; None: what JAX finds.
+
+    JAX takes one for each task of a node, so it would leave the others idle.
+    """
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if re.fullmatch(r"1(\(x\d+\))?", tasks) and gpus.isdecimal():
+        return list(range(int(gpus)))
+    return None
 
 
 def _client() -> Any:
