@@ -188,7 +188,7 @@ def _found(w: Workload, piece: Slice, compiled: list[Compiled] | None) -> report
     return report.Found(
         work=w,
         piece=piece,
-        update=memory.update(w),
+        update=memory.update(w, tpu=piece.chip.is_tpu),
         rollout=memory.rollout(w),
         seconds=seconds.by_phase(w, piece),
         compiled=compiled,

@@ -18,10 +18,10 @@ def changes(w: Workload, piece: Slice) -> list[str]:
 
     Those that fit are marked.
     """
-    found = []
+    found, tpu = [], piece.chip.is_tpu
     for text, changed in _ways(w):
-        fullest = max(memory.update(changed).total, memory.rollout(changed).total)
-        before = max(memory.update(w).total, memory.rollout(w).total)
+        fullest = max(memory.update(changed, tpu=tpu).total, memory.rollout(changed).total)
+        before = max(memory.update(w, tpu=tpu).total, memory.rollout(w).total)
         if fullest < 0.99 * before:
             fits = "fits" if fullest <= piece.chip.memory else "does not fit alone"
             found.append((fullest, f"{text}: {fullest / GB:.1f} GB a chip, {fits}"))

@@ -88,5 +88,5 @@ def _update(w: Workload, student: float) -> float:
 
 def fits(w: Workload, piece: Slice) -> bool:
     """Returns whether both phases stay within a chip's memory, by arithmetic."""
-    fullest = max(memory.update(w).total, memory.rollout(w).total)
+    fullest = max(memory.update(w, tpu=piece.chip.is_tpu).total, memory.rollout(w).total)
     return w.slots > 0 and fullest <= piece.chip.memory
