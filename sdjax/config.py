@@ -14,12 +14,11 @@ from typing import Any, Literal
 
 from sdjax import redact
 from sdjax.errors import UserError
-from sdjax.log_sections import Alarm, Log
+from sdjax.log_sections import Alarm, Checkpoint, Log
 from sdjax.objective_sections import Loss, Policy
 from sdjax.plan_section import Plan
 from sdjax.report_section import Report
 from sdjax.sections import (
-    Checkpoint,
     Data,
     Eval,
     Lora,
@@ -92,7 +91,10 @@ class Train:
     seed: int = 0
     """Of sampling."""
     resume: bool = False
-    """Go on from the newest checkpoint in `out`; without one, start there."""
+    """Go on from the newest whole checkpoint in `out`; without one, start there."""
+    replay: str | None = None
+    """Make the update again that optim.most_skipped saved in this file, OUT/nonfinite/STEP.npz, and
+    print its loss, its gradient's norm and what is the first not to be finite."""
     profile: str | None = None
     """Directory for a profiler trace of the two steps after the first, which compiles."""
     lexicon: str = "paper"
@@ -116,6 +118,15 @@ class Train:
 
     def __post_init__(self) -> None:
         require_names("out_of_domain", self.out_of_domain)
+        if self.checkpoint.keep_best:
+            every = self.eval.every
+            require(
+                every > 0 and self.checkpoint.every % every == 0,
+                "checkpoint.every",
+                self.checkpoint.every,
+                f"must be a multiple of eval.every ({every}) with checkpoint.keep_best: each "
+                "checkpoint needs its evaluation",
+            )
         require(self.steps >= 1, "steps", self.steps, "must be at least 1")
         require(
             self.rollout.prompts_per_step % self.optim.minibatches == 0,

@@ -1,4 +1,4 @@
-"""The sections of a config that say what a run writes. No jax.
+"""The sections of a config that say what a run writes and keeps. No jax.
 
 The docstring under each field is what `--help` prints.
 """
@@ -6,8 +6,9 @@ The docstring under each field is what `--help` prints.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from sdjax.sections import require
+from sdjax.sections import require, require_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +53,31 @@ class Alarm:
         for name in ("epistemic_drop", "ood_drop"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"alarm.{name}", value, "must lie in [0, 1]; 0 is off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What is kept of a run."""
+
+    every: int = 50
+    """Steps between checkpoints; 0 keeps none, and a signal then ends the run without one."""
+    keep: int = 2
+    """Newest checkpoints kept. Where the only one is damaged, nothing is left to go on from."""
+    keep_best: int = 0
+    """Checkpoints kept besides: those with the best `best_metric`."""
+    best_metric: str = ""
+    """A metric of the evaluations, such as eval/avg@4."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    export: bool = True
+    """Write the final model as a Hugging Face folder."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "checkpoint.every", self.every, "must not be negative")
+        require_one("checkpoint.keep", self.keep)
+        require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "must not be negative")
+        require(
+            self.keep_best == 0 or bool(self.best_metric),
+            "checkpoint.best_metric",
+            self.best_metric,
+            "must name what checkpoint.keep_best compares, such as eval/avg@4",
+        )

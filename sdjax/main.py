@@ -19,7 +19,7 @@ from pathlib import Path
 from sdjax import config as configs
 from sdjax import redact
 from sdjax.config_file import job_classes, load, override
-from sdjax.errors import UserError
+from sdjax.errors import RESUME, Stopped, UserError
 
 PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
@@ -30,8 +30,9 @@ WITHOUT_DEVICES = (configs.Prepare, configs.Traces, configs.Report)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a job and returns the exit code.
 
-    0 done, 2 a mistake that the user can mend (one line on stderr), 130 interrupted. Any other
-    exception is a bug and goes through with its traceback.
+    0 done, 2 a mistake that the user can mend (one line on stderr), 75 (errors.RESUME) stopped by
+    a signal with all saved: the same with --resume goes on; 130 interrupted. Any other exception is
+    a bug and goes through with its traceback.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         handler.setFormatter(redact.Formatter("%(message)s"))
         logging.basicConfig(handlers=[handler])
         logging.getLogger("sdjax").setLevel(logging.INFO)
+        if not debug:
+            # What Orbax raises is also logged, with tracebacks.
+            for name in ("absl", "asyncio"):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}").run
         if isinstance(job, WITHOUT_DEVICES):
             run(job)
@@ -62,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"sdjax: stopped: {stopped}", file=sys.stderr)
+        return RESUME
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return 130

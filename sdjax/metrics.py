@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sdjax import config
+from sdjax.errors import WriteError, writing
 
 SHOWN = {
     "rollout/reward": "reward",
@@ -56,11 +57,15 @@ class Timers:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file at once: a reader finds the old text or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file at once: a reader finds the old text or the new, never a part.
+
+    Raises WriteError where that fails, as everything here does that writes.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def to_json(row: Mapping[str, Any]) -> str:
@@ -117,20 +122,26 @@ class Lines:
     """
 
     def __init__(self, path: Path, *, after: int | None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if after:
-            truncate_after(path, after)
-        self._file = path.open("a" if after else "w", encoding="utf-8")
+        self._path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if after:
+                truncate_after(path, after)
+            self._file = path.open("a" if after else "w", encoding="utf-8")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows."""
         for row in rows:
-            self._file.write(to_json(row) + "\n")
-        self._file.flush()
+            line = to_json(row) + "\n"
+            with writing(self._path):
+                self._file.write(line)
+        with writing(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 class RolloutWriter:
@@ -183,11 +194,8 @@ class RolloutWriter:
         assert self._lines
         try:
             self._lines.write({"step": step, **row} for row in rows)
-        except OSError as error:
-            raise config.UserError(
-                f"{self._path}: cannot be written ({error.strerror}); make room, or lower "
-                "log.rollouts_per_step"
-            ) from error
+        except WriteError as error:
+            raise WriteError(f"{error}; log.rollouts_per_step makes it smaller") from error
 
 
 class Writer:

@@ -346,6 +346,9 @@ class Optim:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     """Upper bound of the gradient's global norm."""
+    most_skipped: int = 5
+    """An update whose loss or gradient is not finite is skipped. So many in a row end the run, with
+    the last one's batch and state saved for --replay; 0: none do."""
     minibatches: int = 1
     """Updates a step: its groups are split into as many equal parts."""
     microbatch: int = 8
@@ -368,6 +371,9 @@ class Optim:
         require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "must lie in [0, 1)")
         require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "must lie in [0, 1)")
         require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be positive")
+        require(
+            self.most_skipped >= 0, "optim.most_skipped", self.most_skipped, "must not be negative"
+        )
         require_one("optim.minibatches", self.minibatches)
         require_one("optim.microbatch", self.microbatch)
         require(self.row_tokens >= 0, "optim.row_tokens", self.row_tokens, "must not be negative")
@@ -436,19 +442,3 @@ class Eval(Sampling):
         require_one("eval.k", self.k)
         require(self.examples >= 0, "eval.examples", self.examples, "must not be negative")
         require_one("eval.batch", self.batch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """What is kept of a run."""
-
-    every: int = 50
-    """Steps between checkpoints; 0 keeps none."""
-    keep: int = 2
-    """Newest checkpoints kept."""
-    export: bool = True
-    """Write the final model as a Hugging Face folder."""
-
-    def __post_init__(self) -> None:
-        require(self.every >= 0, "checkpoint.every", self.every, "must not be negative")
-        require_one("checkpoint.keep", self.keep)

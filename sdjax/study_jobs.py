@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdjax.log_sections import Log
+from sdjax.log_sections import Checkpoint, Log
 from sdjax.sections import (
-    Checkpoint,
     Data,
     Eval,
     Mesh,

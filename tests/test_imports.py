@@ -34,7 +34,7 @@ ALLOWED = {
         *("errors", "redact", "sections", "log_sections", "objective_sections"),
         *("report_section", "plan_section", "study_jobs", "trace_jobs"),
     ),
-    "metrics": ("config",),
+    "metrics": ("config", "errors"),
     "tokenizer": ("errors", "records", "models.gguf", "models.resolve"),
     "vocabulary": ("metrics",),
     "tiny": (),

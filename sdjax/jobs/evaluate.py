@@ -195,6 +195,19 @@ def metrics(by_set: Mapping[str, Scores]) -> dict[str, float]:
     return out
 
 
+def check_metric(field: str, name: str, sets: Sequence[HeldOut], cfg: config.Eval) -> None:
+    """Raises UserError where no evaluation of these sets has a metric of this name."""
+    answer: Row = {
+        **dict.fromkeys(("tokens", "thinking_tokens", "answer_tokens"), 1),
+        **{"id": "", "completion": "", "finish": "stop", "correct": True},
+        "details": {"prediction": ""},
+    }
+    rows = [answer | {"set": part.name} for part in sets for _ in range(cfg.k)]
+    names = metrics(score(rows, sets, "paper"))
+    if name not in names:
+        raise UserError(f"{field} is {name!r}: must be one of {', '.join(names)}")
+
+
 def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | None]]:
     """Returns the rows of the closing table from two evaluations as `to_dict` gives them."""
 

@@ -32,6 +32,8 @@ def run(cfg: config.Export) -> None:
     if step is None or step not in checkpoints.steps():
         have = ", ".join(map(str, checkpoints.steps())) or "none"
         raise UserError(f"step is {cfg.step}: the checkpoints of {cfg.run} are {have}; name one")
+    if cfg.step is not None:
+        checkpoints.check(cfg.step)
     trained, frozen = lora.split(shop.abstract)
     shardings = rules.param_shardings(trained, shop.mesh)
     like = jax.tree.map(

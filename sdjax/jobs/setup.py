@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,7 +18,7 @@ import jax
 from flax import nnx
 
 from sdjax import config, storage
-from sdjax.errors import UserError
+from sdjax.errors import UserError, WriteError, writing
 from sdjax.metrics import to_json, write_text
 from sdjax.models import attention, weights
 from sdjax.models.config import ModelConfig
@@ -92,11 +92,13 @@ def workshop(
     server: config.Server | None = None,
     out: str = "",
     lora: config.Lora | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> Workshop:
     """Returns the checked parts of a job; reads configs and the tokenizer, but no weights.
 
     With the url of a server in `server` that server samples; weights for it go below `out`.
-    `lora` with a rank adds adapters.
+    `lora` with a rank adds adapters. `between` is called often while sampling; what it raises ends
+    it.
     """
     keep_programs()
     mesh = meshes.make(mesh_cfg)
@@ -125,6 +127,7 @@ def workshop(
             stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id,
             tensor=mesh_cfg.rollout_tensor,
+            between=between,
         )
     else:
         if server.folder is None and storage.is_remote(out):
@@ -135,6 +138,7 @@ def workshop(
             stop_ids=tokenizer.stop_ids,
             vocab_size=cfg.vocab_size,
             write=partial(_write_for_server, cfg=cfg, source=folder, to=shared),
+            between=between,
         )
     return Workshop(
         folder=folder,
@@ -150,7 +154,8 @@ def workshop(
 
 def export(shop: Workshop, params: nnx.State, out: Path) -> None:
     """Writes a run's model as a Hugging Face folder."""
-    weights.export(params, shop.cfg, shop.folder, out / "model")
+    with writing(out / "model"):
+        weights.export(params, shop.cfg, shop.folder, out / "model")
     note(f"model: {out / 'model'} (a Hugging Face folder)")
 
 
@@ -251,6 +256,8 @@ def _claim(folder: storage.Folder, job: config.Job, *, resume: bool) -> None:
             folder.pull()
         if not held:
             rewrite_config(folder, job)
+    except WriteError as e:
+        raise UserError(f"out is {out!r}: {e}; name another directory") from e
     except OSError as e:
         raise UserError(
             f"out is {out!r}: cannot be written ({e.strerror}); name another directory"

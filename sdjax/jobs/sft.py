@@ -136,7 +136,7 @@ def _train(
     checkpoints = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
     steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
     history: list[dict] = []
-    done = checkpoints.newest() or 0
+    done = checkpoints.begin(resume=cfg.resume) or 0
     if done:
         like = abstract(jax.eval_shape(init, shop.abstract), shardings)
         train_state, host = checkpoints.restore(done, like)

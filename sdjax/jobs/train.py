@@ -15,13 +15,24 @@ from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.bench import profile
 from sdjax.data.pipeline import Batches, drop_overlong
-from sdjax.jobs import adapters, alarm, evaluate, learning_signal, rollout_log, setup
+from sdjax.errors import Stopped, WriteError
+from sdjax.jobs import (
+    adapters,
+    alarm,
+    evaluate,
+    learning_signal,
+    progress,
+    replay,
+    rollout_log,
+    setup,
+)
 from sdjax.jobs.evaluate import HeldOut
+from sdjax.jobs.stopping import Stop
 from sdjax.learner import alternatives, optim, state, step
 from sdjax.learner import batch as batches
 from sdjax.learner import metrics as learner_metrics
 from sdjax.learner.batch import Batch, Rows
-from sdjax.learner.checkpoint import Checkpoints, abstract
+from sdjax.learner.checkpoint import Checkpoints
 from sdjax.learner.loss import TokenRecord
 from sdjax.learner.state import TrainState
 from sdjax.metrics import RolloutWriter, Timers, Writer
@@ -51,15 +62,24 @@ class Steps:
 
 def run(cfg: config.Train) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
-    task, shop, examples, sets = _prepare(cfg)
+    if cfg.replay is not None:
+        replay.run(cfg)
+        return
+    stop = Stop()
+    task, shop, examples, sets = _prepare(cfg, stop.check)
     shared = cfg.resume or cfg.checkpoint.every > 0
     folder = setup.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
-    with jax.set_mesh(shop.mesh), setup.pushed(folder):
-        _train(cfg, task, shop, examples, sets, folder)
+    saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
+    listening = stop.listening(cfg.checkpoint.every > 0)
+    try:
+        with jax.set_mesh(shop.mesh), listening, setup.pushed(folder):
+            _train(cfg, task, shop, examples, sets, folder, saved, stop)
+    except WriteError as error:
+        raise WriteError(f"{error}; {progress.what_is_safe(saved)}") from error
 
 
 def _prepare(
-    cfg: config.Train,
+    cfg: config.Train, between: Callable[[], None] = lambda: None
 ) -> tuple[Task, setup.Workshop, Sequence[Example], Sequence[HeldOut]]:
     """Returns everything that can be checked before weights are loaded."""
     divergences.get(cfg.loss.divergence)
@@ -67,7 +87,7 @@ def _prepare(
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
-    shop = setup.workshop(cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora)
+    shop = setup.workshop(cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora, between)
     completion = cfg.rollout.max_completion_tokens
     setup.check_context(
         shop.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
@@ -96,6 +116,8 @@ def _prepare(
         "tokens left out)"
     )
     evaluate.note_held_out(sets)
+    if cfg.checkpoint.keep_best:
+        evaluate.check_metric("checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval)
     return task, shop, examples, sets
 
 
@@ -119,14 +141,16 @@ def _train(
     examples: Sequence[Example],
     sets: Sequence[HeldOut],
     folder: Folder,
+    saved: Checkpoints,
+    stop: Stop,
 ) -> None:
     steps, out = _steps(cfg, shop), folder.local
     order = Batches(examples, cfg.rollout.prompts_per_step, cfg.data.seed)
-    checkpoints = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
-    train_state, done, history = _start(shop, steps, order, checkpoints)
+    now = progress.start(cfg, shop, steps.init, steps.shardings, order, saved)
+    begun = now.step
     setup.rewrite_config(folder, cfg)
     primary = jax.process_index() == 0
-    after = done if cfg.resume else None
+    after = begun if cfg.resume else None
     writer = Writer(out, cfg.log, steps=cfg.steps, primary=primary, after=after)
     rollouts = RolloutWriter(out, primary=primary and cfg.log.rollouts, after=after)
     root = jax.random.key(cfg.seed)
@@ -137,83 +161,100 @@ def _train(
         cfg=cfg.eval,
         thinking=cfg.rollout.enable_thinking,
         out=out,
-        history=history,
+        history=now.history,
         lexicon=cfg.lexicon,
     )
-    with writer, rollouts, profile.rounds(cfg.profile) as before:
-        # Made once for each state of the parameters: evaluation and rollout read the same.
-        weights = shop.sampler.weights(train_state.model_params())
-        if done == 0:
-            writer.write(0, course.measure(0, weights))
-        for number in range(done, cfg.steps):
-            before(number - done)
-            timers = Timers()
-            with timers("rollout"):
-                filled = _rollout(order, weights, shop, task, cfg, root, number)
-            del weights  # makes room for the update
-            groups = filled.groups
-            with timers("reprompt"):
-                reprompts = _reprompts(groups, shop.tokenizer, cfg, number)
-            with timers("update"):
-                marked = _epistemic(groups, shop.tokenizer, cfg.lexicon)
-                updates = _updates(groups, reprompts, marked, shop, steps, train_state, cfg)
-                full = rollout_log.choose(groups, cfg.log, seed=cfg.seed, step=number)
-                few = _alternatives(full, updates[0][0], shop, steps, train_state, cfg.log)
-                train_state, metrics, reported = _learn(updates, steps, train_state)
-            weights = shop.sampler.weights(train_state.model_params())
-            kept = rollout_log.StepRecord(
-                groups=groups,
-                reprompts=reprompts,
-                epistemic=marked,
-                full=full,
-                updates=[packed for packed, _ in updates],
-                reported=reported,
-                alternatives=few,
-            )
-            del updates
-            rollouts.write(number + 1, rollout_log.lines(kept, shop.tokenizer, cfg.log))
-            seconds = timers.take()
-            metrics |= rollout_metrics(filled, cfg, sum(seconds.values())) | seconds
-            if reprompts is not None:
-                metrics |= reprompt.metrics(groups, reprompts, cfg.reprompt)
-            last = number + 1 == cfg.steps
-            warnings = learning_signal.warnings(groups, reprompts, cfg)
-            if last or (cfg.eval.every and (number + 1) % cfg.eval.every == 0):
-                metrics |= course.measure(number + 1, weights)
-                seen = alarm.check(history, cfg.alarm)
+
+    def keep_records() -> None:
+        """Makes sure that a run that goes on from here finds what was written."""
+        rollouts.flush()
+        if primary:
+            folder.push()
+
+    def finish_step(weights: Any, warnings: dict[str, str]) -> bool:
+        """Evaluates and saves, where it is time, writes what is known of the step, and returns
+        whether it is the last."""
+        metrics, last = dict(now.unscored or {}), now.step == cfg.steps
+        if now.step == 0 or last or _is_due(now.step, cfg.eval.every):
+            metrics |= course.measure(now.step, weights)
+            if now.step:
+                seen = alarm.check(now.history, cfg.alarm)
                 metrics, warnings = metrics | seen.metrics, warnings | seen.warnings
                 last = last or bool(cfg.alarm.stop and seen.warnings)
-            writer.write(number + 1, metrics)
-            writer.warn(number + 1, warnings)
-            if cfg.checkpoint.every and (last or (number + 1) % cfg.checkpoint.every == 0):
-                host = {"data": order.get_state(), "history": history}
-                host |= adapters.base_of(train_state, cfg.model)
-                rollouts.flush()  # A run that goes on from here finds them.
-                if primary:
-                    folder.push()
-                checkpoints.save(number + 1, train_state, host)
-            if last:
-                if number + 1 < cfg.steps:
-                    writer.say(f"stopped by alarm.stop after step {number + 1} of {cfg.steps}")
-                break
-    checkpoints.close()
-    if cfg.checkpoint.export:
-        setup.export(shop, train_state.model_params(), out)
-        adapters.export(train_state.model_params(), shop, cfg.model, out / "model_adapter")
-    course.close()
+        writer.write(now.step, metrics)
+        writer.warn(now.step, warnings)
+        now.unscored = None
+        if now.step and cfg.checkpoint.every and (last or _is_due(now.step, cfg.checkpoint.every)):
+            keep_records()
+            progress.save(saved, now, shop, cfg.model, metrics.get(cfg.checkpoint.best_metric))
+        return last
+
+    try:
+        with writer, rollouts, profile.rounds(cfg.profile) as before:
+            # Made once for each state of the parameters: evaluation and rollout read the same.
+            weights = shop.sampler.weights(now.state.model_params())
+            last = now.unscored is not None and finish_step(weights, {})
+            for number in range(begun, begun if last else cfg.steps):
+                stop.check()
+                before(number - begun)
+                timers = Timers()
+                with timers("rollout"):
+                    filled = _rollout(order, weights, shop, task, cfg, root, number)
+                del weights  # makes room for the update
+                groups = filled.groups
+                with timers("reprompt"):
+                    reprompts = _reprompts(groups, shop.tokenizer, cfg, number)
+                with timers("update"):
+                    marked = _epistemic(groups, shop.tokenizer, cfg.lexicon)
+                    updates = _updates(groups, reprompts, marked, shop, steps, now.state, cfg)
+                    full = rollout_log.choose(groups, cfg.log, seed=cfg.seed, step=number)
+                    few = _alternatives(full, updates[0][0], shop, steps, now.state, cfg.log)
+                    now.state, metrics, reported, skipped = _learn(updates, steps, now.state)
+                kept = rollout_log.StepRecord(
+                    groups=groups,
+                    reprompts=reprompts,
+                    epistemic=marked,
+                    full=full,
+                    updates=[packed for packed, _ in updates],
+                    reported=reported,
+                    alternatives=few,
+                )
+                rollouts.write(number + 1, rollout_log.lines(kept, shop.tokenizer, cfg.log))
+                seconds = timers.take()
+                metrics |= rollout_metrics(filled, cfg, sum(seconds.values())) | seconds
+                if reprompts is not None:
+                    metrics |= reprompt.metrics(groups, reprompts, cfg.reprompt)
+                now.skips = now.skips.after(skipped)
+                metrics["optim/skipped_total"] = float(now.skips.total)
+                if 0 < cfg.optim.most_skipped <= now.skips.in_row:
+                    writer.write(number + 1, metrics)
+                    safe = progress.what_is_safe(saved)
+                    replay.give_up(number + 1, now, updates[-1], cfg.model, folder, safe)
+                del updates
+                now.state = steps.after(now.state)
+                now.step, now.data, now.unscored = number + 1, order.get_state(), metrics
+                weights = shop.sampler.weights(now.state.model_params())
+                if finish_step(weights, learning_signal.warnings(groups, reprompts, cfg)):
+                    break
+            if now.step < cfg.steps:
+                writer.say(f"stopped by alarm.stop after step {now.step} of {cfg.steps}")
+            stop.check()
+        saved.close()
+        if cfg.checkpoint.export:
+            setup.export(shop, now.state.model_params(), out)
+            params = now.state.model_params()
+            adapters.export(params, shop, cfg.model, out / "model_adapter")
+        course.close()
+    except Stopped:
+        if now.step and cfg.checkpoint.every:
+            keep_records()
+            progress.save(saved, now, shop, cfg.model)
+        saved.close()
+        raise Stopped(progress.how_to_go_on(now, cfg)) from None
 
 
-def _start(
-    shop: setup.Workshop, steps: Steps, order: Batches, checkpoints: Checkpoints
-) -> tuple[TrainState, int, list[dict]]:
-    """Returns the state, the steps done and the evaluations so far: new, or those saved."""
-    newest = checkpoints.newest()
-    if newest is None:
-        return steps.init(shop.load()), 0, []
-    like = jax.eval_shape(steps.init, shop.abstract)
-    train_state, host = checkpoints.restore(newest, abstract(like, steps.shardings))
-    order.set_state(host["data"])
-    return adapters.with_base(train_state, shop, host), newest, host["history"]
+def _is_due(number: int, every: int) -> bool:
+    return every > 0 and number % every == 0
 
 
 def _rollout(
@@ -330,16 +371,18 @@ def _alternatives(
 
 def _learn(
     updates: Sequence[tuple[Batch, Batch]], steps: Steps, train_state: TrainState
-) -> tuple[TrainState, dict[str, float], list[TokenRecord]]:
-    """Returns the state after a step, its metrics, and what each update reports of its tokens."""
+) -> tuple[TrainState, dict[str, float], list[TokenRecord], list[bool]]:
+    """Returns the state after a step's updates, the step's metrics, what each update reports of its
+    tokens, and whether it was skipped.
+    """
     reported = []
     for _, placed in updates:
         train_state, metrics, record = steps.train(train_state, placed)
         reported.append((metrics, record))
-    train_state = steps.after(train_state)
     host = jax.device_get(reported)
     of_step = learner_metrics.of_step([metrics for metrics, _ in host])
-    return train_state, of_step, [record for _, record in host]
+    skipped = [bool(metrics["optim/skipped"]) for metrics, _ in host]
+    return train_state, of_step, [record for _, record in host], skipped
 
 
 def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[str, float]:
@@ -362,6 +405,7 @@ def rollout_metrics(filled: Filled, cfg: config.Train, seconds: float) -> dict[s
         "rollout/signal_groups": float(np.mean(signal)),
         "rollout/sampling_rounds": float(filled.rounds),
         "rollout/length": float(np.mean(sizes)),
+        "rollout/empty": float(np.mean([not c.text.strip() for c in completions])),
         "rollout/truncated": float(np.mean([c.finish == "length" for c in completions])),
         "rollout/tokens_per_s": sum(sizes) / seconds,
     } | {f"rollout/{name}": rate for name, rate in words.metrics().items()}

@@ -1,51 +1,191 @@
-"""Everything a run needs to go on exactly, saved without stopping it."""
+"""Everything a run needs to go on exactly, saved without stopping it.
+
+A checkpoint is a folder named by its step: `state` and `host` as Orbax writes them, and
+checksums.json with the size and SHA-256 of every file. It gets its name when all of that is
+written. It is whole if the files are those of checksums.json.
+"""
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import json
+import logging
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from flax import nnx
 
 from sdjax import config
-from sdjax.errors import UserError
+from sdjax.errors import UserError, WriteError, writing
 from sdjax.learner.state import TrainState
+from sdjax.parallel import hosts
+
+log = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+# Orbax's own: when the save began and ended. It changes after the checksums are made.
+TIMES = "_CHECKPOINT_METADATA"
+# Written last of all, where a folder cannot get its name by renaming (object stores).
+COMMITTED = "commit_success.txt"
+BLOCK = 1 << 24
 
 
 class Checkpoints:
     """The checkpoints of one run: `state` (arrays) and `host` (JSON: data position, history)."""
 
     def __init__(self, folder: Any, cfg: config.Checkpoint) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=cfg.keep, create=True)
         # Orbax wants absolute paths; one in a bucket is.
         at = folder.absolute() if isinstance(folder, Path) else folder
-        self._manager = ocp.CheckpointManager(at, options=options)
-        self._folder = folder
-
-    def newest(self) -> int | None:
-        """Returns the step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        self._folder = epath.Path(at)
+        self._cfg = cfg
+        self._saver = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+        )
+        self._saving: tuple[int, float | None] | None = None
 
     def steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+        """Returns the steps of all checkpoints, oldest first; one of them may be damaged."""
+        if not self._folder.exists():
+            return []
+        return sorted(
+            int(folder.name)
+            for folder in self._folder.iterdir()
+            if re.fullmatch(r"\d+", folder.name)
+            # With neither, its save never came to an end.
+            and ((folder / CHECKSUMS).exists() or (folder / COMMITTED).exists())
+        )
 
-    def save(self, step: int, state: TrainState, host: dict[str, Any]) -> None:
+    def newest(self) -> int | None:
+        """Returns the step of the newest whole checkpoint, or None where there is no checkpoint.
+
+        A warning names what is wrong with newer ones. Raises UserError where none is whole. Every
+        process must call it; the first one reads the files.
+        """
+        found, wrong = None, []
+        for step in reversed(self.steps() if jax.process_index() == 0 else []):
+            if (why := damage(self._folder / str(step))) is None:
+                found = step
+                break
+            wrong.append(f"checkpoint {self._folder / str(step)} is damaged: {why}")
+        found, wrong = hosts.of_first((found, wrong))
+        if found is None and wrong:
+            raise UserError(
+                f"{wrong[0]}; there is none before it that is whole: choose another out"
+            )
+        for line in wrong if jax.process_index() == 0 else []:
+            log.warning("%s; going on from the one before", line)
+        return found
+
+    def check(self, step: int) -> None:
+        """Raises UserError where this checkpoint is damaged."""
+        if (why := damage(self._folder / str(step))) is not None:
+            raise UserError(
+                f"checkpoint {self._folder / str(step)} is damaged: {why}; choose another step"
+            )
+
+    def begin(self, *, resume: bool) -> int | None:
+        """Returns the step that a run goes on from, the newest whole one; None: the start.
+
+        Checkpoints after it are renamed to STEP.damaged, and half-written ones removed. Raises
+        UserError where there are checkpoints and the run is not to go on from them.
+        """
+        if hosts.of_first(self.steps()) and not resume:
+            raise UserError(
+                f"{self._folder}: holds checkpoints; pass --resume or choose another --out"
+            )
+        newest = self.newest()
+        self._set_aside(newest)
+        hosts.wait_for_first()
+        return newest
+
+    def _set_aside(self, after: int | None) -> None:
+        if jax.process_index() != 0 or not self._folder.exists():
+            return
+        with writing(self._folder):
+            for folder in self._folder.iterdir():
+                if ".orbax-checkpoint-tmp" in folder.name:
+                    folder.rmtree()
+            for step in self.steps():
+                if after is None or step > after:
+                    aside = self._folder / f"{step}.damaged"
+                    if aside.exists():
+                        aside.rmtree()
+                    (self._folder / str(step)).rename(aside)
+
+    def save(
+        self, step: int, state: TrainState, host: dict[str, Any], score: float | None = None
+    ) -> None:
         """Starts saving; the state's arrays are copied before this returns.
 
-        Frozen parameters are not kept: they are those that the run loaded.
+        Frozen parameters are not kept: they are those that the run loaded. `score` is what
+        cfg.keep_best compares. A step that is saved already is not saved again.
+        Raises WriteError where this save or the one before it fails.
         """
+        self.wait()
+        path = self._folder / str(step)
+        if hosts.of_first(step in self.steps()):
+            return
         state = replace(state, frozen=None)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),  # type: ignore[call-arg]
-                host=ocp.args.JsonSave(host),  # type: ignore[call-arg]
-            ),
-        )
+        with _writing(path):
+            self._prune()
+            self._saving = step, score
+            self._saver.save(
+                path,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),  # type: ignore[call-arg]
+                    host=ocp.args.JsonSave(host),  # type: ignore[call-arg]
+                ),
+                force=True,  # in place of a save that never came to an end
+            )
+
+    def _seal(self) -> None:
+        """Writes the checksums into the folder that is about to get its name."""
+        assert self._saving is not None
+        step, score = self._saving
+        folder = self._saver.get_temporary_path(self._folder / str(step)).get()
+        with ThreadPoolExecutor(8) as pool:
+            names = [str(p.relative_to(folder)) for p in _files(folder)]
+            files = dict(zip(names, pool.map(lambda n: _summed(folder / n), names), strict=True))
+        files.pop(TIMES, None)
+        text = json.dumps({"score": score, "files": files}, indent=1)
+        (folder / CHECKSUMS).write_text(text)
+
+    def _prune(self) -> None:
+        """Removes the checkpoints that the config does not ask to keep."""
+        if jax.process_index() != 0:
+            return
+        steps = self.steps()
+        kept = set(steps[-self._cfg.keep :])
+        if self._cfg.keep_best:
+            scores = {step: self._score(step) for step in steps}
+            sign = -1 if self._cfg.best_is == "lowest" else 1
+            scored = [step for step in steps if scores[step] is not None]
+            # Of equal ones the newest.
+            ranked = sorted(scored, key=lambda step: (sign * scores[step], step))  # type: ignore[operator]
+            kept |= set(ranked[-self._cfg.keep_best :])
+        for step in set(steps) - kept:
+            folder = self._folder / str(step)
+            # First, so that what is half removed is not taken for whole.
+            (folder / CHECKSUMS).unlink(missing_ok=True)
+            folder.rmtree()
+
+    def _score(self, step: int) -> float | None:
+        try:
+            return json.loads((self._folder / str(step) / CHECKSUMS).read_text())["score"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state, placed as `like` (abstract, with shardings), and the JSON part.
@@ -53,9 +193,10 @@ class Checkpoints:
         The state is without frozen parameters.
         """
         like = replace(like, frozen=None)
+        path = self._folder / str(step)
         try:
-            restored = self._manager.restore(
-                step,
+            restored = self._saver.restore(
+                path,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardRestore(like),  # type: ignore[call-arg]
                     host=ocp.args.JsonRestore(),
@@ -64,7 +205,7 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError) as e:
             first = str(e).strip().splitlines()[0][:300]
             raise UserError(
-                f"checkpoint {self._folder / str(step)} does not fit this config: {first}; "
+                f"checkpoint {path} does not fit this config: {first}; "
                 "resume with the model, teacher and optimizer it was made with"
             ) from e
         return restored["state"], restored["host"]
@@ -72,7 +213,7 @@ class Checkpoints:
     def host(self, step: int) -> dict[str, Any]:
         """Returns the JSON part of a checkpoint."""
         only = ocp.args.Composite(host=ocp.args.JsonRestore())  # type: ignore[call-arg]
-        return self._manager.restore(step, args=only)["host"]
+        return self._saver.restore(self._folder / str(step), args=only)["host"]
 
     def params(self, step: int, like: nnx.State) -> nnx.State:
         """Returns only the trained parameters, placed as `like` (abstract, with shardings)."""
@@ -81,13 +222,86 @@ class Checkpoints:
             restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
             partial_restore=True,
         )
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=restore))
-        return restored["state"]["params"]
+        path = self._folder / str(step)
+        return self._saver.restore(path, args=ocp.args.Composite(state=restore))["state"]["params"]
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk; raises WriteError where it failed."""
+        with _writing(self._folder / str(self._saving[0] if self._saving else "")):
+            self._saver.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until the last save is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until the last save is on disk, and removes those that are not to be kept."""
+        self.wait()
+        with _writing(self._folder):
+            self._prune()
+            self._saver.close()
+
+
+@contextmanager
+def _writing(path: epath.Path) -> Iterator[None]:
+    """Turns what a failing save raises into a WriteError that names the path."""
+    try:
+        with writing(path):
+            yield
+    except WriteError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        # TensorStore's errors have no class of their own. Their text has the system's number.
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found is None:
+            raise
+        why = os.strerror(int(found[1]))
+        # Coroutines of the save that nobody will finish: at the very end they could not say why.
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
+        raise WriteError(f"{path}: cannot be written ({why})") from error
+
+
+def damage(folder: epath.Path) -> str | None:
+    """Returns what is wrong with a checkpoint's files; None where it is whole."""
+    try:
+        wanted = json.loads((folder / CHECKSUMS).read_text())["files"]
+        if not all(re.fullmatch(r"[0-9a-f]{64}", d) for _, d in wanted.values()) or not wanted:
+            raise ValueError
+    except FileNotFoundError:
+        return f"it has no {CHECKSUMS}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{CHECKSUMS} is not readable"
+
+    def wrong(name: str) -> str | None:
+        size, digest = wanted[name]
+        try:
+            is_size, is_digest = _summed(folder / name)
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+        if is_size != size:
+            return f"{name} has {is_size} bytes in place of {size}"
+        return None if is_digest == digest else f"{name} is not what was written"
+
+    with ThreadPoolExecutor(8) as pool:
+        return next((found for found in pool.map(wrong, wanted) if found), None)
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    """Yields the files of a folder and of those below it."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _summed(path: epath.Path) -> tuple[int, str]:
+    """Returns a file's size in bytes and the SHA-256 of its content, in hexadecimal."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size += len(block)
+            digest.update(block)
+    return size, digest.hexdigest()
 
 
 def abstract(state: TrainState, shardings: TrainState) -> TrainState:

@@ -38,7 +38,8 @@ AnyBatch = TypeVar("AnyBatch")
 def make_train_step(
     graphdef: nnx.GraphDef, cfg: config.Train, mesh: Mesh, state_shardings: TrainState
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenRecord]]:
-    """Returns the jitted update. It donates the state and skips itself on non-finite gradients.
+    """Returns the jitted update. It donates the state, and leaves it as it is where the loss or the
+    gradient is not finite.
 
     An update without a completion to learn from is one with gradient 0, as in the reference:
     Adam's momentum and the weight decay still move the parameters.
@@ -60,12 +61,15 @@ def make_train_step(
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
         grads, (sums, record) = over_microbatches(one, grads, batch.rows, batch.microbatches)
         lr = optim.learning_rate(state.step, cfg.optim)
-        params, opt_state, norm = optim.apply(state.params, state.opt_state, grads, lr, cfg.optim)
+        metrics = of_update(sums)
+        loss = metrics["loss/total"]
+        params, opt_state, norm = optim.apply(
+            state.params, state.opt_state, grads, lr, cfg.optim, loss
+        )
         state = replace(state, params=params, opt_state=opt_state)
-        skipped = 1.0 - jnp.isfinite(norm).astype(jnp.float32)
-        metrics = of_update(sums) | {
+        metrics |= {
             "optim/grad_norm": norm,
-            "optim/skipped": skipped,
+            "optim/skipped": 1.0 - (jnp.isfinite(norm) & jnp.isfinite(loss)).astype(jnp.float32),
             "optim/lr": lr,
             "update/padding": batch.padding,
         }

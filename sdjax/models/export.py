@@ -64,8 +64,13 @@ def export(
     shapes = {t.name: t.stored_shape for t in wanted}
     shards.write(partial, shapes, dtype, arrays, max_shard_bytes)
     _write_config(partial, cfg, source, dtype)
-    shutil.rmtree(out, ignore_errors=True)
+    # Whatever ends this here, what is called `out` is a whole export or not there.
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
     partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Iterator[np.ndarray]:

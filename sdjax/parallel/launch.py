@@ -22,7 +22,7 @@ from typing import Any
 import jax
 
 from sdjax import config, redact
-from sdjax.errors import UserError
+from sdjax.errors import Stopped, UserError
 
 JOIN_S = 300
 """Longest wait for all processes to join; hosts of a slice do not start together."""
@@ -116,8 +116,16 @@ def together(given: Launch, settings: Mapping[str, Any]) -> Iterator[None]:
     watch = _Watch()
     try:
         _compare_settings(settings)
-        yield
+        stopped = None
+        try:
+            yield
+        except Stopped as error:  # all of them, together
+            stopped = error
         _client().wait_at_barrier("sdjax/end", 7 * 24 * 3600 * 1000)
+        if stopped is not None:
+            raise stopped
+    except Stopped:
+        raise
     except BaseException as error:
         watch.failed(error)
         raise

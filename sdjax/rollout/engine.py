@@ -7,7 +7,7 @@ number of slots follows the number of live ones. What is drawn depends on none o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -86,7 +86,9 @@ class Run:
         mesh: Mesh,
         slots: int,
         schedule: Schedule,
+        between: Callable[[], None],
     ) -> None:
+        """`between` is called before every loop; what it raises ends the run."""
         shards = batch_shards(mesh)
         assert slots % shards == 0, (slots, shards)
         self.counts = Counts()
@@ -95,6 +97,7 @@ class Run:
         # They may have been made for another mesh over the same devices.
         rep = rules.replicated(mesh)
         self._key, self._how = hosts.place((request.key, request.how), rep)
+        self._between = between
         self._most_slots = slots
         self._live: list[_Live | None] = [None] * slots
         self._started = 0
@@ -120,6 +123,7 @@ class Run:
             self._slots = self._programs.empty(rows=len(self._live), capacity=self._capacity)
             self._refill()
         while any(self._live):
+            self._between()
             with jax.set_mesh(self._mesh):
                 self._resize()
                 drawn = self._decode()

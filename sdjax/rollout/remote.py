@@ -71,6 +71,8 @@ class RemoteSampler:
     vocab_size: int
     write: Callable[[nnx.State], str] | None
     """Writes params for the server and returns the folder; None: it keeps the weights it has."""
+    between: Callable[[], None] = lambda: None
+    """Called as prompts are done; what it raises ends the sampling."""
 
     def weights(self, params: nnx.State) -> None:
         """Gives the params to the server."""
@@ -126,6 +128,7 @@ class RemoteSampler:
             }
             try:
                 for future in as_completed(asked):
+                    self.between()
                     first = asked[future] * group_size
                     yield from enumerate(future.result(), first)
             finally:
@@ -201,6 +204,7 @@ def make(
     stop_ids: tuple[int, ...],
     vocab_size: int,
     write: Callable[[nnx.State], str],
+    between: Callable[[], None] = lambda: None,
 ) -> RemoteSampler:
     """Returns the sampler that asks the server of a config section; asks it nothing yet.
 
@@ -219,6 +223,7 @@ def make(
         stop_ids=stop_ids,
         vocab_size=vocab_size,
         write=write if cfg.reload == "folder" else None,
+        between=between,
     )
 
 

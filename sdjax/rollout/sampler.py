@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -40,6 +39,11 @@ class Sampler:
     fit: Callable[[int], int]
     """Returns how many slots of a cache capacity the devices hold; always the same number, so
     that a later step runs the programs of the first."""
+    fitted: dict[int, int]
+    """The numbers that `fit` has returned. They depend on the memory that was free: a run that is
+    to repeat another's tokens is given that one's."""
+    between: Callable[[], None]
+    """Called before every loop of the devices; what it raises ends the sampling."""
 
     def sample(
         self,
@@ -91,6 +95,7 @@ class Sampler:
             mesh=self.mesh,
             slots=min(most, -(-completions // shards) * shards),
             schedule=self.schedule,
+            between=self.between,
         )
 
 
@@ -103,6 +108,7 @@ def make(
     pad_id: int,
     schedule: Schedule | None = None,
     tensor: int = 0,
+    between: Callable[[], None] = lambda: None,
 ) -> Sampler:
     """Returns the sampler of a model whose params are on a mesh.
 
@@ -115,9 +121,13 @@ def make(
     def weights(params: nnx.State) -> DecodeWeights:
         return transformer.decode_weights(nnx.merge(graphdef, params))
 
-    @functools.cache
+    fitted: dict[int, int] = {}
+
     def fit(capacity: int) -> int:
-        return sizes.slots_that_fit(cfg, mesh, capacity, schedule, sizes.free_bytes(mesh))
+        if capacity not in fitted:
+            free = sizes.free_bytes(mesh)
+            fitted[capacity] = sizes.slots_that_fit(cfg, mesh, capacity, schedule, free)
+        return fitted[capacity]
 
     return Sampler(
         mesh=mesh,
@@ -128,4 +138,6 @@ def make(
         weight_shardings=shardings,
         programs=slots.programs(cfg, mesh, stop_ids=stop_ids, pad_id=pad_id),
         fit=fit,
+        fitted=fitted,
+        between=between,
     )

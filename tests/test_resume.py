@@ -1,0 +1,117 @@
+"""A run that goes on is the run that was not interrupted, to the byte; and it stops when told."""
+
+import functools
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import other_process
+import pytest
+import runs
+import tiny
+
+from sdjax.jobs import train
+from sdjax.rollout import sampler
+
+KINDS = {
+    "live": {"teacher": {"kind": "live"}},
+    "initial": {"teacher": {"kind": "initial"}},
+    "ema": {"teacher": {"kind": "ema", "ema_rate": 0.3}},
+    "trust_region": {"teacher": {"kind": "trust_region", "mix": 0.2}},
+    "grpo": {"loss": {"distillation": 0.0}, "optim": {"minibatches": 2}},
+}
+
+
+class Killed(BaseException):
+    """What ends a run in this process as a kill would."""
+
+
+def compile_once(patch):
+    """Makes runs of one config share their compiled functions."""
+    make, made = train._steps, {}
+
+    def steps(cfg, shop):
+        key = repr((cfg.optim, cfg.loss, cfg.policy, cfg.teacher, cfg.rollout, cfg.mesh))
+        if key not in made:
+            made[key] = make(cfg, shop)
+        return made[key]
+
+    patch.setattr(train, "_steps", steps)
+    patch.setattr(sampler.slots, "programs", functools.cache(sampler.slots.programs))
+
+
+def kill_in(patch, name, call, after):
+    """Makes the train job's function `name` end the run once it has returned so many times.
+
+    `after` is a checkpoint that it waits for: a thread that a kill had ended is not to go on.
+    """
+    function, calls = getattr(train, name), []
+
+    def called(*args):
+        returned = function(*args)
+        calls.append(name)
+        if len(calls) == call:
+            while not after.exists():
+                time.sleep(0.01)
+            raise Killed
+        return returned
+
+    patch.setattr(train, name, called)
+
+
+def interrupted_equals_whole(model, folder, kind, **changes):
+    """Runs a config whole, and in two parts with a kill in the fifth of its six steps."""
+    changes |= KINDS[kind]
+    whole, parts = folder / "whole", folder / "parts"
+    train.run(runs.job(model, whole, **changes))
+    with pytest.MonkeyPatch.context() as patch:
+        kill_in(patch, "_learn", 5, after=parts / "checkpoints" / "3")
+        with pytest.raises(Killed):
+            train.run(runs.job(model, parts, **changes))
+    assert [row["step"] for row in runs.lines(parts / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    train.run(runs.job(model, parts, resume=True, **changes))
+    runs.assert_equal(whole, parts)
+    return whole
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with pytest.MonkeyPatch.context() as patch:
+        compile_once(patch)
+        yield
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_three_steps_a_kill_and_three_steps_equal_six_to_the_byte(model, tmp_path, kind):
+    whole = interrupted_equals_whole(model, tmp_path, kind)
+    metrics = runs.lines(whole / "metrics.jsonl")
+    assert [m["step"] for m in metrics if "eval/avg@2" in m] == [0, 2, 4, 6]
+    # Something was learned, so that there is something to lose.
+    assert all(m["optim/grad_norm"] > 0 for m in metrics[1:])
+    history = json.loads((whole / "evaluations.json").read_text())
+    assert [row["step"] for row in history] == [0, 2, 4, 6]
+
+
+def on_eight_devices(model):
+    """Does the same on a mesh of data x fsdp x tensor, for every kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        compile_once(patch)
+        for kind in KINDS:
+            mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+            with tempfile.TemporaryDirectory() as folder:
+                interrupted_equals_whole(Path(model), Path(folder), kind, mesh=mesh)
+            print("equal:", kind)
+
+
+def test_on_eight_devices_too(model):
+    code = f"import test_resume; test_resume.on_eight_devices({str(model)!r})"
+    printed = other_process.on_eight_devices(code)
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("equal:")] == [
+        *KINDS
+    ]
