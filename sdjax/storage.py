@@ -96,7 +96,7 @@ class Folder:
         """Returns whether its place has one of these files, with something in it."""
         with _reported(self.place) if self.remote else nullcontext():
             files = [self.place / name for name in names]
-            return any(f.exists() and bool(f.read_bytes()[:1]) for f in files)
+            return any(f.exists() and _size(f) > 0 for f in files)
 
     def close(self) -> None:
         """Removes the local copy of a folder elsewhere."""
@@ -115,6 +115,11 @@ def copy_tree(source: Path, target: Any) -> None:
     """Copies a local folder's files to another place; raises UserError."""
     for file in _files(source):
         _copy(file, target / file.relative_to(source))
+
+
+def _size(file: Any) -> int:
+    stat = file.stat()
+    return stat.st_size if isinstance(file, Path) else stat.length
 
 
 def _files(folder: Path) -> Iterator[Path]:
