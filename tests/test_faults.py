@@ -1,0 +1,94 @@
+"""SIGKILL at any moment costs nothing but time."""
+
+import random
+
+import faults
+import pytest
+import runs
+import tiny
+
+CONFIG = """
+from pathlib import Path
+import runs
+config = runs.job(Path({model!r}), Path("unset"), checkpoint={{"every": 2, "export": True}},
+                  teacher={{"kind": "ema", "ema_rate": 0.3}}, eval={{"every": 2}})
+"""
+# How often a run enters each phase, and about how many seconds it stays there.
+TIMES = {"rollout": 6, "update": 6, "evaluation": 4, "save": 3, "commit": 3, "export": 1}
+LASTS = {
+    "rollout": 0.05,
+    "update": 0.03,
+    "evaluation": 0.05,
+    "save": 0.3,
+    "commit": 0.03,
+    "export": 0.05,
+}
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = faults.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def whole(server, tmp_path_factory):
+    """Returns a config file, and the directory of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("faults")
+    model = tiny.model_folder(folder / "model", num_hidden_layers=1)
+    (folder / "config.py").write_text(CONFIG.format(model=str(model)))
+    code = run(server, folder / "config.py", folder / "whole")
+    assert code == 0, (folder / "whole.log").read_text()[-3000:]
+    return folder / "config.py", folder / "whole"
+
+
+def run(server, file, out, *args, **kill):
+    log = out.with_suffix(".log")
+    return server.run("--config", str(file), "--out", str(out), *args, log=log, **kill)
+
+
+def killed(server, file, out, seed):
+    """Kills a run, in half of the cases also the one that goes on; returns where it was."""
+    rng = random.Random(seed)
+    phases = [*faults.PHASES]
+    moments = []
+    for number in range(1 + seed % 2):
+        phase = phases[seed % len(phases)] if number == 0 else rng.choice(phases)
+        moment = {
+            "phase": phase,
+            "occurrence": rng.randint(1, TIMES[phase]) if number == 0 else 1,
+            "delay": rng.uniform(0, LASTS[phase]),
+        }
+        code = run(server, file, out, *(["--resume"] if number else []), **moment)
+        # A run that goes on may not have come to the phase again.
+        assert code == -9 or (number == 1 and code == 0), out.with_suffix(".log").read_text()
+        moments.append(moment | {"code": code})
+    return moments
+
+
+def survives(server, whole, tmp_path, seed):
+    """Kills, goes on and compares with the run that nothing disturbed."""
+    file, undisturbed = whole
+    out = tmp_path / f"run{seed}"
+    moments = killed(server, file, out, seed)
+    code = run(server, file, out, "--resume")
+    assert code == 0, (moments, out.with_suffix(".log").read_text()[-3000:])
+    runs.assert_equal(undisturbed, out)
+    return moments
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_killed_at_a_random_moment_ends_as_if_it_had_not_been(server, whole, tmp_path, seed):
+    survives(server, whole, tmp_path, seed)
+
+
+@pytest.mark.slow
+def test_thirty_runs_killed_at_random_moments_all_end_as_if_they_had_not_been(
+    server, whole, tmp_path
+):
+    moments = [survives(server, whole, tmp_path, seed) for seed in range(100, 130)]
+    kills = [m for of_run in moments for m in of_run if m["code"] == -9]
+    by_phase = {phase: sum(m["phase"] == phase for m in kills) for phase in faults.PHASES}
+    print(f"{len(moments)} of 30 equal after {len(kills)} kills: {by_phase}")
+    assert all(by_phase.values())
