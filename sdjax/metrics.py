@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +210,7 @@ class Writer:
     ) -> None:
         """`steps` is the last step of the run; `after` the step resumed from, None at the start."""
         self._lines = Lines(out / "metrics.jsonl", after=after) if primary else None
-        self._board = _tensorboard(out, after) if primary and log.tensorboard else None
+        self._board = _Board(out / "tensorboard", after) if primary and log.tensorboard else None
         bar = log.progress and sys.stdout.isatty()
         self._terminal = (_Bar(steps, after) if bar else _Plain(steps)) if primary else None
         self._warned: set[str] = set()
@@ -231,9 +231,7 @@ class Writer:
         if self._lines:
             self._lines.write([{"step": step, **numbers}])
         if self._board:
-            for name, number in numbers.items():
-                self._board.add_scalar(name, number, step)
-            self._board.flush()
+            self._board.write(step, numbers)
         if self._terminal:
             self._terminal.step(step, _shown(numbers))
             scores = [
@@ -258,16 +256,47 @@ class Writer:
 
     def close(self) -> None:
         """Closes the files and takes the bar away; a second call does nothing."""
-        for part in (self._terminal, self._board, self._lines):
-            if part:
-                part.close()
+        with ExitStack() as parts:
+            for part in (self._lines, self._board, self._terminal):
+                if part:
+                    parts.callback(part.close)
         self._terminal = self._board = self._lines = None
 
 
-def _tensorboard(out: Path, after: int | None) -> Any:
-    from tensorboardX import SummaryWriter
+class _Board:
+    """A TensorBoard file. tensorboardX's own writer is a thread: what fails in it nobody hears."""
 
-    return SummaryWriter(str(out / "tensorboard"), purge_step=after + 1 if after else None)
+    def __init__(self, folder: Path, after: int | None) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        self._folder = folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"))
+        if after:
+            # TensorBoard then forgets what earlier files have from this step on.
+            self._add(after + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Adds a step's numbers."""
+        from tensorboardX.summary import scalar
+
+        for name, number in numbers.items():
+            self._add(step, summary=scalar(name, number))
+        with writing(self._folder):
+            self._events.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        with writing(self._folder):
+            self._events.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with writing(self._folder):
+            self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 class _Plain:

@@ -1,6 +1,7 @@
 """SIGKILL at any moment costs nothing but time."""
 
 import random
+import shutil
 
 import faults
 import pytest
@@ -75,6 +76,7 @@ def survives(server, whole, tmp_path, seed):
     code = run(server, file, out, "--resume")
     assert code == 0, (moments, out.with_suffix(".log").read_text()[-3000:])
     runs.assert_equal(undisturbed, out)
+    shutil.rmtree(out)
     return moments
 
 
@@ -84,10 +86,14 @@ def test_a_run_killed_at_a_random_moment_ends_as_if_it_had_not_been(server, whol
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_thirty_runs_killed_at_random_moments_all_end_as_if_they_had_not_been(
     server, whole, tmp_path
 ):
-    moments = [survives(server, whole, tmp_path, seed) for seed in range(100, 130)]
+    moments = []
+    for seed in range(100, 130):
+        moments.append(survives(server, whole, tmp_path, seed))
+        print(seed, moments[-1], flush=True)
     kills = [m for of_run in moments for m in of_run if m["code"] == -9]
     by_phase = {phase: sum(m["phase"] == phase for m in kills) for phase in faults.PHASES}
     print(f"{len(moments)} of 30 equal after {len(kills)} kills: {by_phase}")
