@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 
 from sdjax import config
+from sdjax.jobs import setup, train
 from sdjax.records import Example, Grade
+from sdjax.rollout import sampler
 from sdjax.tasks import Task
 
 
@@ -64,10 +70,34 @@ def job(model: Path, out: Path, **changes: Any) -> config.Train:
         optim=config.Optim(microbatch=4, lr=1e-3, warmup_steps=0),
         eval=config.Eval(every=2, k=2, examples=4, batch=4, max_completion_tokens=6),
         checkpoint=config.Checkpoint(every=3, export=False),
-        log=config.Log(progress=False, tensorboard=False),
+        log=config.Log(progress=False, tensorboard=False, alternatives=0),
     )
     sections = {n: replace(getattr(made, n), **v) for n, v in changes.items() if type(v) is dict}
     return replace(made, **changes | sections)
+
+
+_STEPS: dict[str, train.Steps] = {}
+_programs = functools.cache(sampler.slots.programs)
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Makes runs of this process share their compiled functions where their configs allow it."""
+    make, kept = train._steps, jax.config.jax_persistent_cache_min_compile_time_secs
+
+    def steps(cfg: config.Train, shop: setup.Workshop) -> train.Steps:
+        parts = (cfg.loss, cfg.policy, cfg.teacher, cfg.rollout, cfg.log, cfg.mesh, cfg.lora)
+        key = repr((replace(cfg.optim, most_skipped=0), *parts, shop.cfg))
+        if key not in _STEPS:
+            _STEPS[key] = make(cfg, shop)
+        return _STEPS[key]
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "_steps", steps)
+        patch.setattr(sampler.slots, "programs", _programs)
+        yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", kept)
 
 
 def lines(path: Path) -> list[dict]:

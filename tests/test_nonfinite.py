@@ -56,6 +56,12 @@ def job(model, out, **changes):
     return runs.job(model, out, **few | changes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)

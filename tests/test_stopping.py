@@ -8,7 +8,6 @@ import time
 
 import pytest
 import runs
-import test_resume
 import tiny
 
 from sdjax.errors import RESUME
@@ -29,8 +28,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    with pytest.MonkeyPatch.context() as patch:
-        test_resume.compile_once(patch)
+    with runs.compiled_once():
         yield
 
 

@@ -194,23 +194,6 @@ def test_a_checkpoint_exports_to_the_bytes_of_the_run_s_own_export(finished, tmp
         assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
-@pytest.mark.parametrize("kind", ["sdpo", "grpo", "teacher_on_host"])
-def test_two_steps_and_two_resumed_equal_four_to_the_byte(model, tmp_path, kind):
-    changes = {
-        "sdpo": {"teacher": {"kind": "ema", "ema_rate": 0.3}},
-        "grpo": {"loss": {"distillation": 0.0}, "optim": {"minibatches": 2}},
-        "teacher_on_host": {"teacher": {"location": "host"}},
-    }[kind]
-    train.run(job(model, tmp_path / "whole", **changes))
-    train.run(job(model, tmp_path / "parts", steps=2, **changes))
-    train.run(job(model, tmp_path / "parts", resume=True, **changes))
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert (whole / "rollouts.jsonl").read_bytes() == (parts / "rollouts.jsonl").read_bytes()
-    for file in (whole / "model").iterdir():
-        assert (parts / "model" / file.name).read_bytes() == file.read_bytes(), file.name
-    assert timeless(whole) == timeless(parts)
-
-
 def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
     for name, row_tokens in (("alone", 0), ("packed", 1000)):
         packing = {"microbatch": 4, "row_tokens": row_tokens}
