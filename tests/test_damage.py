@@ -222,8 +222,7 @@ def test_a_log_that_cannot_grow_ends_the_run_with_its_path(model, tmp_path, name
     out.mkdir()
     (out / name).symlink_to("/dev/full")
     with pytest.raises(WriteError, match=rf"{out / name}: cannot be written \(No space left"):
-        # Resumed, since the file is not empty; there is no checkpoint to go on from.
-        train.run(job(model, out, resume=True))
+        train.run(job(model, out))
 
 
 def test_a_directory_that_is_read_only_is_named_before_weights_are_loaded(model, tmp_path):
