@@ -1,5 +1,6 @@
 """Settings that must stand before jax starts, and a browser."""
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -16,6 +17,12 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sdjax-test-programs")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(autouse=True)
+def logs():
+    """Logs, also after a test of what runs in the graders' own processes, where none may."""
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
