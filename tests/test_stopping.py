@@ -8,6 +8,7 @@ import time
 
 import pytest
 import runs
+import several
 import tiny
 
 from sdjax.errors import RESUME
@@ -143,3 +144,27 @@ def test_a_second_signal_ends_the_process_at_once_even_while_it_waits_for_device
     assert done.returncode == 128 + signal.SIGTERM and done.stdout == ""
     assert done.stderr.count("a second signal stops at once") == 1
     assert time.monotonic() - begun < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("process", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    model, tmp_path, process, number
+):
+    out = tmp_path / "out"
+    # More steps than both could do before the signal.
+    text = CONFIG.format(model=str(model), out=str(out), every=100)
+    text += "from dataclasses import replace\nconfig = replace(config, steps=60)\n"
+    (tmp_path / "config.py").write_text(text)
+    started = several.Run(["--config", str(tmp_path / "config.py")], devices=2)
+    while not (out / "metrics.jsonl").exists() or len(runs.lines(out / "metrics.jsonl")) < 4:
+        assert all(p.poll() is None for p in started.processes)
+        time.sleep(0.05)
+    started.processes[process].send_signal(number)
+    ended = started.ended()
+    assert [e.code for e in ended] == [RESUME, RESUME], [e.err[-2000:] for e in ended]
+    [step] = [int(p.name) for p in (out / "checkpoints").iterdir()]
+    said = f"stopped: the checkpoint of step {step} is written"
+    assert all(said in e.err for e in ended) and 3 <= step < 60
+    # Its line is still to come where its evaluation is.
+    assert runs.lines(out / "metrics.jsonl")[-1]["step"] in (step - 1, step)

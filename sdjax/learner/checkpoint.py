@@ -246,12 +246,15 @@ def _writing(path: epath.Path) -> Iterator[None]:
             yield
     except WriteError:
         raise
-    except (ValueError, RuntimeError) as error:
-        # TensorStore's errors have no class of their own. Their text has the system's number.
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        if found is None:
+    except Exception as error:
+        # TensorStore's errors have no class of their own, those of a bucket's library have many.
+        text = str(error).strip()
+        if found := re.search(r"os_error_code='(\d+)'", text):
+            why = os.strerror(int(found[1]))
+        elif "Error writing" in text or "://" in str(path):
+            why = text.partition("\n")[0][:300] or type(error).__name__
+        else:
             raise
-        why = os.strerror(int(found[1]))
         # Coroutines of the save that nobody will finish: at the very end they could not say why.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
