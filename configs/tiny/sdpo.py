@@ -31,7 +31,7 @@ config = Train(
     reprompt=Reprompt(max_tokens=352),
     teacher=Teacher(kind="initial"),
     loss=Loss(distillation=1.0, alpha=0.5),
-    optim=Optim(lr=1e-4, warmup_steps=5, microbatch=256),
-    eval=Eval(every=20, k=4, examples=200, temperature=1.0, top_p=1.0, max_completion_tokens=256),
+    optim=Optim(lr=1e-4, warmup_steps=5, microbatch=64),
+    eval=Eval(every=30, k=4, examples=200, temperature=1.0, top_p=1.0, max_completion_tokens=256),
     checkpoint=Checkpoint(every=0),
 )
