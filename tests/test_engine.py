@@ -114,7 +114,8 @@ def recorded(made):
     shapes = []
 
     def decode(weights, slots, *args, **static):
-        shapes.append(slots.cache.keys[0].shape[:2])
+        keys = slots.cache.keys[0]  # [slots, KV heads, capacity, head_dim] on a CPU
+        shapes.append((keys.shape[0], keys.shape[2]))
         return made.programs.decode(weights, slots, *args, **static)
 
     return replace(made, programs=replace(made.programs, decode=decode)), shapes

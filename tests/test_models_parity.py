@@ -162,9 +162,7 @@ def our_loss(graphdef, params, tokens):
 def our_greedy(graphdef, cfg, params, tokens, length):
     weights = transformer.decode_weights(nnx.merge(graphdef, params))
     hidden, cache = transformer.prefill(weights, cfg, tokens, length)
-    more = ((0, 0), (0, NEW), (0, 0), (0, 0))
-    keys, values = jax.tree.map(lambda x: jnp.pad(x, more), (cache.keys, cache.values))
-    cache = transformer.Cache(keys=keys, values=values, length=cache.length)
+    cache = tiny.with_room(cache, cfg, NEW)
 
     def step(carry, _):
         hidden, cache = carry

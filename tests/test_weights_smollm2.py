@@ -121,9 +121,7 @@ def greedy(model, prompts: list[np.ndarray], new: int) -> np.ndarray:
     def run(params):
         weights = transformer.decode_weights(nnx.merge(graphdef, params))
         hidden, cache = transformer.prefill(weights, cfg, tokens, lengths)
-        more = ((0, 0), (0, new), (0, 0), (0, 0))
-        keys, values = jax.tree.map(lambda x: jnp.pad(x, more), (cache.keys, cache.values))
-        cache = transformer.Cache(keys=keys, values=values, length=cache.length)
+        cache = tiny.with_room(cache, cfg, new)
 
         def step(carry, _):
             hidden, cache = carry

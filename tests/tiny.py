@@ -10,11 +10,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from sdjax.models import families, shards, tensors, weights
+from sdjax.models import families, shards, tensors, transformer, weights
 from sdjax.models.config import ModelConfig
 from sdjax.models.transformer import Transformer
 
@@ -121,3 +123,11 @@ def load(folder: Path, **runtime: Any):
 def graph(cfg: ModelConfig) -> nnx.GraphDef:
     """Returns the structure of a model, to be merged with params."""
     return nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+
+
+def with_room(cache: transformer.Cache, cfg: ModelConfig, slots: int) -> transformer.Cache:
+    """Returns a cache with so many slots more."""
+    room = [(0, 0)] * 4
+    room[transformer.slot_axis(cfg)] = (0, slots)
+    keys, values = jax.tree.map(lambda x: jnp.pad(x, room), (cache.keys, cache.values))
+    return transformer.Cache(keys=keys, values=values, length=cache.length)

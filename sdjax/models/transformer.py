@@ -243,9 +243,15 @@ class DecodeWeights:
 class Cache:
     """Rotated keys and values of the tokens seen, one array a layer."""
 
-    keys: tuple[jax.Array, ...]  # each [B, C, kv_heads, head_dim]
-    values: tuple[jax.Array, ...]  # each [B, C, kv_heads, head_dim]
+    keys: tuple[jax.Array, ...]  # each [B, C, kv_heads, head_dim] or [B, kv_heads, C, head_dim]
+    values: tuple[jax.Array, ...]  # the same; see slot_axis
     length: jax.Array  # int32[B]: filled slots of each row
+
+
+def slot_axis(cfg: ModelConfig) -> int:
+    """Returns which axis of the cache's arrays counts slots, 1 or 2; the other is the KV heads'."""
+    dtype = jnp.dtype(cfg.compute_dtype)
+    return attention.slot_axis(attention.choose(cfg.attention, dtype, cfg.head_dim))
 
 
 def decode_weights(model: Transformer) -> DecodeWeights:
@@ -291,6 +297,7 @@ def prefill(
     rows, slots = tokens.shape
     index = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (rows, slots))
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
+    axis = attention.slot_axis(how)
     turns = {r: rope.tables(r, cfg.head_dim, index) for r in _Kinds.of(cfg, slots).ropes}
     x = _embed(weights.embedding, tokens, weights.embedding.dtype)
     kept = []
@@ -300,7 +307,7 @@ def prefill(
             q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = cfg.windows[i]
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             out = attention.attention(q, k, v, segment_ids=None, window=window, implementation=how)
-            return out, (k, v)
+            return out, (k.swapaxes(1, axis), v.swapaxes(1, axis))
 
         x, kv = block(x, layer, turns[cfg.rope(i)], cfg, attend)
         kept.append(kv)
@@ -320,6 +327,7 @@ def decode_step(
     positions = cache.length[:, None]
     length = cache.length + 1
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
+    axis = attention.slot_axis(how)
     turns = {r: rope.tables(r, cfg.head_dim, positions) for r in _Kinds.of(cfg, 0).ropes}
     x = _embed(weights.embedding, token[:, None], weights.embedding.dtype)
     kept = []
@@ -328,8 +336,8 @@ def decode_step(
         def attend(
             q: jax.Array, k: jax.Array, v: jax.Array, i: int = i
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            keys = _write(cache.keys[i], k, cache.length)
-            values = _write(cache.values[i], v, cache.length)
+            keys = _write(cache.keys[i], k, cache.length, axis)
+            values = _write(cache.values[i], v, cache.length, axis)
             out = attention.cached_attention(
                 q, keys, values, length, window=cfg.windows[i], implementation=how
             )
@@ -342,10 +350,11 @@ def decode_step(
     return hidden, Cache(keys=keys, values=values, length=length)
 
 
-def _write(slots: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns [B, C, K, h] with row b's slot `index[b]` replaced by `new[b, 0]`."""
+def _write(slots: jax.Array, new: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    """Returns the cache with row b's slot `index[b]` of an axis replaced by `new[b, 0]`, [K, h]."""
 
     def one(row: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-        return row.at[i].set(x[0], mode="drop", unique_indices=True, indices_are_sorted=True)
+        at = row.at[i] if axis == 1 else row.at[:, i]
+        return at.set(x[0], mode="drop", unique_indices=True, indices_are_sorted=True)
 
     return jax.vmap(one)(slots, new, index)

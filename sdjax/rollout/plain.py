@@ -17,7 +17,7 @@ from sdjax.models.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
 from sdjax.parallel.rounding import AS_WRITTEN
 from sdjax.rollout import draw
-from sdjax.rollout.slots import CACHE_AXES
+from sdjax.rollout.slots import cache_axes
 
 Array = jax.Array
 
@@ -76,7 +76,7 @@ def _generate(
             count,
         )
 
-    shared = (jnp.repeat(hidden, group_size, axis=0), _share(cache, group_size, capacity))
+    shared = (jnp.repeat(hidden, group_size, axis=0), _share(cache, group_size, capacity, cfg))
     tokens, logprobs = jnp.zeros((b, capacity), jnp.int32), jnp.zeros((b, capacity), jnp.float32)
     count = jnp.zeros(b, jnp.int32)
     start = (jnp.int32(0), shared, jnp.zeros(b, bool), tokens, logprobs, count)
@@ -84,12 +84,14 @@ def _generate(
     return tokens, logprobs, count
 
 
-def _share(cache: Cache, group_size: int, capacity: int) -> Cache:
+def _share(cache: Cache, group_size: int, capacity: int, cfg: ModelConfig) -> Cache:
     """Returns the prompts' cache for every member of their groups, with room for completions."""
 
+    room = [(0, 0)] * 4
+    room[transformer.slot_axis(cfg)] = (0, capacity)
+
     def one(x: Array) -> Array:
-        room = jnp.pad(x, ((0, 0), (0, capacity), (0, 0), (0, 0)))
-        return rules.constrain(jnp.repeat(room, group_size, axis=0), CACHE_AXES)
+        return rules.constrain(jnp.repeat(jnp.pad(x, room), group_size, axis=0), cache_axes(cfg))
 
     return Cache(
         keys=tuple(one(k) for k in cache.keys),

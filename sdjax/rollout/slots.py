@@ -24,10 +24,12 @@ from sdjax.rollout import draw
 
 Array = jax.Array
 
-CACHE_AXES = ("batch", None, "kv_heads", None)
-# Every shard of the batch has all prompts of a prefill, so any of them can enter any slot without
-# a word between devices. They are few: Schedule.prefill_tokens tokens, or one prompt a shard.
-PROMPT_AXES = (None, None, "kv_heads", None)
+
+def cache_axes(cfg: ModelConfig, rows: str | None = "batch") -> rules.Axes:
+    """Returns how each of the cache's arrays is split; `rows` is what its first axis counts."""
+    axes = [rows, "kv_heads", "kv_heads", None]
+    axes[transformer.slot_axis(cfg)] = None
+    return tuple(axes)
 
 
 @jax.tree_util.register_dataclass
@@ -81,12 +83,19 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
     specs = _slot_specs(cfg)
     slots = shardings(cfg, mesh)
     whole: Any = rules.spec(())
-    prompt_specs = Prompts(hidden=whole, cache=_cache_specs(cfg, PROMPT_AXES))
+    # Every shard of the batch has all prompts of a prefill, so any of them can enter any slot
+    # without a word between devices. They are few: Schedule.prefill_tokens tokens, or one prompt a
+    # shard.
+    prompt_specs = Prompts(hidden=whole, cache=_cache_specs(cfg, cache_axes(cfg, None)))
     prompts = jax.tree.map(partial(NamedSharding, mesh), prompt_specs)
     stops = jnp.asarray(stop_ids, jnp.int32)
     # By shard, not by the compiler: a scatter or gather along a split axis may gather all of it.
+    axis = transformer.slot_axis(cfg)
     insert = jax.shard_map(
-        _insert, mesh=mesh, in_specs=(specs, prompt_specs, whole), out_specs=specs
+        partial(_insert, axis=axis),
+        mesh=mesh,
+        in_specs=(specs, prompt_specs, whole),
+        out_specs=specs,
     )
 
     prefilled = Prompts(hidden=specs.hidden, cache=specs.cache)
@@ -104,9 +113,9 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
         )(made)
 
     def resize(x: Array, rows: Array, *, capacity: int | None) -> Array:
-        spec = rules.spec(CACHE_AXES[: x.ndim])
+        spec = rules.spec(cache_axes(cfg)[: x.ndim])
         return jax.shard_map(
-            partial(_resize, capacity=capacity),
+            partial(_resize, capacity=capacity, axis=axis),
             mesh=mesh,
             in_specs=(spec, rules.spec(("batch",))),
             out_specs=spec,
@@ -142,7 +151,7 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> Slots:
 def _slot_specs(cfg: ModelConfig) -> Any:
     """Returns how each array of the slots is split."""
     row: Any = rules.spec(("batch",))
-    cache = _cache_specs(cfg, CACHE_AXES)
+    cache = _cache_specs(cfg, cache_axes(cfg))
     return Slots(hidden=row, cache=cache, done=row, count=row, limit=row, index=row)
 
 
@@ -158,7 +167,8 @@ def _empty(cfg: ModelConfig, *, rows: int, capacity: int) -> Slots:
     count = jnp.zeros(rows, jnp.int32)
 
     def layers() -> tuple[Array, ...]:
-        shape = (rows, capacity, cfg.num_kv_heads, cfg.head_dim)
+        shape = [rows, cfg.num_kv_heads, cfg.head_dim]
+        shape.insert(transformer.slot_axis(cfg), capacity)
         return tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers))
 
     return Slots(
@@ -181,7 +191,7 @@ def _first(x: Array, *, rows: int) -> Array:
     return jax.lax.psum(out.at[at].set(x, mode="drop", unique_indices=True), rules.BATCH)
 
 
-def _insert(slots: Slots, prompts: Prompts, entries: Array) -> Slots:
+def _insert(slots: Slots, prompts: Prompts, entries: Array, *, axis: int) -> Slots:
     """Returns the slots with completions started in some of them; on one shard of the batch.
 
     entries: int32[4, M], for each completion its slot (S: none), its row of the prompts, its index
@@ -194,7 +204,8 @@ def _insert(slots: Slots, prompts: Prompts, entries: Array) -> Slots:
     at = jnp.where((at < 0) | (at >= rows), rows + jnp.arange(m), at)
 
     def put(x: Array, new: Array) -> Array:
-        where = at if x.ndim < 4 else (at, slice(new.shape[1]))
+        filled = (slice(None),) * (axis - 1) + (slice(new.shape[axis]),) if x.ndim == 4 else ()
+        where = (at, *filled)
         return x.at[where].set(new, mode="drop", unique_indices=True)
 
     def started(x: Array, prompt: Array) -> Array:
@@ -210,7 +221,7 @@ def _insert(slots: Slots, prompts: Prompts, entries: Array) -> Slots:
     )
 
 
-def _resize(x: Array, rows: Array, *, capacity: int | None) -> Array:
+def _resize(x: Array, rows: Array, *, capacity: int | None, axis: int) -> Array:
     """Returns the given rows of one array of the slots; of the cache's, with another capacity.
 
     On one shard of the batch: a slot stays on its devices. One array at a time, so that no more
@@ -219,8 +230,10 @@ def _resize(x: Array, rows: Array, *, capacity: int | None) -> Array:
     x = x.at[rows].get(mode="promise_in_bounds")
     if capacity is None:
         return x
-    room = max(capacity - x.shape[1], 0)
-    return jnp.pad(x[:, :capacity], ((0, 0), (0, room), (0, 0), (0, 0)))
+    kept = jax.lax.slice_in_dim(x, 0, min(capacity, x.shape[axis]), axis=axis)
+    room = [(0, 0)] * 4
+    room[axis] = (0, capacity - kept.shape[axis])
+    return jnp.pad(kept, room)
 
 
 def _decode(
