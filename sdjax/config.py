@@ -176,6 +176,9 @@ class Sweep:
     """The field of every training that is varied, with its sections."""
     values: tuple[int | float | str, ...] = (1, 8, 64, 128, 512)
     """Its values, in the order in which they are run."""
+    report: bool = False
+    """Whether report.html in `out` shows all trainings side by side; as it stands, no: of many long
+    ones the report job shows those that one names."""
     resume: bool = False
     """Go on in `out`: finished trainings are left as they are, the one under way goes on from its
     newest checkpoint."""

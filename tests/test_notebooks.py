@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, on a CPU, with a tiny model."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -15,10 +16,10 @@ NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SETTINGS = {
     "quickstart": """
 OUT = "runs/test_notebook"
-OVERRIDES = ["--steps", "2", "--model.path", MODEL, "--rollout.prompts_per_step", "2",
-    "--rollout.max_prompt_tokens", "400", "--rollout.max_completion_tokens", "8",
-    "--reprompt.max_tokens", "450", "--reprompt.success_threshold", "-1", "--eval.k", "1",
-    "--eval.examples", "2", "--eval.max_completion_tokens", "8", "--task.held_out", "4"]
+SMALL = {"steps": 2, "rollout.prompts_per_step": 4, "rollout.max_completion_tokens": 160,
+    "eval.k": 1, "eval.examples": 8, "eval.max_completion_tokens": 160}
+OVERRIDES = [x for run in ("sdpo", "grpo") for name, value in SMALL.items()
+    for x in (f"--runs.{run}.{name}", str(value))]
 """,
     "epistemic": """
 MODELS = {"tiny": MODEL}
@@ -28,6 +29,12 @@ QUESTIONS, ANSWERS, TOKENS = 2, 2, 8
 TRAIN, TOPOLOGY, COMPILE, PRICE = "configs/math/sdpo_qwen3_1_7b.py", "h100:8", False, 2.0
 """,
 }
+RUNS = ("sdpo", "grpo")
+# arXiv:2603.24472: substrings, in any case.
+WORDS = (
+    *("wait", "hmm", "perhaps", "maybe", "actually"),
+    *("alternatively", "seems", "might", "likely", "check"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +46,79 @@ def clone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_runs_from_top_to_bottom(name, clone, tmp_path, monkeypatch):
+def executed(name, clone, model):
+    """Returns what the cells of a notebook put out, as one text, with its settings small."""
     book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in book.cells), "outputs are not kept"
-    model = tiny.model_folder(tmp_path / "model")
     chosen = [c for c in book.cells if "settings" in c.metadata.get("tags", [])]
     assert len(chosen) == 1
     chosen[0].source = f"MODEL = {str(model)!r}\n{SETTINGS[name]}"
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("MPLBACKEND", "agg")
-    NotebookClient(book, timeout=300, resources={"metadata": {"path": str(clone)}}).execute()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("MPLBACKEND", "agg")
+        NotebookClient(book, timeout=300, resources={"metadata": {"path": str(clone)}}).execute()
     text = json.dumps(book.cells)
     assert "Traceback" not in text
-    if name == "quickstart":
-        assert (clone / "runs" / "test_notebook" / "report.html").stat().st_size > 10_000
-    if name == "epistemic":
-        assert "per 1,000 tokens" in text and "'likely': 1" in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("epistemic", ("per 1,000 tokens", "'likely': 1")), ("plan_tpu", ("chip",))],
+)
+def test_a_notebook_runs_from_top_to_bottom(name, says, clone, tmp_path):
+    text = executed(name, clone, tiny.model_folder(tmp_path / "model"))
+    assert all(words in text for words in says)
+
+
+@pytest.fixture(scope="module")
+def quickstart(clone):
+    """Returns what the quickstart's notebook said, in a small form, and where it wrote."""
+    return executed("quickstart", clone, model=None), clone / "runs" / "test_notebook"
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_quickstart_losses_are_finite_and_its_counts_those_of_the_texts(quickstart, run):
+    folder = quickstart[1] / run / "0"
+    steps = [m for m in lines(folder / "metrics.jsonl") if m["step"]]
+    rows = lines(folder / "rollouts.jsonl")
+    assert [m["step"] for m in steps] == [1, 2] and len(rows) == 2 * 4 * 4
+    for metrics in steps:
+        assert all(
+            math.isfinite(v) for n, v in metrics.items() if n.startswith(("loss/", "optim/"))
+        )
+        assert metrics["optim/skipped"] == 0
+        mine = [row for row in rows if row["step"] == metrics["step"]]
+        counted = [sum(row["completion"].lower().count(w) for w in WORDS) for row in mine]
+        assert metrics["rollout/epistemic_per_response"] == pytest.approx(sum(counted) / 16)
+        assert metrics["rollout/length"] == pytest.approx(sum(r["length"] for r in mine) / 16)
+        assert metrics["rollout/correct"] == pytest.approx(sum(r["correct"] for r in mine) / 16)
+
+
+def test_the_shipped_model_reasons_and_reads_a_solution(quickstart):
+    rows = lines(quickstart[1] / "sdpo" / "0" / "rollouts.jsonl")
+    first = [row for row in rows if row["step"] == 1]
+    assert sum(row["correct"] for row in first) >= 3  # of 16; two in five are right
+    assert sum("</think>" in row["completion"] for row in first) >= 12
+    assert any("Correct solution" in (row.get("reprompt") or "") for row in first)
+
+
+def test_quickstart_puts_both_trainings_into_one_table_and_report(quickstart):
+    text, out = quickstart
+    before = [lines_of[0]["accuracy"] for lines_of in map(evaluations, (out / r for r in RUNS))]
+    assert before[0] == before[1]
+    table = (out / "coverage.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["before", *RUNS]
+    assert "divide: score" in table[0] and table[0] in text
+    assert "report.html (64 rollouts" in text and (out / "report.html").stat().st_size > 100_000
+
+
+def evaluations(folder):
+    return json.loads((folder / "0" / "evaluations.json").read_text())
 
 
 def test_the_first_cell_makes_a_clone_where_there_is_none(tmp_path, monkeypatch):

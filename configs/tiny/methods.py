@@ -27,4 +27,5 @@ config = Sweep(
     },
     axis="seed",
     values=(0, 1, 2),
+    report=True,
 )

@@ -15,7 +15,7 @@ from sdjax import config
 from sdjax.analysis import coverage
 from sdjax.config_file import type_problem
 from sdjax.errors import UserError
-from sdjax.jobs import setup, train
+from sdjax.jobs import report, setup, train
 from sdjax.metrics import write_text
 
 # Written by a training when all is done.
@@ -42,6 +42,9 @@ def run(cfg: config.Sweep) -> None:
         if jax.process_index() == 0:
             _write(cfg, rows, out)
     if jax.process_index() == 0:
+        if cfg.report:
+            runs = tuple(one.out for *_, one in plan)
+            report.run(config.Report(runs=runs, out=str(out / "report.html"), title=out.name))
         print((out / "coverage.md").read_text(encoding="utf-8").rstrip())
 
 
