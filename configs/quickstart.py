@@ -27,9 +27,7 @@ from sdjax.tasks.countdown import Countdown
 sdpo = Train(
     out="",  # the sweep's
     task=Countdown(name="times", needs="*"),
-    out_of_domain={
-        "divide": Countdown(operations="+-*/", needs="/", target_low=2, target_high=99)
-    },
+    out_of_domain={"divide": Countdown(operations="+-*/", needs="/", target_low=2, target_high=99)},
     steps=12,
     model=Model(path="package:sdjax.tiny", compute_dtype="float32", remat="none"),
     rollout=Rollout(
@@ -42,8 +40,8 @@ sdpo = Train(
     reprompt=Reprompt(max_tokens=352),
     teacher=Teacher(kind="initial"),
     loss=Loss(distillation=1.0, alpha=0.5),
-    optim=Optim(lr=4e-4, warmup_steps=2, row_tokens=640, microbatch=4),
-    eval=Eval(every=0, k=2, examples=40, temperature=1.0, top_p=1.0, max_completion_tokens=256),
+    optim=Optim(lr=4e-4, warmup_steps=2, row_tokens=768, microbatch=2),
+    eval=Eval(every=0, k=2, examples=32, temperature=1.0, top_p=1.0, max_completion_tokens=256),
     checkpoint=Checkpoint(every=0),
 )
 
