@@ -210,7 +210,8 @@ def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
     other = ("time/", "rollout/tokens_per_s", "update/padding", "eval/")
     for name in alone:
         if not name.startswith(other):
-            np.testing.assert_allclose(packed[name], alone[name], rtol=1e-4, atol=1e-6)
+            # What differs by rounding alone, as sampler and trainer do, is near 1e-6.
+            np.testing.assert_allclose(packed[name], alone[name], rtol=1e-4, atol=2e-6)
 
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(finished, model):
