@@ -195,7 +195,7 @@ def test_a_checkpoint_exports_to_the_bytes_of_the_run_s_own_export(finished, tmp
 
 
 def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
-    for name, row_tokens in (("alone", 0), ("packed", 2000)):
+    for name, row_tokens in (("alone", 0), ("packed", 1000)):
         packing = {"microbatch": 4, "row_tokens": row_tokens}
         train.run(job(model, tmp_path / name, steps=1, optim=packing))
     alone, packed = (lines(tmp_path / name / "rollouts.jsonl") for name in ("alone", "packed"))
@@ -205,13 +205,12 @@ def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
             np.testing.assert_allclose(b.pop(kind), a.pop(kind), atol=1.01e-4)
         assert a == b
     alone, packed = (lines(tmp_path / name / "metrics.jsonl")[-1] for name in ("alone", "packed"))
-    assert packed["update/padding"] <= alone["update/padding"]
+    assert packed["update/padding"] < alone["update/padding"]
     # What is sampled after the update may differ by the rounding of its parameters.
     other = ("time/", "rollout/tokens_per_s", "update/padding", "eval/")
     for name in alone:
         if not name.startswith(other):
-            # What differs by rounding alone, as sampler and trainer do, is near 1e-6.
-            np.testing.assert_allclose(packed[name], alone[name], rtol=1e-4, atol=2e-6)
+            np.testing.assert_allclose(packed[name], alone[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(finished, model):

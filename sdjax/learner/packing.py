@@ -17,7 +17,6 @@ class Layout:
     rows: Sequence[Sequence[int]]
     shape: tuple[int, int]  # M microbatches of R rows
     several: bool  # whether a row may hold more than one
-    step: int = 32  # widths are multiples of it
 
     def array(
         self, values: Sequence[np.ndarray], fill: float, dtype: type, *, width: int = 0
@@ -29,7 +28,7 @@ class Layout:
         """
         whole = [np.concatenate([values[i] for i in row]) for row in self.rows]
         number, longest = self.shape[0] * self.shape[1], max([1, *map(len, whole)])
-        out: np.ndarray = np.full((number, width or bucket(longest, self.step)), fill, dtype)
+        out: np.ndarray = np.full((number, width or bucket(longest)), fill, dtype)
         for row, value in zip(out, whole, strict=False):
             row[: len(value)] = value
         return out.reshape(*self.shape, -1)
@@ -60,10 +59,7 @@ def layout(sizes: np.ndarray, *, completions: int, microbatch: int, row_tokens: 
         rows = assign(sizes, row_tokens=row_tokens, multiple=microbatch)
         most = min(bucket(max(len(rows), 1)), completions)
     shape = (-(-most // microbatch), microbatch)
-    # Widths of packed rows change with every step's lengths, in each of three arrays: a third of
-    # the row is fine enough while rows are short.
-    step = min(max(row_tokens // 96 * 32, 32), 256)
-    return Layout(rows=rows, shape=shape, several=row_tokens > 0, step=step)
+    return Layout(rows=rows, shape=shape, several=row_tokens > 0)
 
 
 def assign(sizes: np.ndarray, *, row_tokens: int, multiple: int) -> list[list[int]]:
