@@ -99,6 +99,8 @@ def test_an_update_alone_needs_no_rollout(tmp_path):
     bench.run(tiny(out=out, phases=("update",), measure=False, repeats=1))
     made = json.loads((tmp_path / "bench.json").read_text())
     assert [row["phase"] for row in made["rows"]] == ["pack", "update"]
+    losses = made["rows"][1]["losses"]
+    assert len(losses) == 2 and losses[0] != losses[1] and all(map(math.isfinite, losses))
     assert made["peak_flops_per_s"] == 0 and made["rows"][1]["mfu"] is None
 
 

@@ -46,6 +46,21 @@ def test_kernels_of_a_gpu_are_summed_by_name_and_kind():
     assert (read.devices, read.span, read.busy) == pytest.approx((1, 1400e-6, 1200e-6))
 
 
+def test_a_collective_that_hides_behind_a_product_is_not_waited_for():
+    events = [
+        *named(1, "/device:GPU:0", {14: "Stream #14(Compute)", 20: "Stream #20(Async)"}),
+        *named(2, "/device:GPU:1", {14: "Stream #14(Compute)", 20: "Stream #20(Async)"}),
+        ran(1, 14, "nvjet_tst_128x256", 0, 600),
+        ran(1, 20, "ncclDevKernel_AllGather_RING_LL", 500, 300),
+        ran(2, 14, "nvjet_tst_128x256", 0, 600),
+        ran(2, 20, "ncclDevKernel_AllGather_RING_LL", 300, 200),
+    ]
+    read = trace.of_events(events)
+    # The first device waits for 200 us of 300, the second for none of 200.
+    assert (read.busy, read.exposed) == pytest.approx((700e-6, 100e-6))
+    assert "collectives 0.2 ms a device, 0.1 of them beside nothing else" in trace.to_markdown(read)
+
+
 def test_operations_of_a_tpu_are_those_of_its_ops_line():
     events = [
         *named(3, "/device:TPU:0", {2: "XLA Ops", 1: "XLA Modules", 3: "Steps"}),

@@ -42,6 +42,8 @@ class Trace:
     span: float
     busy: float
     """Seconds of the span in which a device ran something, a mean over devices."""
+    exposed: float = 0.0
+    """Seconds in which a device ran collectives and nothing beside them, a mean over devices."""
 
     @property
     def total(self) -> float:
@@ -84,6 +86,7 @@ def of_events(events: Sequence[dict]) -> Trace:
     seconds: dict[str, float] = defaultdict(float)
     launches: dict[str, int] = defaultdict(int)
     spans: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    others: dict[int, list[tuple[float, float]]] = defaultdict(list)  # but collectives
     for e in events:
         if e.get("ph") != "X" or not _on_device(names, e):
             continue
@@ -91,16 +94,21 @@ def of_events(events: Sequence[dict]) -> Trace:
         seconds[e["name"]] += length / 1e6
         launches[e["name"]] += 1
         spans[e["pid"]].append((e["ts"], e["ts"] + length))
+        if category(e["name"]) != "collectives":
+            others[e["pid"]].append(spans[e["pid"]][-1])
     kernels = (
         Kernel(name=n, category=category(n), seconds=s, launches=launches[n])
         for n, s in seconds.items()
     )
     ends = [t for of_device in spans.values() for pair in of_device for t in pair]
+    covered = sum(map(_covered, spans.values()))
+    scale = 1e6 * max(len(spans), 1)
     return Trace(
         kernels=tuple(sorted(kernels, key=lambda k: -k.seconds)),
         devices=len(spans),
         span=(max(ends) - min(ends)) / 1e6 if ends else 0.0,
-        busy=sum(map(_covered, spans.values())) / 1e6 / max(len(spans), 1),
+        busy=covered / scale,
+        exposed=(covered - sum(map(_covered, others.values()))) / scale,
     )
 
 
@@ -128,6 +136,12 @@ def to_markdown(trace: Trace, listed: int = 15) -> str:
     head = (
         f"{trace.devices} device(s), {1e3 * trace.span:.1f} ms, busy {trace.busy / trace.span:.1%}"
     )
+    if "collectives" in trace.by_category():
+        together = trace.by_category()["collectives"] / trace.devices
+        head += (
+            f"; collectives {1e3 * together:.1f} ms a device, "
+            f"{1e3 * trace.exposed:.1f} of them beside nothing else"
+        )
     lines = [head, "", "| where the time goes | ms | share |", "| --- | --- | --- |"]
     for kind, seconds in trace.by_category().items():
         lines.append(f"| {kind} | {1e3 * seconds:.2f} | {seconds / trace.total:.1%} |")

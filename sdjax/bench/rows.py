@@ -30,6 +30,8 @@ class Row:
     """Bytes that must be read, at least."""
     peak_bytes: int | None = None
     """Most memory held on one device since the process began."""
+    losses: tuple[float, ...] | None = None
+    """The loss at each update, the first one's included: the same numbers on another mesh."""
 
     def to_dict(self, flops_per_s: float, bytes_per_s: float) -> dict[str, Any]:
         """Returns sizes, seconds and rates; the arguments are the peaks of all devices together."""

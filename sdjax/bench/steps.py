@@ -65,7 +65,7 @@ def measure(s: Subject, prompts: int) -> list[Row]:
         first = timing.repeated(prefill, cfg.repeats)["time/sample_s"]
         made += _rollout_rows(s, prompts, times, first, peak)
     if learner:
-        made += _update_rows(s, prompts, times, peak)
+        made += _update_rows(s, prompts, times, peak, tuple(learner.losses))
     if len(times) == 4:
         whole = timing.added(*times.values())
         made.append(_row(s, "step", prompts, whole, peak_bytes=peak))
@@ -95,6 +95,7 @@ class Learner:
         self.state = state.initialiser(tx, self.cfg.teacher, shardings)(params)
         self.train = step.make_train_step(s.graphdef, self.cfg, s.mesh, shardings)
         self.after = step.make_after_step(self.cfg.teacher, shardings)
+        self.losses: list[float] = []  # of every update so far
 
     def update(
         self, groups: Sequence[Group], reprompts: Sequence[Sequence[Reprompt]], timers: Timers
@@ -118,7 +119,8 @@ class Learner:
         with timers("update"):
             moved, *reported = self.train(self.state, placed)
             self.state = self.after(moved)
-            jax.block_until_ready((self.state, reported))
+            metrics, _ = jax.block_until_ready((self.state, *reported))[1:]
+        self.losses.append(float(metrics["loss/total"]))
 
 
 def train_config(cfg: config.Bench, prompts: int) -> config.Train:
@@ -172,7 +174,13 @@ def _rollout_rows(
     ]  # fmt: skip
 
 
-def _update_rows(s: Subject, prompts: int, times: dict[str, Timing], peak: int | None) -> list[Row]:
+def _update_rows(
+    s: Subject,
+    prompts: int,
+    times: dict[str, Timing],
+    peak: int | None,
+    losses: tuple[float, ...],
+) -> list[Row]:
     """Returns packing and update."""
     cfg, n = s.cfg, prompts * s.cfg.group_size
     distils = cfg.loss.distillation > 0
@@ -186,6 +194,6 @@ def _update_rows(s: Subject, prompts: int, times: dict[str, Timing], peak: int |
         _row(s, "pack", prompts, times["time/pack_s"], compiles=False),
         _row(
             s, "update", prompts, times["time/update_s"],
-            flops=needed, recomputed=again, peak_bytes=peak,
+            flops=needed, recomputed=again, peak_bytes=peak, losses=losses,
         ),
     ]  # fmt: skip
