@@ -1,0 +1,75 @@
+#!/bin/bash
+# One GPU against meshes of two, on a machine with two: seconds of a 1.7B SDPO step, its losses, traces.
+#   bash configs/bench/meshes.sh [RUNS [PART ...]]
+# RUNS: directory of all runs, new (runs/bench/meshes). PART: one data fsdp tensor losses trace table
+# (all, in this order); what fails or runs too long is said, and the next begins.
+#   one     on GPU 0 the whole step of 64 prompts, then of 32; beside it, on GPU 1, the losses of one
+#   losses  20 updates of fixed tokens on each mesh of two, and a trace of one more; STAGGER=20: each
+#           mesh 20 s after the one before and beside it (memory for all three; shared GPUs in traces)
+#   trace   fsdp 2, a whole step of 8 prompts
+# LIMIT: seconds of each run (170). PYTHON: the interpreter (python).
+# SMALL=1: tiny shapes on two CPU devices, which shows that it runs and nothing else.
+runs=${1:-runs/bench/meshes}
+shift || true
+parts=${*:-one data fsdp tensor losses trace table}
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.95}
+many=64 half=32 few=8 rows=16 small=()
+if [ -n "$SMALL" ]; then
+  export JAX_PLATFORMS=cpu
+  many=4 half=2 few=2 rows=2
+  small=(--shape.vocab_size 256 --shape.hidden_size 64 --shape.intermediate_size 128
+    --shape.num_hidden_layers 2 --shape.num_attention_heads 4 --shape.num_key_value_heads 2
+    --shape.head_dim 16 --model.compute_dtype float32 --group_size 4
+    --prompt_tokens 8 --completion_tokens 16 --reprompt_tokens 24)
+fi
+on_one=(--optim.microbatch "$rows") # as many rows a GPU on each mesh
+on_data=(--optim.microbatch $((2 * rows)) --mesh.data 2 --mesh.fsdp 1)
+on_fsdp=(--optim.microbatch $((2 * rows)) --mesh.fsdp 2)
+on_tensor=(--optim.microbatch "$rows" --mesh.fsdp 1 --mesh.tensor 2)
+step=(--repeats 1)
+losses=(--phases update --prompts "$few" --repeats 19)
+
+bench() { # NAME GPUS ARGUMENTS: a run in RUNS/NAME; its output comes when it has ended
+  local name=$1 gpus=$2 start=$SECONDS commas=${2//[^,]/} devices=("CUDA_VISIBLE_DEVICES=$2") code
+  if [ -n "$SMALL" ]; then
+    devices=("XLA_FLAGS=--xla_force_host_platform_device_count=$((${#commas} + 1))")
+  fi
+  env "${devices[@]}" timeout "${LIMIT:-170}" "${PYTHON:-python}" -m sdjax.main \
+    --config configs/bench/step_1_7b.py --out "$runs/$name" --loss.chunk_tokens 1024 --no_measure \
+    "${@:3}" "${small[@]}" > "$runs/$name.log" 2>&1
+  code=$?
+  echo "== $(date +%T) $name on $gpus: rc $code, $((SECONDS - start)) s"
+  tail -n 60 "$runs/$name.log"
+}
+
+mkdir -p "$runs"
+for part in $parts; do
+  begun=$SECONDS
+  case $part in
+    one) # the larger first: where time runs out, that one is there
+      bench one 0 "${on_one[@]}" "${step[@]}" --prompts "$many" "$half" &
+      bench losses_one 1 "${on_one[@]}" "${losses[@]}" &
+      wait ;;
+    data) bench data 0,1 "${on_data[@]}" "${step[@]}" --prompts "$many" ;;
+    fsdp) bench fsdp 0,1 "${on_fsdp[@]}" "${step[@]}" --prompts "$many" ;;
+    tensor) bench tensor 0,1 "${on_tensor[@]}" "${step[@]}" --prompts "$many" ;;
+    losses)
+      for mesh in data fsdp tensor; do
+        declare -n flags=on_$mesh
+        traced=("${flags[@]}" "${losses[@]}" --profile "$runs/profile/losses_$mesh")
+        if [ -n "$STAGGER" ]; then # memory as it is needed: three could not have .95 each
+          XLA_PYTHON_CLIENT_PREALLOCATE=false bench "losses_$mesh" 0,1 "${traced[@]}" &
+          sleep "$STAGGER"
+        else
+          bench "losses_$mesh" 0,1 "${traced[@]}"
+        fi
+      done
+      wait ;;
+    trace)
+      bench trace_fsdp 0,1 "${on_fsdp[@]}" "${step[@]}" --prompts "$few" \
+        --profile "$runs/profile/fsdp" ;;
+    table) "${PYTHON:-python}" -m sdjax.bench.compare "$runs" || echo "== table: rc $?" ;;
+    *) echo "$part: no such part" ;;
+  esac
+  echo "== $part: $((SECONDS - begun)) s"
+done

@@ -1,0 +1,26 @@
+"""A whole SDPO step of a random-weight Qwen3-8B on two GPUs of 141 GB, otherwise as step_1_7b.py.
+
+    python -m sdjax.main --config configs/bench/step_8b.py
+    python -m sdjax.main --config configs/plan.py --train configs/bench/step_8b.py --topology h200:2
+
+Parameters, Adam, gradients and the teacher's copy are split over the two; each decodes its half of
+the completions with a whole bfloat16 copy of the weights. The second command says by arithmetic
+what that takes.
+"""
+
+from sdjax.config import Bench, Loss, Mesh, Optim, Shape
+
+config = Bench(
+    out="runs/bench/step_8b",
+    shape=Shape(
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        tie_word_embeddings=False,
+    ),
+    repeats=1,
+    loss=Loss(chunk_tokens=1024),
+    optim=Optim(microbatch=16),
+    mesh=Mesh(fsdp=2),
+)
