@@ -3,9 +3,9 @@
 #   bash configs/bench/meshes.sh [RUNS [PART ...]]
 # RUNS: directory of all runs, new (runs/bench/meshes). PART: one data fsdp tensor losses trace table
 # (all, in this order); what fails or runs too long is said, and the next begins.
-#   one     on GPU 0 the whole step of 64 prompts, then of 32; beside it, on GPU 1, the losses of one
-#   losses  20 updates of fixed tokens on each mesh of two, and a trace of one more; STAGGER=20: each
-#           mesh 20 s after the one before and beside it (memory for all three; shared GPUs in traces)
+#   one     the whole step on one GPU: of 64 prompts, and beside it, on the other GPU, of 32
+#   losses  20 updates of fixed tokens on one GPU and on each mesh of two; STAGGER=20: each 20 s after
+#           the one before and beside it, which takes memory for all four
 #   trace   fsdp 2, a whole step of 8 prompts
 # LIMIT: seconds of each run (170). PYTHON: the interpreter (python).
 # SMALL=1: tiny shapes on two CPU devices, which shows that it runs and nothing else.
@@ -46,22 +46,22 @@ mkdir -p "$runs"
 for part in $parts; do
   begun=$SECONDS
   case $part in
-    one) # the larger first: where time runs out, that one is there
-      bench one 0 "${on_one[@]}" "${step[@]}" --prompts "$many" "$half" &
-      bench losses_one 1 "${on_one[@]}" "${losses[@]}" &
+    one)
+      bench one 0 "${on_one[@]}" "${step[@]}" --prompts "$many" &
+      bench half 1 "${on_one[@]}" "${step[@]}" --prompts "$half" &
       wait ;;
     data) bench data 0,1 "${on_data[@]}" "${step[@]}" --prompts "$many" ;;
     fsdp) bench fsdp 0,1 "${on_fsdp[@]}" "${step[@]}" --prompts "$many" ;;
     tensor) bench tensor 0,1 "${on_tensor[@]}" "${step[@]}" --prompts "$many" ;;
     losses)
-      for mesh in data fsdp tensor; do
+      for mesh in one data fsdp tensor; do
         declare -n flags=on_$mesh
-        traced=("${flags[@]}" "${losses[@]}" --profile "$runs/profile/losses_$mesh")
-        if [ -n "$STAGGER" ]; then # memory as it is needed: three could not have .95 each
-          XLA_PYTHON_CLIENT_PREALLOCATE=false bench "losses_$mesh" 0,1 "${traced[@]}" &
+        gpus=$([ $mesh = one ] && echo 0 || echo 0,1)
+        if [ -n "$STAGGER" ]; then # memory as it is needed: four could not have .95 each
+          XLA_PYTHON_CLIENT_PREALLOCATE=false bench "losses_$mesh" "$gpus" "${flags[@]}" "${losses[@]}" &
           sleep "$STAGGER"
         else
-          bench "losses_$mesh" 0,1 "${traced[@]}"
+          bench "losses_$mesh" "$gpus" "${flags[@]}" "${losses[@]}"
         fi
       done
       wait ;;

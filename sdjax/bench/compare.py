@@ -22,7 +22,7 @@ PHASES = ("step", "rollout", "decode", "update")
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What was measured, by the name of the run: `one`, a mesh's, or with losses_ before it."""
+    """What was measured, by the name of the run: `one`, `half`, a mesh's, or losses_ before it."""
 
     made: dict[str, dict[str, Any]]
 
@@ -46,7 +46,8 @@ def read(folder: Path) -> tuple[Runs, list[str]]:
     Raises UserError where none has.
     """
     made, missing = {}, []
-    for run in (prefix + name for prefix in ("", "losses_") for name in ("one", *MESHES)):
+    compared = [prefix + name for prefix in ("", "losses_") for name in ("one", *MESHES)]
+    for run in ("half", *compared):
         file = folder / run / "bench.json"
         try:
             made[run] = json.loads(file.read_text(encoding="utf-8"))
@@ -104,7 +105,7 @@ def _weak(runs: Runs, phase: str) -> list[str]:
     for mesh in MESHES:
         whole = runs.row(mesh, phase, runs.sequences)
         devices = runs.made.get(mesh, {}).get("devices", 1)
-        part = runs.row("one", phase, whole["sequences"] // devices) if whole else {}
+        part = runs.row("half", phase, whole["sequences"] // devices) if whole else {}
         few, seconds = part.get("sequences", few), part.get("seconds", seconds)
         shares.append(part["seconds"] / whole["seconds"] if part else None)
     sizes = f"{_number(few)} / {_number(runs.sequences)}"
