@@ -12,7 +12,8 @@ class Plan:
     """Says whether a training fits a slice, how long its steps take and what they cost."""
 
     train: tuple[str, ...]
-    """Config files of trainings. Of their models only config.json is read."""
+    """Config files of trainings, or of benches, which measure one's step. Of their models only
+    config.json is read."""
     change: tuple[str, ...] = ()
     """Fields of them to change, each NAME=VALUE, such as optim.microbatch=128 mesh.tensor=2."""
     out: str = "runs/plan"
@@ -39,7 +40,7 @@ class Plan:
     prompt_tokens: int = 256
     """Mean prompt, for the estimate of seconds; memory is always that of the longest."""
     completion_tokens: int = 0
-    """Mean completion; 0: half of rollout.max_completion_tokens."""
+    """Mean completion; 0: half of rollout.max_completion_tokens, in a bench all of it."""
 
     def __post_init__(self) -> None:
         require(bool(self.train), "train", self.train, "needs a config file")

@@ -12,7 +12,7 @@ parts=${*:-traces repeat base study sdpo grpo sdpo_answer sdpo_ema sdpo_epistemi
 model=${MODEL:-$runs/base/model}
 # With these the same device makes the same bits.
 flags=${BASE_FLAGS---xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0}
-from="--source $runs/traces/traces.jsonl --model.path $runs/traces/model"
+from=(--source "$runs/traces/traces.jsonl" --model.path "$runs/traces/model")
 eval_small="--eval.examples 2 --eval.k 1 --eval.max_completion_tokens 64"
 
 job() { # CONFIG ARGUMENTS
@@ -27,20 +27,20 @@ for part in $parts; do
     repeat)
       head -n 20000 "$runs/traces/traces.jsonl" > "$runs/traces/first.jsonl"
       for time in 1 2; do
-        XLA_FLAGS="$flags $XLA_FLAGS" job repeat --out "$runs/repeat_$time" $from \
+        XLA_FLAGS="$flags $XLA_FLAGS" job repeat --out "$runs/repeat_$time" "${from[@]}" \
           --source "$runs/traces/first.jsonl" \
           ${SMALL:+--steps 2 --batch 16 --optim.microbatch 4}
       done
       sha256sum "$runs"/repeat_[12]/model/model.safetensors ;;
     base)
-      XLA_FLAGS="$flags $XLA_FLAGS" job base --out "$runs/base" $from \
+      XLA_FLAGS="$flags $XLA_FLAGS" job base --out "$runs/base" "${from[@]}" \
         ${SMALL:+--steps 4 --batch 16 --log_every 2 --optim.microbatch 4 $eval_small} ;;
     study)
       if [ -n "$SMALL" ] && [ -z "$MODEL" ]; then continue; fi # what a few updates make solves nothing
       job study --out "$runs/study" --model.path "$model" \
         ${SMALL:+--problems 1 --tried 64 --eval.k 4 --eval.batch 16} ;;
     report)
-      job report --runs $(ls -d "$runs"/*_s[0-9]*) --out "$runs/report.html" ;;
+      job report --runs "$runs"/*_s[0-9]* --out "$runs/report.html" ;;
     *)
       for seed in ${SEEDS:-0 1 2}; do
         job "$part" --out "$runs/${part}_s$seed" --model.path "$model" \

@@ -135,6 +135,7 @@ def train_config(cfg: config.Bench, prompts: int) -> config.Train:
             max_completion_tokens=cfg.completion_tokens,
         ),
         model=cfg.model,
+        reprompt=config.Reprompt(max_tokens=cfg.reprompt_tokens),
         lora=cfg.lora,
         teacher=cfg.teacher,
         loss=cfg.loss,

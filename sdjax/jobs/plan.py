@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from sdjax import config
+from sdjax.bench import steps, subject
 from sdjax.config_file import load, override
 from sdjax.errors import UserError
 from sdjax.jobs import setup
@@ -45,7 +47,7 @@ def run(cfg: config.Plan) -> None:
                 )
             setup.note(reason)
             continue
-        pages.append(report.to_markdown(found, cfg, one.file, one.train.model.path))
+        pages.append(report.to_markdown(found, cfg, one.file, one.name))
         plans.append((one.file, found))
         setup.note(pages[-1])
         # As far as it has come: the next may take an hour.
@@ -62,6 +64,8 @@ class _Asked:
     """A training and a slice, read and checked."""
 
     file: str
+    name: str
+    """Of the model."""
     train: config.Train
     model: ModelConfig
     piece: Slice
@@ -73,28 +77,39 @@ class _Asked:
 
     @classmethod
     def of(cls, cfg: config.Plan, file: str, topology: str) -> _Asked:
-        train, piece = training(file, cfg.change), _piece(cfg, topology)
-        mean = cfg.completion_tokens or train.rollout.max_completion_tokens / 2
+        job, piece = training(file, cfg.change), _piece(cfg, topology)
+        how = replace(job.model, attention=_attention(job.model, piece))
+        job = replace(job, model=how)
+        if isinstance(job, config.Bench):
+            train, model = steps.train_config(job, max(job.prompts)), subject.model_config(job)
+            mean, name = float(job.completion_tokens), how.path
+            if job.weights == "random":
+                name = f"random {job.shape.model_type}"
+        else:
+            train, model = job, model_config(job)
+            mean, name = train.rollout.max_completion_tokens / 2, how.path
         return cls(
             file=file,
+            name=name,
             train=train,
-            model=model_config(train, piece),
+            model=model,
             piece=piece,
-            means=(cfg.prompt_tokens, mean),
+            means=(cfg.prompt_tokens, cfg.completion_tokens or mean),
             compiles=cfg.compile and piece.chip.is_tpu,
             every_layer=cfg.every_layer,
             most_step_s=cfg.most_step_s,
         )
 
 
-def training(file: str, change: Sequence[str] = ()) -> config.Train:
-    """Returns the training that is planned; raises UserError for a file of another job."""
-    train = load(Path(file))
-    if not isinstance(train, config.Train):
-        raise UserError(f"train is {file!r}: binds a {type(train).__name__}, not a Train")
+def training(file: str, change: Sequence[str] = ()) -> config.Train | config.Bench:
+    """Returns the training that is planned, or the bench of one's step; raises UserError for a file
+    of another job."""
+    job = load(Path(file))
+    if not isinstance(job, config.Train | config.Bench):
+        raise UserError(f"train is {file!r}: binds a {type(job).__name__}, not a Train or a Bench")
     args = [part for one in change for part in _argument(one)]
-    changed = override(train, args, prog=file)
-    assert isinstance(changed, config.Train)
+    changed = override(job, args, prog=file)
+    assert isinstance(changed, config.Train | config.Bench)
     return changed
 
 
@@ -103,22 +118,25 @@ def _argument(change: str) -> tuple[str, str]:
     return f"--{name}", value
 
 
-def model_config(train: config.Train, piece: Slice) -> ModelConfig:
-    """Returns the model of a training, from its config.json alone, as it runs on the chip."""
+def model_config(train: config.Train) -> ModelConfig:
+    """Returns the model of a training, from its config.json alone."""
     source = train.model
-    attention = source.attention
-    if attention == "auto" and piece.chip.is_tpu:
-        attention = "splash"
     runtime = {
         "compute_dtype": source.compute_dtype,
         "remat": source.remat,
-        "attention": attention,
+        "attention": source.attention,
         "lora": train.lora if train.lora.rank else None,
     }
     if source.path in published.names() and not Path(source.path).exists():
         return published.read_config(source.path, **runtime)
     folder = weights.resolve(source.path, source.revision, files=("config.json",))
     return weights.read_config(folder, **runtime)
+
+
+def _attention(source: config.Model, piece: Slice) -> Any:
+    """Returns the attention that runs on the chip."""
+    on_tpu = source.attention == "auto" and piece.chip.is_tpu
+    return "splash" if on_tpu else source.attention
 
 
 def _piece(cfg: config.Plan, topology: str) -> Slice:

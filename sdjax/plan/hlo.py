@@ -147,8 +147,8 @@ def _size(dtype: str, dims: str) -> int:
 
 def _group(rest: str, chips: int) -> int:
     """Returns how many chips take part: replica_groups={{0,1},{2,3}}, [32,2]<=[64], or axes of a
-    mesh['a'=8,'b'=2] {'a'}; all where there is none."""
-    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    mesh['a'=8,'b'=2] {'a'}, where the mesh's devices may stand between; all where there is none."""
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
     if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", rest):

@@ -26,9 +26,10 @@ def update(w: Workload) -> dict[str, float]:
     passes = (1 if model.remat == "none" else 2) + teachers
     weights = item * fsdp * (layers * passes + head * (1 + teachers))
     # Layers' are summed whole in the compute dtype, over fsdp and data at once; the head's in
-    # float32, each of fsdp its part, and this over data.
+    # float32, each of fsdp its part, and this over data, where the embedding's is a sum of its own,
+    # of one array with the head or not.
     gradients = fsdp * (2 * item * layers + 4 * head)
-    replicas = 2 * data * (item * layers + 4 * head / mesh.fsdp)
+    replicas = 2 * data * (item * layers + 2 * 4 * head / mesh.fsdp)
     exchanged = 2 * (item + 4) * model.embed * tensor * model.num_layers
     tokens = w.rows * (3 * w.student + teachers * w.teacher)
     parts = {
