@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 
-def run(code: str, **env: str) -> str:
+def run(code: str, *args: str, **env: str) -> str:
     """Returns what the code prints; it must end well, and without moving whole arrays."""
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *args],
         cwd=Path(__file__).parent,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | env,
         capture_output=True,
@@ -20,6 +20,7 @@ def run(code: str, **env: str) -> str:
     return done.stdout
 
 
-def on_eight_devices(code: str) -> str:
+def on_eight_devices(code: str, *args: str) -> str:
     """Returns what the code prints on eight fake devices."""
-    return run(code, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    return run(code, *args, XLA_FLAGS=flags)

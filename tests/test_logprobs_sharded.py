@@ -1,9 +1,6 @@
 """The chunked head on 8 fake CPU devices, in a process of its own: their number is fixed early."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import other_process
 
 SCRIPT = """
 import re
@@ -70,13 +67,4 @@ print("agree")
 
 
 def test_results_do_not_depend_on_the_mesh_and_logits_are_never_gathered():
-    root = Path(__file__).parent.parent
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(root),
-    }
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "agree"
-    assert "Involuntary full rematerialization" not in done.stderr
+    assert other_process.on_eight_devices(SCRIPT).strip() == "agree"

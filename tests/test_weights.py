@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+import other_process
 import pytest
 import tiny
 from flax import nnx
@@ -161,20 +162,7 @@ weights.export(placed, cfg, folder, Path(sys.argv[2]), dtype="float32")
 
 def test_a_model_loads_into_a_mesh_and_out_of_it(tmp_path):
     folder = tiny.model_folder(tmp_path / "in", "qwen2")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, str(folder), str(tmp_path / "out")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    other_process.on_eight_devices(SHARDED, str(folder), str(tmp_path / "out"))
     given, written = stored(folder), stored(tmp_path / "out")
     assert {n: a.tobytes() for n, a in given.items()} == {
         n: a.tobytes() for n, a in written.items()
