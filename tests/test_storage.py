@@ -31,7 +31,20 @@ config = Train(out="gs://bucket/runs/a", steps=2,
 def bucket():
     """Returns gs://bucket/ of a Cloud Storage server on this machine."""
     from etils import epath
+    from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.server import create_server
+
+    plain = objects.download
+
+    def download(request, response, storage, *args, **kwargs):
+        """Also says which generation it is, as Cloud Storage does.
+
+        A checkpoint's writer that reads its manifest again (under load it does) needs it.
+        """
+        plain(request, response, storage, *args, **kwargs)
+        if response.status < 400:
+            found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+            response["x-goog-generation"] = found["generation"]
 
     port = several.free_port()
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
@@ -40,6 +53,7 @@ def bucket():
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, f"http://127.0.0.1:{port}")
         patch.setenv("GCE_METADATA_HOST", "127.0.0.1:9")  # nobody: no credentials are looked for
+        patch.setattr(objects, "download", download)
         yield epath.Path("gs://bucket")
     server.stop()
 
@@ -113,6 +127,16 @@ def test_what_could_not_be_copied_is_kept_and_named(bucket, tmp_path):
     with pytest.raises(UserError, match=f"what the run made is in {tmp_path}"):
         folder.push()
     assert (tmp_path / "metrics.jsonl").read_text() == "{}\n{}\n"
+
+
+def test_a_second_writer_of_a_checkpoint_reads_what_the_first_has_written(bucket):
+    import tensorstore
+
+    database = {"driver": "ocdbt", "base": f"{bucket}/database/"}
+    for name in ("first", "second"):
+        writer = tensorstore.KvStore.open(database, context=tensorstore.Context()).result()
+        writer.write(name, name.encode()).result()
+    assert sorted(writer.list().result()) == [b"first", b"second"]
 
 
 def test_only_what_changed_is_copied_again(bucket, tmp_path):
