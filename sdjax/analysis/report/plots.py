@@ -44,26 +44,26 @@ def write(groups: Sequence[Family], folder: Path) -> list[Path]:
 
 def _plot(chart: Chart, groups: Sequence[Family]):
     # A figure of its own: pyplot would choose a display and keep every figure.
-    figure = library().Figure(figsize=(5.2, 3.4), layout="constrained")
+    figure = library().Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
-    for dash, (metric, label) in enumerate(chart.metrics.items()):
+    for dash, metric in enumerate(chart.metrics):
         for number, family in enumerate(groups):
             values = families.series(family, metric)
             if values is None:
                 continue
             colour = COLOURS[number % len(COLOURS)]
-            axes.plot(
-                values.steps,
-                values.mean,
-                color=colour,
-                linestyle=DASHES[dash % len(DASHES)],
-                linewidth=1.8,
-                label=f"{family.name}, {label}" if label else family.name,
-            )
+            style = {"linestyle": DASHES[dash % len(DASHES)], "linewidth": 1.8}
+            axes.plot(values.steps, values.mean, color=colour, **style)
             if len(family.runs) > 1:
                 band = {"color": colour, "alpha": 0.2, "linewidth": 0}
                 axes.fill_between(values.steps, values.low, values.high, **band)
     axes.set(title=chart.title, xlabel="step", ylabel=chart.unit)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    # Of colours and of dashes, not of each line, and beside the curves, which it would hide.
+    for number, family in enumerate(groups):
+        axes.plot([], [], color=COLOURS[number % len(COLOURS)], label=family.name)
+    for dash, label in enumerate(chart.metrics.values()):
+        if label:
+            axes.plot([], [], color="black", linestyle=DASHES[dash % len(DASHES)], label=label)
+    figure.legend(loc="outside right upper", fontsize=8)
     return figure
