@@ -152,6 +152,12 @@ class Train:
             self.reprompt.demonstration,
             "needs reprompt.feedback, or no teacher knows more than the student",
         )
+        require(
+            not self.reprompt.regenerate or self.loss.distillation > 0,
+            "reprompt.regenerate",
+            self.reprompt.regenerate,
+            "needs loss.distillation over 0: without a teacher nobody reads the answer",
+        )
         if self.loss.distillation > 0 and self.reprompt.demonstration not in ("solution", "none"):
             require(
                 self.rollout.group_size >= 2 or self.reprompt.own_success or self.reprompt.feedback,

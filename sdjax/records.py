@@ -71,12 +71,13 @@ class Reprompt:
     """What the teacher reads in place of the prompt, for one completion.
 
     `demonstration` is the index in the group of the completion shown, "solution" for the data
-    set's own, or None. With neither a demonstration nor feedback the reprompt is the plain prompt
-    and the completion is not distilled.
+    set's own, "regenerated" for an answer given with one of these in sight, or None. With neither a
+    demonstration nor feedback the reprompt is the plain prompt and the completion is not
+    distilled.
     """
 
     tokens: np.ndarray  # int32[R_i]
-    demonstration: int | Literal["solution"] | None
+    demonstration: int | Literal["solution", "regenerated"] | None
     feedback_used: bool
     truncated: bool = False
 

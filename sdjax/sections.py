@@ -273,6 +273,11 @@ class Reprompt:
     """With a demonstration at hand, leave the feedback out."""
     strip_thinking: bool = False
     """Show the demonstration without what stands inside <think> tags (c = s without thinking)."""
+    regenerate: bool = False
+    """Have the model answer once more with the demonstration in sight, as the teacher of a group's
+    first completion with one would read it. Where that answer is right, every teacher of the group
+    reads it in place of the demonstration; else the group has none (arXiv:2603.24472 section 3,
+    regeneration-conditioned)."""
     max_tokens: int = 4096
     """Longest reprompt after the chat template."""
     beyond_context: bool = False
@@ -295,6 +300,12 @@ class Reprompt:
             "reprompt.feedback_template",
             self.feedback_template,
             "needs {feedback}",
+        )
+        require(
+            not self.regenerate or self.demonstration != "none",
+            "reprompt.regenerate",
+            self.regenerate,
+            "needs a reprompt.demonstration that the model can answer with in sight, not 'none'",
         )
         require_one("reprompt.demonstrations", self.demonstrations)
         require_one("reprompt.max_tokens", self.max_tokens)

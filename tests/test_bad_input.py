@@ -56,6 +56,14 @@ def attempt(tmp_path, model, capsys):
             ["teacher.location is 'host'", "must be 'device'"],
         ),
         (["--reprompt.demonstration", "none"], ["reprompt.demonstration is 'none'", "feedback"]),
+        (
+            ["--reprompt.regenerate", "--reprompt.demonstration", "none", "--reprompt.feedback"],
+            ["reprompt.regenerate is True", "reprompt.demonstration"],
+        ),
+        (
+            ["--reprompt.regenerate", "--loss.distillation", "0"],
+            ["reprompt.regenerate is True", "loss.distillation over 0"],
+        ),
         # Fields that do not exist.
         (["--optim.rl", "1"], ["--optim.rl", "--optim.lr"]),
         (["--loss"], ["--loss"]),
@@ -65,6 +73,10 @@ def attempt(tmp_path, model, capsys):
         (["--mesh.tensor", "2", "--mesh.fsdp", "1"], ["tensor=2", "number of devices, 1"]),
         (["--rollout.max_completion_tokens", "500"], ["model's context of 512", "lower either"]),
         (["--reprompt.max_tokens", "510"], ["reprompt.max_tokens is 510", "context of 512"]),
+        (
+            ["--reprompt.max_tokens", "510", "--reprompt.beyond_context", "--reprompt.regenerate"],
+            ["reprompt.max_tokens is 510", "context of 512"],
+        ),
         (["--rollout.max_prompt_tokens", "5"], ["max_prompt_tokens is 5", "every one of"]),
         (["--model.attention", "cudnn"], ["model.attention is 'cudnn'", "needs a GPU", "say auto"]),
         # Where files are to go.

@@ -76,6 +76,13 @@ def test_a_step_without_demonstration_or_feedback_says_why(truncated, asked, rem
     assert "\n" not in warnings["masked"]
 
 
+def test_a_step_whose_regenerated_answers_were_all_wrong_says_so():
+    groups = [group(0.0, 1.0)]
+    warnings = said(groups, plain(groups), reprompt={"regenerate": True})
+    assert "no answer given with a demonstration in sight was right" in warnings["masked"]
+    assert "\n" not in warnings["masked"]
+
+
 def test_a_signal_is_what_the_loss_has_a_gradient_on():
     mixed, right, wrong = group(0.0, 1.0), group(1.0, 1.0), group(0.0, 0.0)
     for distillation, expected in ((0.0, [True, False, False]), (1.0, [True, True, False])):

@@ -18,6 +18,7 @@ KINDS = {
     "on the host": {"teacher": {"kind": "initial", "location": "host"}},
     "ema": {"teacher": {"kind": "ema", "ema_rate": 0.3}, "log": {"alternatives": 5}},
     "trust_region": {"teacher": {"kind": "trust_region", "mix": 0.2}},
+    "regenerated": {"reprompt": {"regenerate": True, "success_threshold": 0.9}},
     "grpo": {"loss": {"distillation": 0.0}, "optim": {"minibatches": 2}},
 }
 

@@ -65,6 +65,7 @@ def run(tmp_path_factory):
         folder / "out",
         lexicon=str(lexicon),
         loss={"distillation": 0.5},
+        reprompt={"regenerate": True},
         optim={"minibatches": 2, "lr": 1e-4},
         eval={"every": 2, "k": 2, "examples": 4, "batch": 4},
         checkpoint={"every": 3},

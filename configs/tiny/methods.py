@@ -12,6 +12,7 @@ from sdpo_answer import config as sdpo_answer
 from sdpo_ema import config as sdpo_ema
 from sdpo_entropy import config as sdpo_entropy
 from sdpo_epistemic import config as sdpo_epistemic
+from sdpo_regenerated import config as sdpo_regenerated
 
 from sdjax.config import Sweep
 
@@ -21,6 +22,7 @@ config = Sweep(
         "sdpo": sdpo,
         "grpo": grpo,
         "sdpo_answer": sdpo_answer,
+        "sdpo_regenerated": sdpo_regenerated,
         "sdpo_ema": sdpo_ema,
         "sdpo_epistemic": sdpo_epistemic,
         "sdpo_entropy": sdpo_entropy,

@@ -2,13 +2,15 @@
 # The finding in miniature from nothing: traces, base model, study, trainings.
 #   bash configs/tiny/run.sh [RUNS [PART ...]]
 # RUNS: directory of all runs (runs/tiny). PART: traces repeat base study sdpo grpo sdpo_answer
-# sdpo_ema sdpo_epistemic sdpo_entropy report (all, in this order). SEEDS="0 1 2": a training each.
+# sdpo_regenerated sdpo_ema sdpo_epistemic sdpo_entropy report (all, in this order). SEEDS="0 1 2":
+# a training each.
 # MODEL: what is studied and trained, in place of RUNS/base/model. BASE_FLAGS: XLA's, for base.
 # SMALL=1: a form of minutes on a CPU, which shows that it runs and nothing else.
 set -e
 runs=${1:-runs/tiny}
 shift || true
-parts=${*:-traces repeat base study sdpo grpo sdpo_answer sdpo_ema sdpo_epistemic sdpo_entropy report}
+parts=${*:-traces repeat base study sdpo grpo sdpo_answer sdpo_regenerated sdpo_ema sdpo_epistemic
+  sdpo_entropy report}
 model=${MODEL:-$runs/base/model}
 # With these the same device makes the same bits.
 flags=${BASE_FLAGS---xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0}

@@ -15,7 +15,8 @@ def has_signal(group: Group, cfg: config.Train) -> bool:
     """Returns whether the loss has a gradient on a group.
 
     The policy part needs rewards that differ (before a penalty for length, as in DAPO), the
-    distillation a teacher who knows more than the student.
+    distillation a teacher who knows more than the student. With reprompt.regenerate it is not yet
+    known whether that one will: a demonstration counts, whatever will be made of it.
     """
     if cfg.loss.distillation < 1 and not _is_flat(group):
         return True
@@ -57,6 +58,11 @@ def _why_masked(
     asked = cfg.reprompt
     if any(r.truncated for of in reprompts for r in of):
         return f"reprompt.max_tokens is {asked.max_tokens}, too few for the reprompts; raise it"
+    if asked.regenerate and any(reprompt.can_teach(group, asked) for group in groups):
+        return (
+            "no answer given with a demonstration in sight was right; set reprompt.regenerate to "
+            "False or raise rollout.max_completion_tokens"
+        )
     if asked.demonstration == "solution":
         return "the data has no solutions; set reprompt.demonstration to 'random'"
     if asked.demonstration == "none":

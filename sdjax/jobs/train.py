@@ -22,6 +22,7 @@ from sdjax.jobs import (
     evaluate,
     learning_signal,
     progress,
+    regeneration,
     replay,
     rollout_log,
     setup,
@@ -92,7 +93,8 @@ def _prepare(
     setup.check_context(
         shop.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
     )
-    if cfg.loss.distillation > 0 and not cfg.reprompt.beyond_context:
+    answered = cfg.reprompt.regenerate  # by the model, which does not go beyond its context
+    if cfg.loss.distillation > 0 and (answered or not cfg.reprompt.beyond_context):
         setup.check_context(shop.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion)
     setup.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
     setup.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, shop.mesh)
@@ -200,10 +202,16 @@ def _train(
                 timers = Timers()
                 with timers("rollout"):
                     filled = _rollout(order, weights, shop, task, cfg, root, number)
-                del weights  # makes room for the update
                 groups = filled.groups
+                again: dict[str, float] = {}
                 with timers("reprompt"):
                     reprompts = _reprompts(groups, shop.tokenizer, cfg, number)
+                if reprompts is not None and cfg.reprompt.regenerate:
+                    with timers("regenerate"):
+                        reprompts, again = regeneration.regenerated(
+                            groups, reprompts, shop, weights, task, cfg, root=root, step=number
+                        )
+                del weights  # makes room for the update
                 with timers("update"):
                     marked = _epistemic(groups, shop.tokenizer, cfg.lexicon)
                     updates = _updates(groups, reprompts, marked, shop, steps, now.state, cfg)
@@ -221,7 +229,7 @@ def _train(
                 )
                 rollouts.write(number + 1, rollout_log.lines(kept, shop.tokenizer, cfg.log))
                 seconds = timers.take()
-                metrics |= rollout_metrics(filled, cfg, sum(seconds.values())) | seconds
+                metrics |= rollout_metrics(filled, cfg, sum(seconds.values())) | seconds | again
                 if reprompts is not None:
                     metrics |= reprompt.metrics(groups, reprompts, cfg.reprompt)
                 now.skips = now.skips.after(skipped)
@@ -287,7 +295,7 @@ def _rollout(
 
 def _reprompts(
     groups: Sequence[Group], tokenizer: Tokenizer, cfg: config.Train, number: int
-) -> list[list[Reprompt]] | None:
+) -> Sequence[Sequence[Reprompt]] | None:
     """Returns what the teacher reads for each completion; None where no teacher runs."""
     if cfg.loss.distillation == 0:
         return None

@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import jax
+import numpy as np
 
 from sdjax.config import Sampling
 from sdjax.parallel import hosts
@@ -31,15 +32,18 @@ def collect(
     sampling: Sampling,
     enable_thinking: bool | None,
     key: jax.Array,
+    prompts: Sequence[np.ndarray] | None = None,
 ) -> list[Group]:
     """Returns a graded group of completions for each example, in their order.
 
+    `prompts`, int32[P_i] each, are read in place of the examples' own.
     `grade_many` is called from another thread, one call at a time, with whatever has ended; with
     several processes each grades its share.
     """
-    prompts = [
-        tokenizer.encode_prompt(e.messages, enable_thinking=enable_thinking) for e in examples
-    ]
+    if prompts is None:
+        prompts = [
+            tokenizer.encode_prompt(e.messages, enable_thinking=enable_thinking) for e in examples
+        ]
     run = sampler.stream(weights, prompts, group_size=group_size, sampling=sampling, key=key)
     ended: SimpleQueue[tuple[int, Sampled] | None] = SimpleQueue()
 
