@@ -226,32 +226,46 @@ from sdjax.config import *
 config = Train(
     out="unused", task=Task(), model=Model(path={folder!r}),
     rollout=Rollout(prompts_per_step=16, group_size=4, max_prompt_tokens=128,
-                    max_completion_tokens=384),
-    reprompt=Reprompt(max_tokens=512), optim=Optim(microbatch=8),
-    loss=Loss(chunk_tokens=512), mesh=Mesh(fsdp={fsdp}, tensor={tensor}),
+                    max_completion_tokens={completion}),
+    reprompt=Reprompt(max_tokens=128 + {completion}), optim=Optim(microbatch=8),
+    loss=Loss(chunk_tokens={chunk}), mesh=Mesh(fsdp={fsdp}, tensor={tensor}),
 )
 """
 
 
+# The compiler takes the longer the larger the arrays.
+SMALL = (512, 2048, {"completion": 128, "chunk": 256})
+LARGE = (1024, 4096, {"completion": 384, "chunk": 512})
+
+
 @pytest.mark.parametrize(
-    "mesh", [(8, 1), pytest.param((4, 2), marks=pytest.mark.slow)], ids=["fsdp", "fsdp and tensor"]
+    ("topology", "fsdp", "tensor", "sizes"),
+    [
+        ("v5e:2x2", 4, 1, SMALL),
+        pytest.param("v5e:2x4", 8, 1, LARGE, marks=pytest.mark.slow),
+        pytest.param("v5e:2x4", 4, 2, LARGE, marks=pytest.mark.slow),
+    ],
+    ids=["fsdp", "a larger fsdp", "fsdp and tensor"],
 )
-def test_a_plan_compiles_for_a_slice_and_its_traffic_is_that_of_the_formula(mesh, tmp_path):
+def test_a_plan_compiles_for_a_slice_and_its_traffic_is_that_of_the_formula(
+    topology, fsdp, tensor, sizes, tmp_path
+):
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
     folder = tmp_path / "model"
     folder.mkdir()
-    sizes = {
-        "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2,
+    embed, vocabulary, lengths = sizes
+    shape = {
+        "hidden_size": embed, "intermediate_size": 2 * embed, "num_hidden_layers": 2,
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
-        "vocab_size": 4096, "max_position_embeddings": 2048,
+        "vocab_size": vocabulary, "max_position_embeddings": 2048,
     }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(tiny.config("qwen3", **sizes)))
+    (folder / "config.json").write_text(json.dumps(tiny.config("qwen3", **shape)))
     train = tmp_path / "train.py"
-    train.write_text(TRAIN.format(folder=str(folder), fsdp=mesh[0], tensor=mesh[1]))
+    train.write_text(TRAIN.format(folder=str(folder), fsdp=fsdp, tensor=tensor, **lengths))
     other_process.run(
         "from sdjax.main import main\n"
         f"assert main(['--config', {str(ROOT / 'configs/plan.py')!r}, '--train', {str(train)!r}, "
-        f"'--topology', 'v5e:2x4', '--out', {str(tmp_path)!r}]) == 0",
+        f"'--topology', {topology!r}, '--out', {str(tmp_path)!r}]) == 0",
         XLA_FLAGS="",
         **QUIET,
     )
