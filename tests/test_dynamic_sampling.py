@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import jax
 import numpy as np
 import pytest
+import runs
 import tiny
 from test_train import Calls, job, lines
 
@@ -114,9 +115,10 @@ def test_rewards_that_are_always_equal_end_it_after_its_rounds_and_are_warned_of
 
 
 def test_two_steps_and_two_resumed_equal_four_to_the_byte(model, tmp_path):
-    train.run(of(model, tmp_path / "whole", "grpo", rounds=3))
-    train.run(of(model, tmp_path / "parts", "grpo", rounds=3, steps=2))
-    train.run(of(model, tmp_path / "parts", "grpo", rounds=3, resume=True))
+    with runs.compiled_once():
+        train.run(of(model, tmp_path / "whole", "grpo", rounds=3))
+        train.run(of(model, tmp_path / "parts", "grpo", rounds=3, steps=2))
+        train.run(of(model, tmp_path / "parts", "grpo", rounds=3, resume=True))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     rounds = [m["rollout/sampling_rounds"] for m in of_training(whole)]
     assert max(rounds[:2]) > 1  # the position that is resumed from is not the step's number

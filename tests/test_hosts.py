@@ -41,7 +41,7 @@ config = Evaluate(out="OUT", max_prompt_tokens=300, **sections)
 def write(tmp_path_factory):
     """Returns a function that writes a config of a job, with its directory, and returns both."""
     folder = tmp_path_factory.mktemp("hosts")
-    model = tiny.model_folder(folder / "model")
+    model = tiny.model_folder(folder / "model", num_hidden_layers=1)
 
     def written(name, job):
         text = (SECTIONS + job).replace("MODEL", str(model)).replace("OUT", str(folder / name))

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import other_process
 import pytest
+import runs
 import tiny
 from flax import nnx
 from safetensors.numpy import load_file
@@ -159,6 +160,12 @@ def test_a_checksum_tells_values_and_places_apart():
     other[3, 5] = np.nextafter(other[3, 5], ml_dtypes.bfloat16(9))
     turned = x[::-1].copy()
     assert len({of(x), of(other), of(turned)}) == 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
 
 
 @pytest.fixture(scope="module")

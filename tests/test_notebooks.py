@@ -16,8 +16,8 @@ NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SETTINGS = {
     "quickstart": """
 OUT = "runs/test_notebook"
-SMALL = {"steps": 2, "rollout.prompts_per_step": 4, "rollout.max_completion_tokens": 160,
-    "eval.k": 1, "eval.examples": 8, "eval.max_completion_tokens": 160}
+SMALL = {"steps": 1, "rollout.prompts_per_step": 4, "rollout.max_completion_tokens": 160,
+    "eval.k": 1, "eval.examples": 8, "eval.max_completion_tokens": 96}
 OVERRIDES = [x for run in ("sdpo", "grpo") for name, value in SMALL.items()
     for x in (f"--runs.{run}.{name}", str(value))]
 """,
@@ -86,7 +86,7 @@ def test_quickstart_losses_are_finite_and_its_counts_those_of_the_texts(quicksta
     folder = quickstart[1] / run / "0"
     steps = [m for m in lines(folder / "metrics.jsonl") if m["step"]]
     rows = lines(folder / "rollouts.jsonl")
-    assert [m["step"] for m in steps] == [1, 2] and len(rows) == 2 * 4 * 4
+    assert [m["step"] for m in steps] == [1] and len(rows) == 4 * 4
     for metrics in steps:
         assert all(
             math.isfinite(v) for n, v in metrics.items() if n.startswith(("loss/", "optim/"))
@@ -114,7 +114,7 @@ def test_quickstart_puts_both_trainings_into_one_table_and_report(quickstart):
     table = (out / "coverage.md").read_text().splitlines()
     assert [row.split("|")[1].strip() for row in table[2:]] == ["before", *RUNS]
     assert "divide: score" in table[0] and table[0] in text
-    assert "report.html (64 rollouts" in text and (out / "report.html").stat().st_size > 100_000
+    assert "report.html (32 rollouts" in text and (out / "report.html").stat().st_size > 100_000
 
 
 def evaluations(folder):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import runs
 import tiny
 from test_train import SUMS, lines
 from test_train import job as training
@@ -13,9 +14,15 @@ from sdjax.analysis import coverage
 from sdjax.jobs import sweep, train
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 def job(model, out, **changes) -> config.Sweep:
