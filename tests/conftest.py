@@ -1,5 +1,6 @@
 """Settings that must stand before jax starts, and a browser."""
 
+import gc
 import logging
 import os
 import tempfile
@@ -17,6 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
+gc.set_threshold(50_000)  # traced programs are many small objects, and few of them garbage
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sdjax-test-programs")
