@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 
 PHASES = {
-    "rollout": ("sdjax.jobs.train", "_rollout"),
-    "update": ("sdjax.jobs.train", "_learn"),
+    "rollout": ("sdjax.jobs.train_step", "_rollout"),
+    "update": ("sdjax.jobs.train_step", "_move"),
     "evaluation": ("sdjax.jobs.evaluate", "Course.measure"),
     "save": ("sdjax.learner.checkpoint", "Checkpoints.save"),
     "commit": ("sdjax.learner.checkpoint", "Checkpoints._seal"),

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sdjax import config
-from sdjax.jobs import setup, train
+from sdjax.jobs import setup, train_step
 from sdjax.records import Example, Grade
 from sdjax.rollout import sampler
 from sdjax.tasks import Task
@@ -76,16 +76,16 @@ def job(model: Path, out: Path, **changes: Any) -> config.Train:
     return replace(made, **changes | sections)
 
 
-_STEPS: dict[str, train.Steps] = {}
+_STEPS: dict[str, train_step.Steps] = {}
 _programs = functools.cache(sampler.slots.programs)
 
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
     """Makes runs of this process share their compiled functions where their configs allow it."""
-    make, kept = train._steps, jax.config.jax_persistent_cache_min_compile_time_secs
+    make, kept = train_step.make_steps, jax.config.jax_persistent_cache_min_compile_time_secs
 
-    def steps(cfg: config.Train, shop: setup.Workshop) -> train.Steps:
+    def steps(cfg: config.Train, shop: setup.Workshop) -> train_step.Steps:
         parts = (cfg.loss, cfg.policy, cfg.teacher, cfg.rollout, cfg.log, cfg.mesh, cfg.lora)
         key = repr((replace(cfg.optim, most_skipped=0), *parts, shop.cfg))
         if key not in _STEPS:
@@ -94,7 +94,7 @@ def compiled_once() -> Iterator[None]:
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_steps", steps)
+        patch.setattr(train_step, "make_steps", steps)
         patch.setattr(sampler.slots, "programs", _programs)
         yield
     jax.config.update("jax_persistent_cache_min_compile_time_secs", kept)

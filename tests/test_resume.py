@@ -10,7 +10,7 @@ import pytest
 import runs
 import tiny
 
-from sdjax.jobs import train
+from sdjax.jobs import train, train_step
 
 KINDS = {
     "live": {"teacher": {"kind": "live"}},
@@ -28,11 +28,11 @@ class Killed(BaseException):
 
 
 def kill_in(patch, name, call, after):
-    """Makes the train job's function `name` end the run once it has returned so many times.
+    """Makes the train step's function `name` end the run once it has returned so many times.
 
     `after` is a checkpoint that it waits for: a thread that a kill had ended is not to go on.
     """
-    function, calls = getattr(train, name), []
+    function, calls = getattr(train_step, name), []
 
     def called(*args):
         returned = function(*args)
@@ -43,7 +43,7 @@ def kill_in(patch, name, call, after):
             raise Killed
         return returned
 
-    patch.setattr(train, name, called)
+    patch.setattr(train_step, name, called)
 
 
 def interrupted_equals_whole(model, folder, kind, **changes):
@@ -52,7 +52,7 @@ def interrupted_equals_whole(model, folder, kind, **changes):
     whole, parts = folder / "whole", folder / "parts"
     train.run(runs.job(model, whole, **changes))
     with pytest.MonkeyPatch.context() as patch:
-        kill_in(patch, "_learn", 5, after=parts / "checkpoints" / "3")
+        kill_in(patch, "_move", 5, after=parts / "checkpoints" / "3")
         with pytest.raises(Killed):
             train.run(runs.job(model, parts, **changes))
     assert [row["step"] for row in runs.lines(parts / "metrics.jsonl")] == [0, 1, 2, 3, 4]

@@ -12,7 +12,7 @@ import several
 import tiny
 
 from sdjax.errors import RESUME
-from sdjax.jobs import evaluate, train
+from sdjax.jobs import evaluate, train, train_step
 from sdjax.main import main
 
 CONFIG = """
@@ -72,8 +72,8 @@ def send_in(patch, owner, name, call, number=signal.SIGTERM):
     ("owner", "name", "call", "saved", "number"),
     [
         # During a rollout the run goes back to the end of the step before.
-        (train, "_rollout", 2, [1], signal.SIGTERM),
-        (train, "_learn", 5, [3, 5], signal.SIGINT),
+        (train_step, "_rollout", 2, [1], signal.SIGTERM),
+        (train_step, "_move", 5, [3, 5], signal.SIGINT),
         # An evaluation is done again: its step is not, nor is its line written twice.
         (evaluate.Course, "measure", 3, [3, 4], signal.SIGTERM),
     ],
@@ -110,7 +110,7 @@ def test_a_signal_before_the_first_update_leaves_nothing_to_go_on_from(start, wh
 
 def test_without_checkpoints_an_interrupt_interrupts(start):
     with pytest.MonkeyPatch.context() as patch:
-        send_in(patch, train, "_rollout", 1, signal.SIGINT)
+        send_in(patch, train_step, "_rollout", 1, signal.SIGINT)
         code, out = start(every=0)
     assert code == 130 and not (out / "checkpoints").exists()
 

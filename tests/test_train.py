@@ -11,7 +11,7 @@ import tiny
 
 from sdjax import config
 from sdjax.analysis import trace
-from sdjax.jobs import evaluate, export, setup, train
+from sdjax.jobs import evaluate, export, setup, train, train_step
 from sdjax.tasks.arithmetic import Arithmetic
 
 SUMS = Arithmetic(
@@ -99,7 +99,7 @@ def finished(model, tmp_path_factory):
     """Returns the directory of a finished SDPO run and the jitted functions that it called."""
     out = tmp_path_factory.mktemp("run") / "sdpo"
     called = {}
-    make_steps, make_sampler = train._steps, setup.samplers.make
+    make_steps, make_sampler = train_step.make_steps, setup.samplers.make
 
     def steps(*args):
         made = make_steps(*args)
@@ -114,7 +114,7 @@ def finished(model, tmp_path_factory):
         return replace(made, weights=called["weights"], programs=programs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "_steps", steps)
+        patch.setattr(train_step, "make_steps", steps)
         patch.setattr(setup.samplers, "make", sampler)
         train.run(job(model, out, steps=5, profile=str(out / "profile")))
     return out, called
