@@ -256,7 +256,7 @@ def test_a_plan_compiles_for_a_slice_and_its_traffic_is_that_of_the_formula(
     embed, vocabulary, lengths = sizes
     shape = {
         "hidden_size": embed, "intermediate_size": 2 * embed, "num_hidden_layers": 2,
-        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128,
+        "num_attention_heads": embed // 128, "num_key_value_heads": embed // 256, "head_dim": 128,
         "vocab_size": vocabulary, "max_position_embeddings": 2048,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(tiny.config("qwen3", **shape)))
