@@ -16,10 +16,9 @@ from sdjax.parallel import launch
 
 SECTIONS = """
 from sdjax.config import *
-from sdjax.tasks.arithmetic import Arithmetic
+from runs import Letters
 sections = dict(
-    task=Arithmetic(options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
-                    held_out=6),
+    task=Letters(held_out=6),
     model=Model(path="MODEL", compute_dtype="float32", remat="none"),
     mesh=Mesh(data=2, fsdp=2, tensor=2),
     eval=Eval(every=0, k=2, examples=6, batch=6, max_completion_tokens=8))
