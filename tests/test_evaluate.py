@@ -296,9 +296,12 @@ LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
 
 
 @needs_real
-@pytest.mark.parametrize("name", REAL)
 @pytest.mark.parametrize(
-    ("count", "new"), [(4, 16), pytest.param(100, 128, marks=LONG)], ids=["short", "long"]
+    ("name", "count", "new"),
+    [
+        pytest.param("math500", 4, 16, id="short-math500"),
+        *(pytest.param(name, 100, 128, marks=LONG, id=f"long-{name}") for name in REAL),
+    ],
 )
 def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, name, count, new):
     """But for what follows a choice between two tokens whose logits lie within 1e-3."""
