@@ -72,7 +72,7 @@ def rewards_by_group(out):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -32,7 +32,8 @@ SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny"))
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    return str(tiny.model_folder(folder, num_hidden_layers=1))
 
 
 def job(model: str, out: Path, **changes) -> config.Evaluate:

@@ -16,7 +16,8 @@ NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SETTINGS = {
     "quickstart": """
 OUT = "runs/test_notebook"
-SMALL = {"steps": 1, "rollout.prompts_per_step": 4, "rollout.max_completion_tokens": 160,
+SMALL = {"steps": 1, "task.size": 32,
+    "rollout.prompts_per_step": 4, "rollout.max_completion_tokens": 160,
     "eval.k": 1, "eval.examples": 8, "eval.max_completion_tokens": 96}
 OVERRIDES = [x for run in ("sdpo", "grpo") for name, value in SMALL.items()
     for x in (f"--runs.{run}.{name}", str(value))]

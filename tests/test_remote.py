@@ -26,7 +26,7 @@ ENGINES = ("vllm", "sglang")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")

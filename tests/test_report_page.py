@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     Beside it stands one with the same files but for what only a run with a teacher keeps.
     """
     folder = tmp_path_factory.mktemp("trained")
-    cfg = job(tiny.model_folder(folder / "tiny"), folder / "sdpo")
+    cfg = job(tiny.model_folder(folder / "tiny", num_hidden_layers=1), folder / "sdpo")
     train.run(replace(cfg, steps=2, checkpoint=replace(cfg.checkpoint, every=0, export=False)))
     shutil.copytree(folder / "sdpo", folder / "grpo")
     rows = [json.loads(line) for line in (folder / "sdpo" / "rollouts.jsonl").open()]

@@ -24,7 +24,7 @@ TEXT |= {"feedback", "details"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")

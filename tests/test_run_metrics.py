@@ -57,7 +57,7 @@ def run(tmp_path_factory):
     The other task finds all 8 answers of the first evaluation right, and none of the second.
     """
     folder = tmp_path_factory.mktemp("run")
-    model = tiny.model_folder(folder / "tiny")
+    model = tiny.model_folder(folder / "tiny", num_hidden_layers=1)
     lexicon = folder / "words.json"
     lexicon.write_text(json.dumps({"letter": [chr(c) for c in range(97, 123)], "digit": ["7"]}))
     cfg = job(

@@ -62,7 +62,7 @@ def bucket():
 def run(bucket, tmp_path_factory):
     """Returns where a run of two steps is that was ended after the first and gone on with."""
     folder = tmp_path_factory.mktemp("bucket")
-    model = tiny.model_folder(folder / "model")
+    model = tiny.model_folder(folder / "model", num_hidden_layers=1)
     file = folder / "c.py"
     file.write_text(CONFIG.replace("MODEL", str(model)))
     assert main(["--config", str(file), "--steps", "1"]) == 0
