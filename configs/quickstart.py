@@ -28,7 +28,7 @@ sdpo = Train(
     out="",  # the sweep's
     task=Countdown(name="times", needs="*"),
     out_of_domain={"divide": Countdown(operations="+-*/", needs="/", target_low=2, target_high=99)},
-    steps=12,
+    steps=11,
     model=Model(path="package:sdjax.tiny", compute_dtype="float32", remat="none"),
     rollout=Rollout(
         prompts_per_step=8,
