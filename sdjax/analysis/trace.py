@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import re
@@ -58,6 +59,7 @@ class Trace:
         return dict(sorted(out.items(), key=lambda item: -item[1]))
 
 
+@functools.cache  # a trace has few names and many events
 def category(name: str) -> str:
     """Returns what kind of work a kernel is, by its name."""
     lower = name.lower()

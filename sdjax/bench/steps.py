@@ -117,9 +117,9 @@ class Learner:
             placed = hosts.place(packed, step.batch_shardings(packed, self.mesh))
             jax.block_until_ready(placed)
         with timers("update"):
-            moved, *reported = self.train(self.state, placed)
+            moved, metrics, record = self.train(self.state, placed)
             self.state = self.after(moved)
-            metrics, _ = jax.block_until_ready((self.state, *reported))[1:]
+            jax.block_until_ready((self.state, metrics, record))
         self.losses.append(float(metrics["loss/total"]))
 
 
