@@ -36,23 +36,30 @@ YARN_4 = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 24}
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
+TIED = {"tie_word_embeddings": True, "vocab_size": 263}
+ONE_KV_HEAD = {"num_key_value_heads": 1, "head_dim": 24}
+
+
 def qwen_cases(bias: dict) -> dict[str, dict]:
     window = {"use_sliding_window": True, "sliding_window": 5}
     return {
-        "grouped_untied_theta": {"rope_parameters": {"rope_theta": 1e6}},
-        "tied_odd_vocabulary": {"tie_word_embeddings": True, "vocab_size": 263, **bias},
-        "one_kv_head_wide_heads_linear": {
-            "num_key_value_heads": 1,
-            "head_dim": 24,
-            "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+        "grouped_untied_window_in_deep_layers_theta": {
+            "max_window_layers": 1,
+            "rope_parameters": {"rope_theta": 5_000.0},
+            **window,
         },
-        "window_in_deep_layers": {"max_window_layers": 1, "rope_theta": 5_000.0, **window},
+        "tied_odd_vocabulary_one_kv_head_wide_heads_linear": {
+            "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+            **TIED,
+            **ONE_KV_HEAD,
+            **bias,
+        },
         "window_everywhere_yarn": {
             "layer_types": [SLIDING, SLIDING],
             "rope_scaling": YARN_4,
             **window,
         },
-        "all_kv_heads_llama3": {
+        "all_kv_heads_llama3_eps": {
             "num_key_value_heads": 4,
             "rope_parameters": LLAMA3,
             "rms_norm_eps": 1e-3,
@@ -60,32 +67,34 @@ def qwen_cases(bias: dict) -> dict[str, dict]:
     }
 
 
+# Each feature of a family is in one case; several share one, as a case is mostly compilation.
 CASES = {
     "llama": {
-        "grouped_untied_theta": {"rope_theta": 500_000.0},
-        "tied_odd_vocabulary": {"tie_word_embeddings": True, "vocab_size": 263},
-        "one_kv_head_wide_heads_bias": {
-            "num_key_value_heads": 1,
-            "head_dim": 24,
+        "grouped_untied_yarn_eps": {"rope_parameters": YARN, "rms_norm_eps": 1e-3},
+        "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_theta": {
             "attention_bias": True,
+            "rope_scaling": {"type": "linear", "factor": 4.0},
+            "rope_theta": 900.0,
+            **TIED,
+            **ONE_KV_HEAD,
         },
         "all_kv_heads_llama3": {"num_key_value_heads": 4, "rope_parameters": LLAMA3},
-        "linear_scaling": {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 900.0},
-        "yarn_scaling": {"rope_parameters": YARN, "rms_norm_eps": 1e-3},
     },
     "qwen2": qwen_cases({}),
     "qwen3": qwen_cases({"attention_bias": True}),
     "olmo2": {
-        "grouped_untied_theta": {"rope_theta": 500_000.0},
-        "tied_odd_vocabulary": {"tie_word_embeddings": True, "vocab_size": 263},
-        "one_kv_head_wide_heads_bias": {
-            "num_key_value_heads": 1,
-            "head_dim": 24,
+        "grouped_untied_yarn_eps_theta": {
+            "rope_scaling": YARN_4,
+            "rope_theta": 500_000.0,
+            "rms_norm_eps": 1e-3,
+        },
+        "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear": {
             "attention_bias": True,
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+            **TIED,
+            **ONE_KV_HEAD,
         },
         "all_kv_heads_llama3": {"num_key_value_heads": 4, "rope_parameters": LLAMA3},
-        "linear_scaling": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
-        "yarn_scaling": {"rope_scaling": YARN_4, "rms_norm_eps": 1e-3},
     },
     "olmo3": {
         "window_and_full_yarn": {
@@ -99,25 +108,17 @@ CASES = {
             "rope_theta": 500_000.0,
             "rope_scaling": {**YARN_4, "rope_type": "yarn", "attention_factor": 1.3},
         },
-        "tied_odd_vocabulary": {
-            "tie_word_embeddings": True,
-            "vocab_size": 263,
-            "layer_types": [FULL, FULL],
-        },
-        "one_kv_head_wide_heads_bias": {
-            "num_key_value_heads": 1,
-            "head_dim": 24,
+        "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_in_windows": {
             "attention_bias": True,
-            "sliding_window": 3,
+            "sliding_window": 4,
+            "rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}},
+            **TIED,
+            **ONE_KV_HEAD,
         },
         "all_kv_heads_llama3": {
             "num_key_value_heads": 4,
             "layer_types": [FULL, FULL],
             "rope_parameters": {FULL: LLAMA3},
-        },
-        "linear_in_windows": {
-            "sliding_window": 4,
-            "rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}},
         },
     },
 }
