@@ -1,5 +1,6 @@
 """The update: its result depends on the data alone, not on how the work is cut."""
 
+import functools
 import sys
 from dataclasses import replace
 
@@ -22,12 +23,13 @@ METHODS = {
 }
 
 
-def gradient(mesh=(1, 1, 1), microbatch=8, chunk=64, loss=None, teacher="initial", remat="full"):
+@functools.cache
+def gradient(method="sdpo", mesh=(1, 1, 1), microbatch=8, chunk=64, remat="full"):
     """Returns (metrics, -1000 times the gradient) of one update on the random batch."""
     cfg = learning.train_config(
         optim=PLAIN | {"microbatch": microbatch},
-        loss={"chunk_tokens": chunk} | (loss or {}),
-        teacher={"kind": teacher, "dtype": "float32"},
+        loss={"chunk_tokens": chunk} | METHODS[method],
+        teacher={"dtype": "float32"},
         model={"remat": remat},
     )
     model = replace(learning.CFG, remat=remat)
@@ -45,12 +47,20 @@ def assert_same(one, two, rtol=1e-5):
         np.testing.assert_allclose(b, a, rtol=rtol, atol=1e-5 * np.abs(a).max())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_metrics_and_gradients_are_equal_for_microbatches_of_1_2_and_8(method):
-    results = [gradient(microbatch=m, loss=METHODS[method]) for m in (1, 2, 8)]
-    assert results[0][0]["optim/grad_norm"] > 1e-4
-    assert_same(results[0], results[1])
-    assert_same(results[0], results[2])
+# The blend has both losses.
+@pytest.mark.parametrize(
+    ("method", "microbatches"),
+    [
+        ("sdpo", (1, 2)),
+        ("blend", (2,)),
+        *(pytest.param(m, (1, 2), marks=pytest.mark.slow) for m in METHODS if m != "sdpo"),
+    ],
+)
+def test_metrics_and_gradients_are_equal_for_any_microbatch(method, microbatches):
+    whole = gradient(method, microbatch=8)
+    assert whole[0]["optim/grad_norm"] > 1e-4
+    for microbatch in microbatches:
+        assert_same(gradient(method, microbatch=microbatch), whole)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots"])
@@ -59,9 +69,9 @@ def test_gradients_summed_layer_by_layer_in_place_are_those_of_the_whole(remat):
 
 
 def test_the_gradient_taken_in_the_forward_pass_is_the_differentiated_one(monkeypatch):
-    forward = gradient(loss=METHODS["blend"])
+    forward = gradient("blend")
     monkeypatch.setattr(learning.loss, "_needs_whole_completions", lambda cfg: True)
-    assert_same(forward, gradient(loss=METHODS["blend"]))
+    assert_same(forward, gradient.__wrapped__("blend"))
 
 
 def test_metrics_and_gradients_are_equal_for_any_chunk():
@@ -218,7 +228,7 @@ def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never():
         assert int(learner.state.step) == 1
 
 
-@pytest.mark.parametrize("kind", ["initial", "trust_region"])
+@pytest.mark.parametrize("kind", ["initial", pytest.param("trust_region", marks=pytest.mark.slow)])
 def test_a_teacher_kept_on_the_host_gives_the_same_update_and_stays_there(kind):
     found = {}
     for location in ("device", "host"):
@@ -283,15 +293,21 @@ def test_eight_updates_of_ragged_batches_compile_once_per_shape_bucket():
     assert learner.step._cache_size() == len(shapes) <= 3
 
 
-def test_loss_and_gradients_are_those_of_one_device_on_any_mesh():
-    other_process.on_eight_devices("import test_learner; test_learner.compare_with_one_device()")
+MESHES = {"sdpo": [(8, 1, 1), (2, 2, 2)], "top_k": [(2, 2, 2)], "grpo": [(2, 2, 2)]}
+EVERY = {method: [(8, 1, 1), (2, 2, 2), (1, 4, 2)] for method in METHODS}
 
 
-def compare_with_one_device():
+@pytest.mark.parametrize("which", ["MESHES", pytest.param("EVERY", marks=pytest.mark.slow)])
+def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(which):
+    other_process.on_eight_devices(
+        f"import test_learner; test_learner.compare_with_one_device(test_learner.{which})"
+    )
+
+
+def compare_with_one_device(meshes):
     """Runs in the subprocess: asserts that a mesh changes neither metrics nor gradients."""
     assert jax.device_count() == 8
-    for method in ("sdpo", "top_k", "grpo"):
-        alone = gradient(loss=METHODS[method])
-        for mesh in ((8, 1, 1), (2, 2, 2), (1, 4, 2)):
+    for method, shapes in meshes.items():
+        for mesh in shapes:
             print(method, mesh, file=sys.stderr)  # shown where they differ
-            assert_same(alone, gradient(mesh, loss=METHODS[method]))
+            assert_same(gradient(method), gradient(method, mesh))

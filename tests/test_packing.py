@@ -71,11 +71,15 @@ def assert_same(packed, alone):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-CASES = [("sdpo", "sequence"), ("grpo", "token"), ("gspo", "sequence")]
-CASES += [("blend", a) for a in ("sequence", "token", "constant")]
+CASES = [("sdpo", "sequence"), ("gspo", "sequence"), ("blend", "constant")]
+# The mesh's test compares blend and gspo by token.
+MORE = [("grpo", "token"), ("blend", "sequence"), ("blend", "token")]
 
 
-@pytest.mark.parametrize(("method", "aggregation"), CASES)
+@pytest.mark.parametrize(
+    ("method", "aggregation"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+)
 def test_an_update_of_packed_rows_is_that_of_rows_of_one(method, aggregation):
     alone, packed = (updated(method, aggregation, n) for n in (0, ROW_TOKENS))
     assert alone[0]["optim/grad_norm"] > 1e-4
@@ -84,16 +88,26 @@ def test_an_update_of_packed_rows_is_that_of_rows_of_one(method, aggregation):
     assert_same(packed, alone)
 
 
-def test_packed_rows_on_a_mesh_give_the_update_of_rows_of_one_on_one_device():
-    other_process.on_eight_devices("import test_packing; test_packing.compare_with_one_device()")
+@pytest.mark.parametrize(
+    "meshes",
+    [
+        {"blend": [(2, 2, 2)], "gspo": [(8, 1, 1)]},
+        pytest.param({"blend": [(8, 1, 1)], "gspo": [(2, 2, 2)]}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_packed_rows_on_a_mesh_give_the_update_of_rows_of_one_on_one_device(meshes):
+    other_process.on_eight_devices(
+        f"import test_packing; test_packing.compare_with_one_device({meshes})"
+    )
 
 
-def compare_with_one_device():
+def compare_with_one_device(meshes):
     """Runs in the subprocess."""
     assert jax.device_count() == 8
-    for method in ("blend", "gspo"):
+    for method, shapes in meshes.items():
         alone = updated(method, "token", 0)
-        for mesh in ((8, 1, 1), (2, 2, 2)):
+        for mesh in shapes:
             print(method, mesh, file=sys.stderr)  # shown where they differ
             assert_same(updated(method, "token", ROW_TOKENS, mesh), alone)
 
