@@ -48,8 +48,9 @@ def qwen_cases(bias: dict) -> dict[str, dict]:
             "rope_parameters": {"rope_theta": 5_000.0},
             **window,
         },
-        "tied_odd_vocabulary_one_kv_head_wide_heads_linear": {
+        "tied_odd_vocabulary_one_kv_head_wide_heads_linear_theta": {
             "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+            "rope_theta": 5_000.0,
             **TIED,
             **ONE_KV_HEAD,
             **bias,
@@ -70,7 +71,8 @@ def qwen_cases(bias: dict) -> dict[str, dict]:
 # Each feature of a family is in one case; several share one, as a case is mostly compilation.
 CASES = {
     "llama": {
-        "grouped_untied_yarn_eps": {"rope_parameters": YARN, "rms_norm_eps": 1e-3},
+        "grouped_untied_theta": {"rope_theta": 500_000.0},
+        "yarn_eps": {"rope_parameters": YARN, "rms_norm_eps": 1e-3},
         "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_theta": {
             "attention_bias": True,
             "rope_scaling": {"type": "linear", "factor": 4.0},
@@ -83,11 +85,8 @@ CASES = {
     "qwen2": qwen_cases({}),
     "qwen3": qwen_cases({"attention_bias": True}),
     "olmo2": {
-        "grouped_untied_yarn_eps_theta": {
-            "rope_scaling": YARN_4,
-            "rope_theta": 500_000.0,
-            "rms_norm_eps": 1e-3,
-        },
+        "grouped_untied_theta": {"rope_theta": 500_000.0},
+        "yarn_eps": {"rope_scaling": YARN_4, "rms_norm_eps": 1e-3},
         "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear": {
             "attention_bias": True,
             "rope_scaling": {"rope_type": "linear", "factor": 4.0},
