@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import runs
 import tiny
 
 from sdjax import config, main, tasks
@@ -28,6 +29,12 @@ SUMS = Arithmetic(
     options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, held_out=7
 )
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
 
 
 @pytest.fixture(scope="module")

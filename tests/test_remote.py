@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import runs
 import serving
 import test_evaluate
 import test_train
@@ -22,6 +23,12 @@ PROMPTS = [np.arange(5, 12), np.arange(40, 43), np.arange(100, 117)]
 GREEDY = config.Sampling(temperature=0.0, max_completion_tokens=16)
 HOT = config.Sampling(temperature=0.7, max_completion_tokens=16)
 ENGINES = ("vllm", "sglang")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
 
 
 @pytest.fixture(scope="module")

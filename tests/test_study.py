@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import runs
 import tiny
 from test_train import lines
 
@@ -130,6 +131,12 @@ def job(model, out, **changes) -> config.Study:
         eval=config.Eval(k=4, batch=3, max_completion_tokens=10, temperature=1.0, top_p=1.0),
     )
     return replace(base, **changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
 
 
 @pytest.fixture(scope="module")
