@@ -79,6 +79,8 @@ def jobs(files, **how):
 
 
 if __name__ == "__main__":
+    # transformers would import it, for nothing that is needed here: half of a process's start.
+    sys.modules["torch"] = None  # type: ignore[assignment]
     from sdjax.jobs import evaluate, train
     from sdjax.main import launch_flags, load
     from sdjax.parallel import launch

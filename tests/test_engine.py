@@ -279,15 +279,20 @@ def test_the_cache_is_updated_in_place(setting):
         assert program.memory_analysis().alias_size_in_bytes >= cache
 
 
-def test_tokens_on_any_mesh_are_those_of_the_plain_loop():
-    other_process.on_eight_devices("import test_engine; test_engine.compare_on_meshes()")
+@pytest.mark.parametrize(
+    "meshes",
+    [((8, 1, 1), (2, 2, 2)), pytest.param(((1, 4, 2),), marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_tokens_on_any_mesh_are_those_of_the_plain_loop(meshes):
+    other_process.on_eight_devices(f"import test_engine; test_engine.compare_on_meshes({meshes})")
 
 
-def compare_on_meshes():
+def compare_on_meshes(meshes):
     """Runs in the subprocess."""
     limits = np.array([3, 60, 5, 24] * 6, np.int32)
     plain = Setting().plain(limits=limits)
-    for mesh in ((8, 1, 1), (2, 2, 2), (1, 4, 2)):
+    for mesh in meshes:
         print(mesh, file=sys.stderr)  # shown where they differ
         compare_on_a_mesh(mesh, limits, plain)
 

@@ -80,7 +80,8 @@ def survives(server, whole, tmp_path, seed, times=1):
     return moments
 
 
-@pytest.mark.parametrize("seed", range(3))
+# First killed in an update and in a save: the seed picks the phase.
+@pytest.mark.parametrize("seed", [1, 3])
 def test_a_run_killed_at_a_random_moment_ends_as_if_it_had_not_been(server, whole, tmp_path, seed):
     survives(server, whole, tmp_path, seed)
 

@@ -72,7 +72,13 @@ def compiled_once():
         yield
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# "initial" stands under "on the host" too; GRPO has no teacher's state, as live, and runs below.
+SLOW = ("live", "initial", "grpo")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KINDS]
+)
 def test_three_steps_a_kill_and_three_steps_equal_six_to_the_byte(model, tmp_path, kind):
     whole = interrupted_equals_whole(model, tmp_path, kind)
     metrics = runs.lines(whole / "metrics.jsonl")
