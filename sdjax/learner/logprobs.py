@@ -270,7 +270,7 @@ def _with_gradient(
         start = (jnp.zeros(()), jnp.zeros(head.shape, jnp.float32))
         (total, head_grad), ys = jax.lax.scan(one, start, chunks)
         outputs, hidden_grad = _joined(ys, tokens.token.shape)
-        return _psum(total), outputs, hidden_grad, _psum(head_grad, spec.embed_axis)
+        return _psum(total), outputs, hidden_grad, _summed(head_grad, spec)
 
     embed = "fsdp" if "fsdp" in _batch_axes() else None
     out = (whole, rows, rows, PartitionSpec(*[None] * spec.embed_axis, embed))
@@ -423,13 +423,31 @@ def _batch_axes() -> tuple[str, ...]:
     return tuple(a for a in rules.BATCH if mesh.shape.get(a, 1) > 1)
 
 
-def _psum(x: jax.Array, part: int | None = None) -> jax.Array:
-    """Returns the sum over shards of the batch; each of fsdp has its part along axis `part`."""
+def _psum(x: jax.Array) -> jax.Array:
+    """Returns the sum over shards of the batch."""
     axes = _batch_axes()
-    if part is not None and "fsdp" in axes:
-        x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=part, tiled=True)
-        axes = tuple(a for a in axes if a != "fsdp")
     return jax.lax.psum(x, axes) if axes else x
+
+
+def _summed(head_grad: jax.Array, spec: _Spec) -> jax.Array:
+    """Returns the sum over shards of the batch, of which each of fsdp has its part of embed."""
+    axes = _batch_axes()
+
+    def shard(x: jax.Array) -> jax.Array:
+        if "fsdp" in axes:
+            x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=spec.embed_axis, tiled=True)
+        rest = tuple(a for a in axes if a != "fsdp")
+        return jax.lax.psum(x, rest) if rest else x
+
+    vocab = rules.RULES["vocab"]
+    if not axes or jax.sharding.get_abstract_mesh().shape.get(vocab, 1) == 1:
+        return shard(head_grad)
+    # The vocabulary's axis is the compiler's in here, and of such an array it scatters no sum: it
+    # would gather the vocabulary, sum whole gradients for all and then keep the parts.
+    parts = PartitionSpec(vocab) if spec.vocab_first else PartitionSpec(None, vocab)
+    return jax.shard_map(
+        shard, in_specs=parts, out_specs=parts, axis_names={vocab}, check_vma=False
+    )(head_grad)
 
 
 def _on_shards(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sdjax.models.attention import precision
 from sdjax.models.config import ModelConfig
 from sdjax.models.rope import rotate
-from sdjax.parallel.rules import constrain, constrain_hidden
+from sdjax.parallel.rules import Axes, constrain, constrain_hidden, tokens_on_shard
 
 Kept = TypeVar("Kept")
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
@@ -23,6 +23,7 @@ OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head"
 
 QUERY = ("batch", None, "heads", "head_dim")
 KEY = ("batch", None, "kv_heads", "head_dim")
+INNER = ("batch", None, "mlp")
 
 
 @jax.tree_util.register_dataclass
@@ -111,10 +112,11 @@ def _attention(
     cfg: ModelConfig,
     attend: Attend[Kept],
 ) -> tuple[jax.Array, Kept]:
-    q = _project("bsd,dnh->bsnh", x, w.q, w.q_bias, jnp.float32)
-    k = _project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32)
+    q = _by_columns(_project("bsd,dnh->bsnh", x, w.q, w.q_bias, jnp.float32), QUERY, w)
+    k = _by_columns(_project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32), KEY, w)
     # In float32 as well, or XLA would not make one product of the three.
-    v = _project("bsd,dnh->bsnh", x, w.v, w.v_bias, jnp.float32).astype(x.dtype)
+    v = _by_columns(_project("bsd,dnh->bsnh", x, w.v, w.v_bias, jnp.float32), KEY, w)
+    v = v.astype(x.dtype)
     if w.q_norm is not None and w.k_norm is not None:
         q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
         k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
@@ -124,10 +126,22 @@ def _attention(
 
 
 def _mlp(x: jax.Array, w: LayerWeights) -> jax.Array:
-    gate = _project("bsd,df->bsf", x, w.gate, None).astype(jnp.float32)
-    up = _project("bsd,df->bsf", x, w.up, None)
+    gate = _by_columns(_project("bsd,df->bsf", x, w.gate, None), INNER, w).astype(jnp.float32)
+    up = _by_columns(_project("bsd,df->bsf", x, w.up, None), INNER, w)
     inner = (jax.nn.silu(gate) * up).astype(x.dtype)
     return _project("bsf,fd->bsd", inner, w.down, None, jnp.float32)
+
+
+def _by_columns(product: jax.Array, axes: Axes, w: LayerWeights) -> jax.Array:
+    """Returns it [B, S, ...], pinned to be split by its columns over tensor where rows are short.
+
+    Hidden states are split by tokens: either they are gathered over tensor or the matrix is, whose
+    whole gradients are summed over tensor then. Left to itself the compiler gathers matrices of an
+    MLP for fewer tokens than it should. A layer's MLP moves some 6 bytes an entry of embed for
+    each of its columns, or for each token: gathered in bfloat16, the sum scattered in float32. Of
+    more tokens a shard than columns the choice is the compiler's.
+    """
+    return constrain(product, axes) if tokens_on_shard(product) <= w.gate.shape[-1] else product
 
 
 def _project(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -53,6 +55,13 @@ def constrain_hidden(x: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     tensor = 1 if mesh.empty else mesh.shape["tensor"]
     return constrain(x, ("batch", "sequence" if x.shape[1] % tensor == 0 else None, None))
+
+
+def tokens_on_shard(x: jax.Array) -> int:
+    """Returns how many of the tokens of `x` [B, S, ...] one shard of the batch has."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
+    return x.shape[0] * x.shape[1] // shards
 
 
 def param_shardings(params: nnx.State, mesh: Mesh) -> nnx.State:

@@ -18,7 +18,7 @@ _BYTES = {
     "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8,
 }  # fmt: skip
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
-_OP = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\((.*)$")
+_OP = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?([^}\s]+)\}?")
 
@@ -87,12 +87,15 @@ def _within(
         op = _OP.match(line)
         if op is None:
             continue
-        shape, called, rest = op.groups()
+        own, shape, called, rest = op.groups()
         kind = called.removesuffix("-start")
         if kind in KINDS:
+            is_async = called != kind
+            if fused and kind == "all-reduce" and (parts := _parts_kept(bodies[name], own, shape)):
+                kind, shape = "reduce-scatter", parts
             channel = re.search(r"channel_id=(\d+)", rest)
             piece = f"{kind} {channel[1]}" if fused and channel else ""
-            yield _collective(kind, piece, shape, rest, called != kind, times, chips)
+            yield _collective(kind, piece, shape, rest, is_async, times, chips)
         inner = times
         if called == "while":
             trips = _trips(bodies, rest)
@@ -103,6 +106,25 @@ def _within(
                     within = fused or called == "fusion"
                     inside = one.strip().lstrip("%")
                     yield from _within(bodies, inside, inner, chips, unknown, within)
+
+
+def _parts_kept(lines: list[str], summed: str, shape: str) -> str:
+    """Returns the shapes of what a fusion keeps of the sums of its all-reduce `summed`; empty
+    where it keeps any of them whole.
+
+    So the TPU compiler writes a reduce-scatter: as a fusion of an all-reduce and a slice of each
+    of its results. Its backend_config names the emitter of reduce-scatters that are written as
+    such, (SingleInput)AllReduceScatterFusion, and not one of all-reduces.
+    """
+    sums, parts = {summed}, []
+    for op in filter(None, map(_OP.match, lines)):
+        own, given, called, rest = op.groups()
+        operand = re.split(r"[,)]", rest, maxsplit=1)[0].lstrip("%")
+        if operand in sums and called == "get-tuple-element":
+            sums.add(own)
+        if operand in sums and called == "dynamic-slice":
+            parts.append(given)
+    return ", ".join(parts) if len(parts) == len(_SHAPE.findall(shape)) else ""
 
 
 def _trips(bodies: dict[str, list[str]], loop: str) -> int | None:

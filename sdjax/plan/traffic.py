@@ -15,8 +15,17 @@ def update(w: Workload) -> dict[str, float]:
 
     weights: layers gathered over fsdp in the compute dtype, for the student's forward pass, for
     the recomputation and backward pass together, and for every pass of a teacher; heads once each.
-    gradients: their sums over fsdp. replicas: their sums over data, which between slices cross the
-    network. activations: what tensor parallelism exchanges.
+    gradients: their sums over fsdp, of which each chip keeps its part (so once the bytes, not
+    twice): layers' in the compute dtype, as their products come, the head's in float32; the
+    embedding's comes by columns and needs none. replicas: the sums of these parts over data, whole,
+    which between slices cross the network; the embedding's is a sum of its own, of one array with
+    the head or not. activations: what tensor parallelism exchanges.
+
+    This is the least. A compiler may sum gradients whole, twice their bytes: that of TPUs does so
+    of matrices split by columns of which each chip would keep fewer than 256, on three-dimensional
+    slices of all, and in programs of an 8B model. It may also sum the head's once, behind the loop
+    of microbatches, and with more tokens a shard than an MLP has columns gather matrices over
+    tensor in place of activations. docs/scaling.md has what was compiled.
     """
     model, mesh = w.model, w.mesh
     item, teachers = sizes.itemsize(model), w.teachers
@@ -25,11 +34,8 @@ def update(w: Workload) -> dict[str, float]:
     head = model.vocab_size * model.embed / mesh.tensor
     passes = (1 if model.remat == "none" else 2) + teachers
     weights = item * fsdp * (layers * passes + head * (1 + teachers))
-    # Layers' are summed whole in the compute dtype, over fsdp and data at once; the head's in
-    # float32, each of fsdp its part, and this over data, where the embedding's is a sum of its own,
-    # of one array with the head or not.
-    gradients = fsdp * (2 * item * layers + 4 * head)
-    replicas = 2 * data * (item * layers + 2 * 4 * head / mesh.fsdp)
+    gradients = fsdp * (item * layers + 4 * head)
+    replicas = 2 * data * (item * layers + 2 * 4 * head) / mesh.fsdp
     exchanged = 2 * (item + 4) * model.embed * tensor * model.num_layers
     tokens = w.rows * (3 * w.student + teachers * w.teacher)
     parts = {
