@@ -15,7 +15,6 @@ part. The vocabulary may be split by its own rule; it is reduced over, never gat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from sdjax.config import Loss
+from sdjax.learner.chunks import chunked, joined
 from sdjax.models.attention import precision
 from sdjax.objectives import divergences, vocabulary
 from sdjax.parallel import rules
@@ -238,9 +238,9 @@ def _forward(
             return total + loss, outputs
 
         hidden, tokens = _clean(hidden, tokens)
-        chunks = _chunked((hidden, tokens), spec.cfg.chunk_tokens)
+        chunks = chunked((hidden, tokens), spec.cfg.chunk_tokens)
         total, outputs = jax.lax.scan(one, jnp.zeros(()), chunks)
-        return _psum(total), _joined(outputs, tokens.token.shape)
+        return _psum(total), joined(outputs, tokens.token.shape)
 
     out = (whole, rows)
     return _on_shards(shard, hidden, head, tokens, heads, out)
@@ -266,10 +266,10 @@ def _with_gradient(
             return (total + loss, head_grad), (outputs, hidden_grad)
 
         hidden, tokens = _clean(hidden, tokens)
-        chunks = _chunked((hidden, tokens), spec.cfg.chunk_tokens)
+        chunks = chunked((hidden, tokens), spec.cfg.chunk_tokens)
         start = (jnp.zeros(()), jnp.zeros(head.shape, jnp.float32))
         (total, head_grad), ys = jax.lax.scan(one, start, chunks)
-        outputs, hidden_grad = _joined(ys, tokens.token.shape)
+        outputs, hidden_grad = joined(ys, tokens.token.shape)
         return _psum(total), outputs, hidden_grad, _summed(head_grad, spec)
 
     embed = "fsdp" if "fsdp" in _batch_axes() else None
@@ -387,34 +387,6 @@ def _clean(hidden: jax.Array, tokens: _Tokens) -> tuple[jax.Array, _Tokens]:
     contexts = (tokens.teacher_hidden, tokens.live_hidden)
     teacher_hidden, live_hidden = jax.tree.map(clean, contexts)
     return clean(hidden), replace(tokens, teacher_hidden=teacher_hidden, live_hidden=live_hidden)
-
-
-def _chunked(tree: Any, chunk_tokens: int) -> Any:
-    """Returns arrays [R, C, ...] as [chunks, c, ...], the end filled up with zeros.
-
-    Chunks are as equal as multiples of 32 allow, so that little of the last one is filling.
-    """
-
-    def split(x: jax.Array) -> jax.Array:
-        length = math.prod(x.shape[:2])
-        chunks = -(-length // chunk_tokens)
-        size = -(-length // chunks)
-        size = size if size < 32 else -(-size // 32) * 32
-        flat = x.reshape(length, *x.shape[2:])
-        flat = jnp.pad(flat, [(0, chunks * size - length)] + [(0, 0)] * (flat.ndim - 1))
-        return flat.reshape(chunks, size, *x.shape[2:])
-
-    return jax.tree.map(split, tree)
-
-
-def _joined(tree: Any, shape: tuple[int, ...]) -> Any:
-    """Returns arrays [chunks, c, ...] as [R, C, ...]."""
-
-    def join(x: jax.Array) -> jax.Array:
-        flat = x.reshape(-1, *x.shape[2:])[: math.prod(shape)]
-        return flat.reshape(*shape, *x.shape[2:])
-
-    return jax.tree.map(join, tree)
 
 
 def _batch_axes() -> tuple[str, ...]:
