@@ -12,11 +12,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import test_models_decode_gpu as kernels
 import tiny
 from flax import nnx
 
 from sdjax import config
-from sdjax.models import transformer, weights
+from sdjax.models import decode_gpu, transformer, weights
 from sdjax.parallel import mesh as meshes, rules
 
 cfg, graph, whole = tiny.load(Path(sys.argv[1]))
@@ -62,6 +63,15 @@ with jax.set_mesh(mesh):
     grads = jax.jit(jax.grad(lambda *args: embedded(*args).sum()), out_shardings=shardings)
     step = grads.lower(params, ids, ids).compile()
     print(step.memory_analysis().temp_size_in_bytes / whole.embedding.get_value().nbytes)
+
+# The kernel of a GPU's decoding step, one row a device.
+cfg, *case, inputs = kernels.step(Path(sys.argv[2]))
+expected = kernels.by_layer(cfg, *case, inputs)
+with jax.set_mesh(meshes.for_rollouts(meshes.make(config.Mesh(data=8, fsdp=1)))):
+    step = jax.jit(lambda *args: decode_gpu.turn_and_write(*args, cfg=cfg, interpret=True))
+    for a, b in zip(step(*jax.tree.map(np.asarray, inputs)), expected, strict=True):
+        assert a.addressable_shards[0].data.shape[0] == 1
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 """
 
 
@@ -74,6 +84,6 @@ def test_a_mesh_changes_no_number_and_holds_no_table_whole(tmp_path):
         sliding_window=5,
         attention_bias=True,
     )
-    printed = other_process.on_eight_devices(SCRIPT, str(folder))
+    printed = other_process.on_eight_devices(SCRIPT, str(folder), str(tmp_path / "qwen3"))
     # A quarter of the table's gradient, before and after the sum over data, and small change.
     assert float(printed) < 0.7

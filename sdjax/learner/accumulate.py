@@ -63,6 +63,8 @@ def over_microbatches(
     `rows` is a pytree of arrays [M, ...]; those from `number` on have no completion and are not
     run: their part of the second is 0.
     """
+    # Its shapes are asked for before the loop traces it: as a jitted function it is traced once.
+    one = jax.jit(one, inline=True)
 
     def at(i: jax.Array | int) -> Any:
         return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), rows)

@@ -13,10 +13,13 @@ import jax.numpy as jnp
 from sdjax.models.attention import precision
 from sdjax.models.config import ModelConfig
 from sdjax.models.rope import rotate
-from sdjax.parallel.rules import Axes, constrain, constrain_hidden, tokens_on_shard
+from sdjax.parallel.rules import BATCH, Axes, constrain, constrain_hidden, shards, tokens_on_shard
 
 Kept = TypeVar("Kept")
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
+"""Rotated queries, keys and values to the attention's output in the shape of the queries."""
+Attention = Callable[[jax.Array], tuple[jax.Array, Kept]]
+"""Inputs [B, S, embed] to the whole sublayer's output float32[B, S, embed]."""
 
 # How many trailing dimensions of an array are a linear layer's outputs; others are none's.
 OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head": 1}
@@ -70,28 +73,86 @@ def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
 def block(
     x: jax.Array,  # float32[B, S, embed]
     weights: LayerWeights,
-    rope: tuple[jax.Array, jax.Array],  # cos and sin, float32[B, S, head_dim // 2]
     cfg: ModelConfig,
-    attend: Attend[Kept],
+    attention: Attention[Kept],
 ) -> tuple[jax.Array, Kept]:
-    """Returns the layer's output float32[B, S, embed] and what `attend` keeps.
+    """Returns the layer's output float32[B, S, embed] and what `attention` keeps.
 
     The residual stream is float32 and everything else in the weights' dtype: rounded to bfloat16
     at each sum, the stream is where a sampler and a trainer that compute the same in another
     order would part.
 
-    `attend(q, k, v)` gets rotated queries and keys and returns the attention's output in the shape
-    of q: how rows of tokens and a cache differ is its business alone.
+    How rows of tokens and a cache differ is the business of `attention` alone.
     """
     pre = cfg.norm_placement == "pre"
     dtype = weights.q.dtype
     inner = rms_norm(x, weights.attention_norm, cfg) if pre else x.astype(dtype)
-    inner, kept = _attention(inner, weights, rope, cfg, attend)
-    x = x + (_apart(inner) if pre else rms_norm(inner, weights.attention_norm, cfg))
+    inner, kept = attention(inner)
+    x = x + (inner if pre else rms_norm(inner, weights.attention_norm, cfg))
     inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x.astype(dtype)
     inner = _mlp(inner, weights)
-    x = x + (_apart(inner) if pre else rms_norm(inner, weights.mlp_norm, cfg))
+    x = x + (inner if pre else rms_norm(inner, weights.mlp_norm, cfg))
     return constrain_hidden(x), kept
+
+
+def attended(
+    x: jax.Array,  # [B, S, embed]
+    w: LayerWeights,
+    rope: tuple[jax.Array, jax.Array],  # cos and sin, float32[B, S, head_dim // 2]
+    cfg: ModelConfig,
+    attend: Attend[Kept],
+) -> tuple[jax.Array, Kept]:
+    """Returns the attention sublayer's output float32[B, S, embed] and what `attend` keeps."""
+    q = _by_columns(_project("bsd,dnh->bsnh", x, w.q, w.q_bias, jnp.float32), QUERY, w)
+    k = _by_columns(_project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32), KEY, w)
+    # In float32 as well, or XLA would not make one product of the three.
+    v = _by_columns(_project("bsd,dnh->bsnh", x, w.v, w.v_bias, jnp.float32), KEY, w)
+    v = v.astype(x.dtype)
+    if w.q_norm is not None and w.k_norm is not None:
+        q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
+        k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
+    q, k = rotate(q, *rope).astype(v.dtype), rotate(k, *rope).astype(v.dtype)
+    out, kept = attend(constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY))
+    return to_residual("bsnh,nhd->bsd", out, w.o, w.o_bias), kept
+
+
+def _mlp(x: jax.Array, w: LayerWeights) -> jax.Array:
+    gate = _by_columns(_project("bsd,df->bsf", x, w.gate, None), INNER, w).astype(jnp.float32)
+    up = _by_columns(_project("bsd,df->bsf", x, w.up, None), INNER, w)
+    inner = (jax.nn.silu(gate) * up).astype(x.dtype)
+    return to_residual("bsf,fd->bsd", inner, w.down, None)
+
+
+def to_residual(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Returns float32[B, S, embed], the product of x [B, S, ...] that is added to the residual."""
+    step_of_gpu = jax.default_backend() == "gpu" and x.shape[1] == 1 and shards("tensor") == 1
+    if not step_of_gpu or x.dtype == jnp.float32:
+        return _apart(_project(equation, x, w, bias, jnp.float32))
+    out = in_parts(x.reshape(x.shape[0], -1), w.reshape(-1, w.shape[-1])).sum(0)[:, None]
+    return out if bias is None else out + bias
+
+
+def in_parts(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns float32[S, B, N] whose sum over S is the product of x [B, K] and w [K, N].
+
+    A product of few rows is cut along K until its tiles keep a device's processors reading. XLA
+    cuts it too, but adds the parts up in a kernel of its own; these are added where they are used.
+    On an H200 Qwen3-1.7B decodes 64 rows 3 % faster for it, and 256 rows 6 % slower.
+    """
+    rows, inner = x.shape
+    parts = 1
+    if rows // shards(*BATCH) <= 64:
+        while parts * w.shape[1] < 64 * 256 and inner % (2 * parts) == 0 and inner // parts > 256:
+            parts *= 2
+    return _apart(
+        jnp.einsum(
+            "bsk,skn->sbn",
+            x.reshape(rows, parts, -1),
+            w.reshape(parts, -1, w.shape[1]),
+            precision=precision(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
+    )
 
 
 def _apart(product: jax.Array) -> jax.Array:
@@ -103,33 +164,6 @@ def _apart(product: jax.Array) -> jax.Array:
     core dump of the device). The sum is as cheap beside the next norm.
     """
     return jax.lax.optimization_barrier(product) if jax.default_backend() == "gpu" else product
-
-
-def _attention(
-    x: jax.Array,
-    w: LayerWeights,
-    rope: tuple[jax.Array, jax.Array],
-    cfg: ModelConfig,
-    attend: Attend[Kept],
-) -> tuple[jax.Array, Kept]:
-    q = _by_columns(_project("bsd,dnh->bsnh", x, w.q, w.q_bias, jnp.float32), QUERY, w)
-    k = _by_columns(_project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32), KEY, w)
-    # In float32 as well, or XLA would not make one product of the three.
-    v = _by_columns(_project("bsd,dnh->bsnh", x, w.v, w.v_bias, jnp.float32), KEY, w)
-    v = v.astype(x.dtype)
-    if w.q_norm is not None and w.k_norm is not None:
-        q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
-        k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
-    q, k = rotate(q, *rope).astype(v.dtype), rotate(k, *rope).astype(v.dtype)
-    out, kept = attend(constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY))
-    return _project("bsnh,nhd->bsd", out, w.o, w.o_bias, jnp.float32), kept
-
-
-def _mlp(x: jax.Array, w: LayerWeights) -> jax.Array:
-    gate = _by_columns(_project("bsd,df->bsf", x, w.gate, None), INNER, w).astype(jnp.float32)
-    up = _by_columns(_project("bsd,df->bsf", x, w.up, None), INNER, w)
-    inner = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return _project("bsf,fd->bsd", inner, w.down, None, jnp.float32)
 
 
 def _by_columns(product: jax.Array, axes: Axes, w: LayerWeights) -> jax.Array:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sdjax.models import attention, layers, lora, rope
+from sdjax.models import attention, decode_gpu, layers, lora, rope
 from sdjax.models.config import ModelConfig, Rope
-from sdjax.models.layer import LayerWeights, block, cast, rms_norm
+from sdjax.models.layer import LayerWeights, attended, block, cast, rms_norm
 from sdjax.parallel.rules import constrain, constrain_hidden, spec
 
 
@@ -162,7 +162,7 @@ def hidden_states(
             return _switch(window, attentions, q, k, v), None
 
         turn = jax.tree.map(lambda *kind: _pick(rope_kind, kind), *ropes)
-        return block(x, weights, turn, cfg, attend)[0]
+        return block(x, weights, cfg, lambda y: attended(y, weights, turn, cfg, attend))[0]
 
     x = _embed(model.embedding.get_value(), tokens, dtype)
     scanned = (*trained_layers(model), jnp.array(kinds.window), jnp.array(kinds.rope))
@@ -309,7 +309,8 @@ def prefill(
             out = attention.attention(q, k, v, segment_ids=None, window=window, implementation=how)
             return out, (k.swapaxes(1, axis), v.swapaxes(1, axis))
 
-        x, kv = block(x, layer, turns[cfg.rope(i)], cfg, attend)
+        sublayer = partial(attended, w=layer, rope=turns[cfg.rope(i)], cfg=cfg, attend=attend)
+        x, kv = block(x, layer, cfg, sublayer)
         kept.append(kv)
     last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
     keys, values = zip(*kept, strict=True)
@@ -343,7 +344,19 @@ def decode_step(
             )
             return out, (keys, values)
 
-        x, kv = block(x, layer, turns[cfg.rope(i)], cfg, attend)
+        turn = turns[cfg.rope(i)]
+        sublayer = partial(attended, w=layer, rope=turn, cfg=cfg, attend=attend)
+        if decode_gpu.fits(cfg, how):
+            sublayer = partial(
+                decode_gpu.attended,
+                w=layer,
+                rope=turn,
+                cfg=cfg,
+                cache=(cache.keys[i], cache.values[i]),
+                index=cache.length,
+                window=cfg.windows[i],
+            )
+        x, kv = block(x, layer, cfg, sublayer)
         kept.append(kv)
     keys, values = zip(*kept, strict=True)
     hidden = rms_norm(x[:, 0], weights.norm, cfg)

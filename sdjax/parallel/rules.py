@@ -52,16 +52,19 @@ def constrain(x: jax.Array, axes: Axes) -> jax.Array:
 
 def constrain_hidden(x: jax.Array) -> jax.Array:
     """Returns hidden states [B, S, embed] split by rows, and by tokens where those divide."""
+    divides = x.shape[1] % shards("tensor") == 0
+    return constrain(x, ("batch", "sequence" if divides else None, None))
+
+
+def shards(*axes: str) -> int:
+    """Returns into how many parts these axes of the mesh cut an array; 1 outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
-    tensor = 1 if mesh.empty else mesh.shape["tensor"]
-    return constrain(x, ("batch", "sequence" if x.shape[1] % tensor == 0 else None, None))
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
 
 def tokens_on_shard(x: jax.Array) -> int:
     """Returns how many of the tokens of `x` [B, S, ...] one shard of the batch has."""
-    mesh = jax.sharding.get_abstract_mesh()
-    shards = math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
-    return x.shape[0] * x.shape[1] // shards
+    return x.shape[0] * x.shape[1] // shards(*BATCH)
 
 
 def param_shardings(params: nnx.State, mesh: Mesh) -> nnx.State:
