@@ -26,7 +26,7 @@ from sdjax.tasks.math import Math
 from sdjax.tasks.sciknoweval import SciKnowEval
 
 SUMS = Arithmetic(
-    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, held_out=7
+    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=7
 )
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -27,7 +27,7 @@ from sdjax.tasks.arithmetic import Arithmetic
 from sdjax.tokenizer import Tokenizer
 
 SUMS = Arithmetic(
-    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, held_out=6
+    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=6
 )
 
 

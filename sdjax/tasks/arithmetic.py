@@ -27,6 +27,8 @@ SIZE = 2**40
 MAX_ANSWER = 10_000
 # Questions asked of the generator at a time, and how long they may take.
 CHUNK, CHUNK_S = 100, 60.0
+# The questions of the config loaded last, by what it says.
+_made: dict[str, tuple[list[Example], list[Example]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,11 @@ class Arithmetic(config.Task):
 def load(cfg: Arithmetic, data: config.Data) -> Task:
     """Returns the task; `data` is not used, for nothing is read from files."""
     del data
-    train, held_out = _questions(cfg)
+    # A sweep loads its task for every training, which starts a process and asks thousands of times.
+    if repr(cfg) not in _made:
+        _made.clear()
+        _made[repr(cfg)] = _questions(cfg)
+    train, held_out = map(list, _made[repr(cfg)])
     return Task(name=cfg.name, train=train, held_out=held_out, grader=_grader(cfg))
 
 
