@@ -6,6 +6,7 @@ rotation, and two writes to the cache.
 
 from __future__ import annotations
 
+import importlib.util
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ def fits(cfg: ModelConfig, implementation: attention.Implementation) -> bool:
     """Returns whether `attended` can stand for layer.attended in a decoding step."""
     return (
         implementation == "cudnn"
+        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None  # deprecated
         and cfg.qk_norm != "full"
         and not cfg.qkv_bias
         and rules.shards("tensor") == 1
