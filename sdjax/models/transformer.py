@@ -329,6 +329,7 @@ def decode_step(
     length = cache.length + 1
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
     axis = attention.slot_axis(how)
+    one_kernel = decode_gpu.fits(cfg, how)
     turns = {r: rope.tables(r, cfg.head_dim, positions) for r in _Kinds.of(cfg, 0).ropes}
     x = _embed(weights.embedding, token[:, None], weights.embedding.dtype)
     kept = []
@@ -344,18 +345,11 @@ def decode_step(
             )
             return out, (keys, values)
 
-        turn = turns[cfg.rope(i)]
-        sublayer = partial(attended, w=layer, rope=turn, cfg=cfg, attend=attend)
-        if decode_gpu.fits(cfg, how):
-            sublayer = partial(
-                decode_gpu.attended,
-                w=layer,
-                rope=turn,
-                cfg=cfg,
-                cache=(cache.keys[i], cache.values[i]),
-                index=cache.length,
-                window=cfg.windows[i],
-            )
+        sublayer = partial(attended, attend=attend)
+        if one_kernel:
+            kv, window = (cache.keys[i], cache.values[i]), cfg.windows[i]
+            sublayer = partial(decode_gpu.attended, cache=kv, index=cache.length, window=window)
+        sublayer = partial(sublayer, w=layer, rope=turns[cfg.rope(i)], cfg=cfg)
         x, kv = block(x, layer, cfg, sublayer)
         kept.append(kv)
     keys, values = zip(*kept, strict=True)
