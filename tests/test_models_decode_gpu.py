@@ -9,57 +9,107 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from jax.sharding import AbstractDevice, AbstractMesh
 
-from sdjax.models import decode_gpu, layer, rope, transformer
+from sdjax.models import attention, decode_gpu, decode_kernels, layer, rope, transformer
 
-ROWS, SLOTS = 8, 6
-INDEX = jnp.array([0, 3, SLOTS - 1, SLOTS, 1, 2, SLOTS + 1, 0], jnp.int32)  # two caches are full
+ROWS, SLOTS = 8, 150  # tiles of the cache have 64 slots, which two blocks share
+INDEX = jnp.array([0, 3, SLOTS - 1, SLOTS, 64, 63, SLOTS + 1, 100], jnp.int32)  # two are full
+FULL = INDEX >= SLOTS
 
 
 def step(folder, **changes):
-    """Returns a model's config, weights of a layer and rope's tables, and the kernel's inputs."""
-    cfg, graph, params = tiny.load(tiny.model_folder(folder, **changes))
+    """Returns a model's config, weights of a layer, and what its attention takes at one step."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64}
+    sizes |= {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    cfg, graph, params = tiny.load(tiny.model_folder(folder, **sizes | changes))
     weights = transformer.decode_weights(nnx.merge(graph, params)).layers[1]
     of_x, *of_cache = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(of_x, (ROWS, cfg.embed))
+    x = jax.random.normal(of_x, (ROWS, 1, cfg.embed))
     shape = (ROWS, SLOTS, cfg.num_kv_heads, cfg.head_dim)
-    cache = [jax.random.normal(key, shape) for key in of_cache]
+    cache = tuple(jax.random.normal(key, shape) for key in of_cache)
     turn = rope.tables(cfg.rope(1), cfg.head_dim, INDEX[:, None])
-    qkv = jnp.concatenate([m.reshape(cfg.embed, -1) for m in (weights.q, weights.k, weights.v)], 1)
-    exact = partial(jnp.matmul, precision="highest")  # float32 on a GPU too
-    parts = jnp.stack([exact(x[:, :8], qkv[:8]), exact(x[:, 8:], qkv[8:])])
-    inputs = (parts, (weights.q_norm, weights.k_norm), tuple(t[:, 0] for t in turn), *cache, INDEX)
-    return cfg, weights, x, turn, inputs
+    return cfg, weights, x, turn, cache
 
 
-def by_layer(cfg, weights, x, turn, inputs):
-    """Returns queries and caches as the layer of training and of other devices makes them."""
-    *_, keys, values, index = inputs
+def by_layer(cfg, weights, x, turn, cache, window=None):
+    """Returns output and caches as the layer of training and of other devices makes them."""
 
     def attend(q, k, v):
-        return q, (q, k, v)
+        rows = jnp.arange(ROWS)
+        keys = cache[0].at[rows, INDEX].set(k[:, 0], mode="drop")
+        values = cache[1].at[rows, INDEX].set(v[:, 0], mode="drop")
+        turned = (y.swapaxes(1, 2) for y in (keys, values))
+        out = attention.cached_attention(
+            q, *turned, INDEX + 1, window=window, implementation="plain"
+        )
+        return out, (keys, values)
 
-    _, (q, k, v) = layer.attended(x[:, None], weights, turn, cfg, attend)
-    keys, values = np.array(keys), np.array(values)
-    for row, slot in enumerate(index):
-        if slot < SLOTS:
-            keys[row, slot], values[row, slot] = k[row, 0], v[row, 0]
-    return q[:, 0], keys, values
+    return layer.attended(x, weights, turn, cfg, attend)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_the_kernel_turns_and_writes_as_the_layer_does_with_and_without_norms(tmp_path, family):
-    case = step(tmp_path, family=family)
-    assert (case[1].q_norm is None) == (family == "llama")
-    made = decode_gpu.turn_and_write(*case[-1], cfg=case[0], interpret=True)
-    for a, b in zip(made, by_layer(*case), strict=True):
+def by_kernel(cfg, weights, x, turn, cache, index, window=None):
+    with_kernel = partial(decode_gpu.attended, window=window, interpret=True)
+    with jax.default_matmul_precision("highest"):  # on a GPU too
+        return with_kernel(x, weights, turn, cfg, cache, index)
+
+
+def same(kernel, expected):
+    (out, kept), (expected_out, expected_kept) = kernel, expected
+    # A row whose cache is full is not sampled from any more.
+    np.testing.assert_allclose(out[~FULL], expected_out[~FULL], rtol=1e-4, atol=1e-5)
+    assert np.isfinite(out).all()
+    for a, b in zip(kept, expected_kept, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_kernel_compiles_to_triton(tmp_path):
-    cfg, *_, inputs = step(tmp_path)
-    lowered = jax.jit(partial(decode_gpu.turn_and_write, cfg=cfg)).trace(*inputs)
-    assert "xla.gpu.triton" in lowered.lower(lowering_platforms=("cuda",)).as_text()
+@pytest.mark.parametrize("family, window", [("qwen3", None), ("llama", 70), ("qwen3", 5)])
+def test_the_kernel_attends_and_writes_as_the_layer_does(tmp_path, family, window):
+    case = step(tmp_path, family=family)
+    assert (case[1].q_norm is None) == (family == "llama")
+    same(by_kernel(*case, INDEX, window), by_layer(*case, window))
+
+
+def test_blocks_that_share_a_row_give_what_one_gives(tmp_path, monkeypatch):
+    case = step(tmp_path)
+    expected = by_layer(*case)
+    for blocks in (1, 10_000):  # one, and as many as there are tiles
+        monkeypatch.setattr(decode_kernels, "BLOCKS", blocks)
+        same(by_kernel(*case, INDEX), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 24, 100])
+def test_gate_and_up_in_one_kernel_are_the_layers(tmp_path, rows):
+    sizes = {"hidden_size": 192, "intermediate_size": 128}
+    _, weights, *_ = step(tmp_path, **sizes)
+    x = jax.random.normal(jax.random.key(0), (rows, 1, 192))
+    assert decode_kernels.fits_gate_up(rows, *weights.gate.shape)
+    with jax.default_matmul_precision("highest"):
+        made = decode_gpu.gated(x, weights, interpret=True)
+    np.testing.assert_allclose(made, layer.gated(x, weights), rtol=1e-4, atol=1e-6)
+
+
+def test_sizes_that_no_kernel_is_for_are_left_to_the_layer(tmp_path):
+    assert not decode_kernels.fits_gate_up(257, 128, 128)
+    assert not decode_kernels.fits_gate_up(8, 128, 96)
+    _, weights, x, *_ = step(tmp_path, intermediate_size=96)
+    np.testing.assert_array_equal(decode_gpu.gated(x, weights), layer.gated(x, weights))
+    for head_dim, fits in ((64, True), (96, False), (80, False), (128, True)):
+        folder = tiny.model_folder(tmp_path / str(head_dim), head_dim=head_dim)
+        assert decode_gpu.fits(tiny.load(folder)[0], "cudnn") == fits
+
+
+def test_the_kernels_compile_to_triton(tmp_path):
+    cfg, weights, x, turn, cache = step(tmp_path)
+
+    def both(x, cache):
+        out, kept = decode_gpu.attended(x, weights, turn, cfg, cache, INDEX, None)
+        return decode_gpu.gated(out, weights), kept
+
+    device = AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        lowered = jax.jit(both).trace(x, cache).lower(lowering_platforms=("cuda",))
+    assert lowered.as_text().count("xla.gpu.triton") == 2
 
 
 @pytest.mark.parametrize(

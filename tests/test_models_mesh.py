@@ -17,7 +17,7 @@ import tiny
 from flax import nnx
 
 from sdjax import config
-from sdjax.models import decode_gpu, transformer, weights
+from sdjax.models import decode_gpu, layer, transformer, weights
 from sdjax.parallel import mesh as meshes, rules
 
 cfg, graph, whole = tiny.load(Path(sys.argv[1]))
@@ -64,12 +64,15 @@ with jax.set_mesh(mesh):
     step = grads.lower(params, ids, ids).compile()
     print(step.memory_analysis().temp_size_in_bytes / whole.embedding.get_value().nbytes)
 
-# The kernel of a GPU's decoding step, one row a device.
-cfg, *case, inputs = kernels.step(Path(sys.argv[2]))
-expected = kernels.by_layer(cfg, *case, inputs)
+# The kernels of a GPU's decoding step, one row a device.
+case = cfg, layer_weights, x, turn, cache = kernels.step(Path(sys.argv[2]))
+expected = kernels.by_layer(*case)[1], layer.gated(x, layer_weights)
 with jax.set_mesh(meshes.for_rollouts(meshes.make(config.Mesh(data=8, fsdp=1)))):
-    step = jax.jit(lambda *args: decode_gpu.turn_and_write(*args, cfg=cfg, interpret=True))
-    for a, b in zip(step(*jax.tree.map(np.asarray, inputs)), expected, strict=True):
+    def step(x, turn, cache, index):
+        kept = kernels.by_kernel(cfg, layer_weights, x, turn, cache, index)[1]
+        return kept, decode_gpu.gated(x, layer_weights, interpret=True)
+    made = jax.jit(step)(*jax.tree.map(np.asarray, (x, turn, cache, kernels.INDEX)))
+    for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(expected), strict=True):
         assert a.addressable_shards[0].data.shape[0] == 1
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 """

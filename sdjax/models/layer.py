@@ -20,6 +20,8 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
 """Rotated queries, keys and values to the attention's output in the shape of the queries."""
 Attention = Callable[[jax.Array], tuple[jax.Array, Kept]]
 """Inputs [B, S, embed] to the whole sublayer's output float32[B, S, embed]."""
+Gated = Callable[[jax.Array, "LayerWeights"], jax.Array]
+"""Inputs [B, S, embed] and weights to the MLP's inner activations [B, S, mlp]."""
 
 # How many trailing dimensions of an array are a linear layer's outputs; others are none's.
 OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head": 1}
@@ -70,11 +72,19 @@ def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
     return (wide * scale.astype(jnp.float32)).astype(scale.dtype)
 
 
+def gated(x: jax.Array, w: LayerWeights) -> jax.Array:
+    """Returns the MLP's inner activations [B, S, mlp] of x [B, S, embed]: silu(gate) times up."""
+    gate = _by_columns(_project("bsd,df->bsf", x, w.gate, None), INNER, w).astype(jnp.float32)
+    up = _by_columns(_project("bsd,df->bsf", x, w.up, None), INNER, w)
+    return (jax.nn.silu(gate) * up).astype(x.dtype)
+
+
 def block(
     x: jax.Array,  # float32[B, S, embed]
     weights: LayerWeights,
     cfg: ModelConfig,
     attention: Attention[Kept],
+    gated: Gated = gated,
 ) -> tuple[jax.Array, Kept]:
     """Returns the layer's output float32[B, S, embed] and what `attention` keeps.
 
@@ -82,7 +92,8 @@ def block(
     at each sum, the stream is where a sampler and a trainer that compute the same in another
     order would part.
 
-    How rows of tokens and a cache differ is the business of `attention` alone.
+    How rows of tokens and a cache differ is the business of `attention` alone; `gated` computes the
+    same everywhere.
     """
     pre = cfg.norm_placement == "pre"
     dtype = weights.q.dtype
@@ -90,7 +101,7 @@ def block(
     inner, kept = attention(inner)
     x = x + (inner if pre else rms_norm(inner, weights.attention_norm, cfg))
     inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x.astype(dtype)
-    inner = _mlp(inner, weights)
+    inner = to_residual("bsf,fd->bsd", gated(inner, weights), weights.down, None)
     x = x + (inner if pre else rms_norm(inner, weights.mlp_norm, cfg))
     return constrain_hidden(x), kept
 
@@ -114,13 +125,6 @@ def attended(
     q, k = rotate(q, *rope).astype(v.dtype), rotate(k, *rope).astype(v.dtype)
     out, kept = attend(constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY))
     return to_residual("bsnh,nhd->bsd", out, w.o, w.o_bias), kept
-
-
-def _mlp(x: jax.Array, w: LayerWeights) -> jax.Array:
-    gate = _by_columns(_project("bsd,df->bsf", x, w.gate, None), INNER, w).astype(jnp.float32)
-    up = _by_columns(_project("bsd,df->bsf", x, w.up, None), INNER, w)
-    inner = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return to_residual("bsf,fd->bsd", inner, w.down, None)
 
 
 def to_residual(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from sdjax.models import attention, decode_gpu, layers, lora, rope
 from sdjax.models.config import ModelConfig, Rope
-from sdjax.models.layer import LayerWeights, attended, block, cast, rms_norm
+from sdjax.models.layer import LayerWeights, attended, block, cast, gated, rms_norm
 from sdjax.parallel.rules import constrain, constrain_hidden, spec
 
 
@@ -329,7 +329,7 @@ def decode_step(
     length = cache.length + 1
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
     axis = attention.slot_axis(how)
-    one_kernel = decode_gpu.fits(cfg, how)
+    kernels = decode_gpu.fits(cfg, how)
     turns = {r: rope.tables(r, cfg.head_dim, positions) for r in _Kinds.of(cfg, 0).ropes}
     x = _embed(weights.embedding, token[:, None], weights.embedding.dtype)
     kept = []
@@ -346,11 +346,11 @@ def decode_step(
             return out, (keys, values)
 
         sublayer = partial(attended, attend=attend)
-        if one_kernel:
+        if kernels:
             kv, window = (cache.keys[i], cache.values[i]), cfg.windows[i]
             sublayer = partial(decode_gpu.attended, cache=kv, index=cache.length, window=window)
         sublayer = partial(sublayer, w=layer, rope=turns[cfg.rope(i)], cfg=cfg)
-        x, kv = block(x, layer, cfg, sublayer)
+        x, kv = block(x, layer, cfg, sublayer, decode_gpu.gated if kernels else gated)
         kept.append(kv)
     keys, values = zip(*kept, strict=True)
     hidden = rms_norm(x[:, 0], weights.norm, cfg)
