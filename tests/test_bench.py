@@ -62,6 +62,7 @@ def measured(tmp_path_factory):
     return out, json.loads((out / "bench.json").read_text())
 
 
+@pytest.mark.heavy
 def test_every_phase_has_a_row_with_finite_figures(measured):
     _, made = measured
     rows = {row["phase"]: row for row in made["rows"]}

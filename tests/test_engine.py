@@ -279,6 +279,7 @@ def test_the_cache_is_updated_in_place(setting):
         assert program.memory_analysis().alias_size_in_bytes >= cache
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "meshes",
     [((8, 1, 1), (1, 4, 2)), pytest.param(((2, 2, 2),), marks=pytest.mark.slow)],

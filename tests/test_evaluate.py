@@ -303,6 +303,7 @@ REAL = {
 LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
 
 
+@pytest.mark.heavy
 @needs_real
 @pytest.mark.parametrize(
     ("name", "count", "new"),

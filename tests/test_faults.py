@@ -80,6 +80,7 @@ def survives(server, whole, tmp_path, seed, times=1):
     return moments
 
 
+@pytest.mark.heavy
 # First killed in an update and in a save: the seed picks the phase.
 @pytest.mark.parametrize("seed", [1, 3])
 def test_a_run_killed_at_a_random_moment_ends_as_if_it_had_not_been(server, whole, tmp_path, seed):

@@ -46,6 +46,7 @@ def test_math_reference_gives_the_papers_reward_and_all_that_comes_with_it():
         assert got | grade.details == row["expected"], row["id"]
 
 
+@pytest.mark.heavy
 def test_math_eval_reference_gives_the_papers_evaluation():
     given = rows("eval_grader.jsonl")
     for row, grade in zip(given, eval_reference.reference()(attempts(given)), strict=True):
@@ -75,6 +76,7 @@ def test_tooluse_reference_gives_the_papers_reward_and_feedback():
         assert got | grade.details == row["expected"], row["id"]
 
 
+@pytest.mark.heavy
 def test_code_reference_gives_the_papers_reward_and_feedback(sandboxed):
     given = rewards("code")
     for row, grade in zip(given, code.grader(reference=True)(attempts(given)), strict=True):
@@ -115,6 +117,7 @@ def reward(row: dict) -> bool:
     return row["expected"]["score"] == 1
 
 
+@pytest.mark.heavy
 def test_docs_list_where_math_differs_from_its_references():
     given = rewards("math")
     grades = math.ours()(attempts(given))

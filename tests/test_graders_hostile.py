@@ -165,6 +165,7 @@ def test_closing_a_pool_ends_its_processes():
     assert gone("sdjax.graders.worker json:dumps 7.25")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["countdown", "n_queens"])
 def test_generators_that_evaluate_answers_get_nothing_to_evaluate(name, tmp_path):
     task = tasks.load(Arithmetic(name=name, size=2, held_out=2), config.Data())

@@ -107,14 +107,17 @@ def assert_same_run(one, two):
                 np.testing.assert_allclose(x, y, rtol=2**-7, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_two_processes_train_as_one_with_as_many_devices(runs):
     assert_same_run(runs["one"], runs["two"])
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_two_processes_is_gone_on_from_by_one(runs):
     assert_same_run(runs["restored"], runs["two"])
 
 
+@pytest.mark.heavy
 def test_two_processes_evaluate_as_one(runs):
     # A training measures the model that it starts from, on the same noise.
     answers = (runs["one"] / "answers" / "000000.jsonl").read_bytes()
@@ -125,6 +128,7 @@ def test_two_processes_evaluate_as_one(runs):
     assert scores["accuracy"] == first["accuracy"] and scores["lengths"] == first["lengths"]
 
 
+@pytest.mark.heavy
 def test_only_the_first_process_speaks_and_no_part_of_a_file_is_left(runs):
     first, second = runs["said"]
     assert "step 2/2" in first.out and "held-out avg@2" in first.out
@@ -135,6 +139,7 @@ def test_only_the_first_process_speaks_and_no_part_of_a_file_is_left(runs):
     assert not [f for f in runs["two"].rglob("*") if ".part" in f.name or "tmp" in f.name]
 
 
+@pytest.mark.heavy
 def test_one_killed_process_ends_the_other_within_a_minute_with_a_message(write):
     file, out = write("killed", TRAIN.replace("steps=2", "steps=1000"))
     run = several.Run(["--config", str(file)])
@@ -158,6 +163,7 @@ sections |= dict(task=SciKnowEval(train="train.json", test="test.json", held_out
 """
 
 
+@pytest.mark.heavy
 def test_one_process_s_data_error_ends_both_with_its_message(write, tmp_path):
     question = {
         "idx": 1,

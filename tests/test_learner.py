@@ -52,7 +52,7 @@ def assert_same(one, two, rtol=1e-5):
     ("method", "microbatches"),
     [
         ("sdpo", (1, 2)),
-        ("blend", (2,)),
+        pytest.param("blend", (2,), marks=pytest.mark.heavy),
         *(pytest.param(m, (1, 2), marks=pytest.mark.slow) for m in METHODS if m != "sdpo"),
     ],
 )
@@ -297,6 +297,7 @@ MESHES = {"sdpo": [(8, 1, 1), (2, 2, 2), (1, 4, 2)], "top_k": [(2, 2, 2)], "grpo
 EVERY = {method: [(8, 1, 1), (2, 2, 2), (1, 4, 2)] for method in METHODS}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("which", ["MESHES", pytest.param("EVERY", marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_those_of_one_device_on_any_mesh(which):
     other_process.on_eight_devices(

@@ -1,6 +1,7 @@
 """The chunked head on 8 fake CPU devices, in a process of its own: their number is fixed early."""
 
 import other_process
+import pytest
 
 SCRIPT = """
 import re
@@ -66,5 +67,6 @@ print("agree")
 """
 
 
+@pytest.mark.heavy
 def test_results_do_not_depend_on_the_mesh_and_logits_are_never_gathered():
     assert other_process.on_eight_devices(SCRIPT).strip() == "agree"

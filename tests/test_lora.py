@@ -115,6 +115,7 @@ def test_updates_lower_the_loss_and_leave_the_model_below_as_it_was():
     assert kept == 1 + 2 * sum(x.size for x in jax.tree.leaves(one.state.params))
 
 
+@pytest.mark.heavy
 def test_adapters_learn_the_same_on_a_mesh():
     other_process.on_eight_devices("import test_lora; test_lora.compare_with_one_device()")
 
@@ -182,6 +183,7 @@ def adapted(model, out, **changes):
     return replace(cfg, model=replace(cfg.model, compute_dtype="bfloat16", remat="full"))
 
 
+@pytest.mark.heavy
 def test_a_run_exports_the_merged_model_and_the_adapters_for_peft(run):
     model, out = run
     merged = {k: v for f in (out / "model").glob("*.safetensors") for k, v in load_file(f).items()}

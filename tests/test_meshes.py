@@ -187,6 +187,7 @@ RATIOS = {
 QUICKLY = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 
+@pytest.mark.heavy
 def test_replicas_exchange_what_the_formula_says():
     other_process.run("import test_meshes; test_meshes.traffic([(2, 1, 1)])", XLA_FLAGS=QUICKLY)
 

@@ -53,6 +53,7 @@ for head_dim in map(int, sys.argv[1:]):
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install jax[tpu]"
 )

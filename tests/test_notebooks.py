@@ -63,6 +63,7 @@ def executed(name, clone, model):
     return text
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("name", "says"),
     [("epistemic", ("per 1,000 tokens", "'likely': 1")), ("plan_tpu", ("chip",))],
@@ -82,6 +83,7 @@ def lines(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("run", RUNS)
 def test_quickstart_losses_are_finite_and_its_counts_those_of_the_texts(quickstart, run):
     folder = quickstart[1] / run / "0"
@@ -100,6 +102,7 @@ def test_quickstart_losses_are_finite_and_its_counts_those_of_the_texts(quicksta
         assert metrics["rollout/correct"] == pytest.approx(sum(r["correct"] for r in mine) / 16)
 
 
+@pytest.mark.heavy
 def test_the_shipped_model_reasons_and_reads_a_solution(quickstart):
     rows = lines(quickstart[1] / "sdpo" / "0" / "rollouts.jsonl")
     first = [row for row in rows if row["step"] == 1]
@@ -108,6 +111,7 @@ def test_the_shipped_model_reasons_and_reads_a_solution(quickstart):
     assert any("Correct solution" in (row.get("reprompt") or "") for row in first)
 
 
+@pytest.mark.heavy
 def test_quickstart_puts_both_trainings_into_one_table_and_report(quickstart):
     text, out = quickstart
     before = [lines_of[0]["accuracy"] for lines_of in map(evaluations, (out / r for r in RUNS))]

@@ -71,9 +71,11 @@ def step_of(cfg, shape, mesh=(1, 1, 1), rollout_tensor=0, slots=8):
 @pytest.mark.parametrize(
     ("cfg", "shape"),
     [
-        (training(), model()),
+        pytest.param(training(), model(), marks=pytest.mark.heavy),
         (training(loss={"chunk_tokens": 512}), model(vocab_size=65_536)),
-        (training(teacher={"kind": "live"}), model(num_layers=12)),
+        pytest.param(
+            training(teacher={"kind": "live"}), model(num_layers=12), marks=pytest.mark.heavy
+        ),
         (training(lora={"rank": 8}), replace(model(), lora=config.Lora(rank=8))),
     ],
     ids=["layers and head", "a large vocabulary", "no copy of the teacher", "adapters"],
@@ -108,6 +110,7 @@ def test_bytes_of_an_h100_and_seconds_of_a_step_are_near_those_measured():
     assert parts["decode"] == pytest.approx(1.83, rel=0.3)
 
 
+@pytest.mark.heavy
 def test_collectives_of_a_program_are_counted_as_often_as_its_loops_run():
     other_process.on_eight_devices("import test_plan; test_plan.count_collectives()")
 
@@ -240,6 +243,7 @@ def test_a_mistake_in_a_plan_is_one_line(args, says, tmp_path, capsys, monkeypat
     assert not (out / "plan.json").exists()
 
 
+@pytest.mark.heavy
 def test_a_plan_without_the_tpu_compiler_says_how_to_install_it(tmp_path):
     out = other_process.run(
         "import sys; sys.modules['libtpu'] = None\n"
@@ -271,6 +275,7 @@ SMALL = (512, 2048, {"completion": 128, "chunk": 256})
 LARGE = (1024, 4096, {"completion": 384, "chunk": 512})
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("topology", "fsdp", "tensor", "sizes"),
     [

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import logging
@@ -33,6 +35,7 @@ def programs(folder):
     return {file.name for file in folder.rglob("*-cache")}
 
 
+@pytest.mark.heavy
 def test_a_second_process_compiles_nothing_anew(tmp_path):
     assert run(XDG_CACHE_HOME=str(tmp_path))[0] == 0
     made = programs(tmp_path / "sdjax" / "xla")

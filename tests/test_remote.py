@@ -232,7 +232,7 @@ def test_logprobs_of_another_distribution_are_found_out(server):
         made.check(replace(HOT, temperature=1.0, top_p=0.9))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["sglang", pytest.param("vllm", marks=pytest.mark.heavy)])
 def test_training_gives_each_step_s_weights_to_the_server(folder, tmp_path, engine):
     changes = {"optim": {"lr": 3e-2}, "eval": {"every": 0}, "checkpoint": {"every": 0}}
     with serving.serving(serving.Model(folder)) as server:
@@ -280,6 +280,7 @@ def test_a_server_that_dies_in_a_step_ends_the_run_with_one_line(folder, tmp_pat
     assert "not reached in 2 tries" in one_line(error, server.url)
 
 
+@pytest.mark.heavy
 def test_an_evaluation_on_a_server_scores_what_the_sampler_here_would(folder, tmp_path):
     cfg = test_evaluate.job(str(folder), tmp_path / "here")
     greedy = replace(cfg, eval=replace(cfg.eval, temperature=0.0, top_p=1.0))

@@ -137,6 +137,7 @@ def first_view(tmp_path, opened, low, high, share):
     return size, took
 
 
+@pytest.mark.heavy
 def test_5000_short_rollouts_are_seen_at_once(tmp_path, opened):
     size, took = first_view(tmp_path, opened, 30, 50, share=2)
     # 2 s on a quiet machine; other tests run beside this one.

@@ -74,11 +74,14 @@ def compiled_once():
 
 # "initial" stands under "on the host" too; GRPO has no teacher's state, as live, and runs below.
 SLOW = ("live", "initial", "grpo")
+HEAVY = ("trust_region", "on the host")
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KINDS]
-)
+def rare(kind):
+    return [pytest.mark.slow] * (kind in SLOW) + [pytest.mark.heavy] * (kind in HEAVY)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=rare(k)) for k in KINDS])
 def test_three_steps_a_kill_and_three_steps_equal_six_to_the_byte(model, tmp_path, kind):
     whole = interrupted_equals_whole(model, tmp_path, kind)
     metrics = runs.lines(whole / "metrics.jsonl")
@@ -105,6 +108,7 @@ def equal_on_eight_devices(model, kinds):
     assert [line for line in printed if line.startswith("equal")] == [f"equal: {k}" for k in kinds]
 
 
+@pytest.mark.heavy
 def test_on_eight_devices_too(model):
     equal_on_eight_devices(model, ["ema", "grpo"])
 

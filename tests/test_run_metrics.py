@@ -89,6 +89,7 @@ def page():
     }
 
 
+@pytest.mark.heavy
 def test_every_metric_of_a_run_is_on_the_page_and_the_reverse(run):
     out, _ = run
     written = {name for row in lines(out / "metrics.jsonl") for name in row} - {"step"}

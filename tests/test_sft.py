@@ -231,6 +231,7 @@ def test_neither_packing_nor_microbatches_nor_chunks_change_an_update(reference,
         np.testing.assert_allclose(got, 0.1 * grad, rtol=2e-3, atol=1e-7)
 
 
+@pytest.mark.heavy
 def test_devices_do_not_change_an_update():
     other_process.on_eight_devices("import test_sft; test_sft.compare_devices()")
 
@@ -265,6 +266,7 @@ def test_any_batch_of_the_conversations_fits_the_shape():
         assert int(batch.rows.learned.sum()) == batch.learned_tokens
 
 
+@pytest.mark.heavy
 def test_a_run_from_random_weights_learns_and_is_evaluated_and_exported(finished):
     metrics = lines(finished / "metrics.jsonl")
     assert [m["step"] for m in metrics] == [0, 1, 2, 3, 4, 5, 6]
@@ -285,6 +287,7 @@ def test_a_run_from_random_weights_learns_and_is_evaluated_and_exported(finished
     )
 
 
+@pytest.mark.heavy
 def test_a_resumed_finetuning_equals_an_uninterrupted_one(finished, bare, sums, tmp_path):
     whole = job(bare, sums, tmp_path / "parts", **EVALUATED)
     sft.run(replace(whole, steps=3))

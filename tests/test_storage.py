@@ -74,6 +74,7 @@ def lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.heavy
 def test_a_run_in_a_bucket_writes_all_that_a_local_one_does(run):
     place, _ = run
     found = {entry.name for entry in place.iterdir()}

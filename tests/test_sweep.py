@@ -47,6 +47,7 @@ def finished(model, tmp_path_factory):
     return out
 
 
+@pytest.mark.heavy
 def test_a_sweep_trains_every_run_on_every_number_of_questions(finished):
     for name in ("sdpo", "grpo"):
         for value in (1, 3):
@@ -92,6 +93,7 @@ def test_a_resumed_sweep_runs_only_what_is_not_finished(finished, model, tmp_pat
     assert (finished / "coverage.md").read_bytes() == before
 
 
+@pytest.mark.heavy
 def test_a_sweep_with_other_trainings_is_not_mixed_with_the_first(finished, model):
     with pytest.raises(config.UserError, match="holds a run; pass --resume"):
         sweep.run(job(model, finished))

@@ -58,6 +58,7 @@ def test_sums_are_distinct_and_held_out_ones_never_occur_in_training(sums):
     assert not set(train) & set(held_out)
 
 
+@pytest.mark.heavy
 def test_no_seed_brings_a_held_out_question_into_training(sums):
     other = load(Arithmetic(options=EASY, held_out=40, seed=1))
     assert questions(other.train) != questions(sums.train)
@@ -80,6 +81,7 @@ def test_system_prompt_and_instruction_stand_around_the_question():
     assert user["content"].endswith(" =\nI")
 
 
+@pytest.mark.heavy
 def test_generated_questions_are_the_same_in_every_process():
     script = (
         "from sdjax import config, tasks\nfrom sdjax.tasks.arithmetic import Arithmetic\n"

@@ -194,6 +194,7 @@ def test_a_checkpoint_exports_to_the_bytes_of_the_run_s_own_export(finished, tmp
         assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+@pytest.mark.heavy
 def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
     for name, row_tokens in (("alone", 0), ("packed", 1000)):
         packing = {"microbatch": 4, "row_tokens": row_tokens}

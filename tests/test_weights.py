@@ -160,6 +160,7 @@ weights.export(placed, cfg, folder, Path(sys.argv[2]), dtype="float32")
 """
 
 
+@pytest.mark.heavy
 def test_a_model_loads_into_a_mesh_and_out_of_it(tmp_path):
     folder = tiny.model_folder(tmp_path / "in", "qwen2")
     other_process.on_eight_devices(SHARDED, str(folder), str(tmp_path / "out"))
