@@ -89,6 +89,16 @@ def test_gate_and_up_in_one_kernel_are_the_layers(tmp_path, rows):
     np.testing.assert_allclose(made, layer.gated(x, weights), rtol=1e-4, atol=1e-6)
 
 
+def test_gate_and_up_are_rounded_as_those_of_rows_that_are_trained_on(tmp_path):
+    _, weights, *_ = step(tmp_path, hidden_size=192, intermediate_size=128)
+    weights = layer.cast(weights, jnp.bfloat16)
+    x = jax.random.normal(jax.random.key(0), (16, 1, 192), jnp.bfloat16)
+    made, expected = decode_gpu.gated(x, weights, interpret=True), layer.gated(x, weights)
+    assert made.dtype == jnp.bfloat16
+    # But for sums in another order at the edge of a rounding.
+    assert (made == expected).mean() > 0.95
+
+
 def test_sizes_that_no_kernel_is_for_are_left_to_the_layer(tmp_path):
     assert not decode_kernels.fits_gate_up(257, 128, 128)
     assert not decode_kernels.fits_gate_up(8, 128, 96)

@@ -5,9 +5,10 @@
         --out runs/bench/step_1_7b_top_k
 
 The teacher reads the prompt and a demonstration of 512 tokens. Parameters and Adam are float32,
-the initial teacher's copy bfloat16.
+the initial teacher's copy bfloat16. With chunks of 256 tokens the update holds 35.9 GB and takes
+1.68 s on an H200; with chunks of 1,024, 37.3 GB and 1.59 s.
 """
 
-from sdjax.config import Bench
+from sdjax.config import Bench, Loss, Optim
 
-config = Bench(out="runs/bench/step_1_7b")
+config = Bench(out="runs/bench/step_1_7b", loss=Loss(chunk_tokens=256), optim=Optim(microbatch=16))

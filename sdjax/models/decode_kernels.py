@@ -201,7 +201,7 @@ def gate_up(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Returns silu(x @ gate) * (x @ up) [B, mlp], inside in float32. See fits_gate_up."""
+    """Returns silu(x @ gate) * (x @ up) [B, mlp], rounded as layer.gated. See fits_gate_up."""
     rows, embed = x.shape
     padded = max(SMALLEST, pl.next_power_of_2(rows))
     few = padded <= 64
@@ -227,5 +227,6 @@ def _gate_up(x: Any, gate: Any, up: Any, out: Any, *, inner: int) -> None:
         return sums[0] + triton.dot(some, gate[at, :]), sums[1] + triton.dot(some, up[at, :])
 
     zero = jnp.zeros(out.shape, jnp.float32)
-    g, u = jax.lax.fori_loop(0, x.shape[1] // inner, tile, (zero, zero))
+    sums = jax.lax.fori_loop(0, x.shape[1] // inner, tile, (zero, zero))
+    g, u = (y.astype(x.dtype).astype(jnp.float32) for y in sums)  # as where rows are trained on
     out[...] = (g * jax.nn.sigmoid(g) * u).astype(out.dtype)
