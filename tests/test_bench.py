@@ -87,6 +87,7 @@ def test_every_phase_has_a_row_with_finite_figures(measured):
     assert rows["step"]["tokens"] == 2 * 2 * 40 and rows["tail: plain loop"]["sequences"] == 16
 
 
+@pytest.mark.heavy
 def test_a_figure_stands_beside_what_it_must_be_read_with(measured):
     _, made = measured
     assert made["command"].startswith("python -m sdjax.main")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
+import marks
 import numpy as np
 import pytest
 import runs
@@ -75,7 +76,7 @@ def model(tmp_path_factory):
     return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", marks.heavy_but(["sdpo"], METHODS))
 def test_a_step_has_only_groups_with_a_signal_where_enough_exist(model, tmp_path, method):
     calls = {}
     make = setup.samplers.make
@@ -114,6 +115,7 @@ def test_rewards_that_are_always_equal_end_it_after_its_rounds_and_are_warned_of
     assert "rollout.dynamic_sampling_rounds" in said[0]
 
 
+@pytest.mark.heavy
 def test_two_steps_and_two_resumed_equal_four_to_the_byte(model, tmp_path):
     with runs.compiled_once():
         train.run(of(model, tmp_path / "whole", "grpo", rounds=3))

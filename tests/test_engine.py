@@ -192,7 +192,7 @@ def test_pairs_of_tokens_follow_the_model_s_distribution():
     assert freedom > 50 and statistic < freedom + 5 * np.sqrt(2 * freedom), "5 sigma off"
 
 
-@pytest.mark.parametrize("slots", [8, 48])
+@pytest.mark.parametrize("slots", [8, pytest.param(48, marks=pytest.mark.heavy)])
 def test_a_long_completion_does_not_hold_the_others(unending, slots):
     """Lognormal lengths, median 1/8 of the limit: less than half of the plain loop's rows."""
     limits = lognormal_limits(48, 200)
@@ -206,6 +206,7 @@ def test_a_long_completion_does_not_hold_the_others(unending, slots):
     assert order.index(int(limits.argmin())) < order.index(int(limits.argmax()))
 
 
+@pytest.mark.heavy
 def test_the_cache_grows_with_the_longest_and_shrinks_after_it(unending):
     patient = replace(SCHEDULE, worth=1000)
     made, shapes = recorded(replace(unending.sampler, schedule=patient))

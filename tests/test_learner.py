@@ -63,7 +63,7 @@ def test_metrics_and_gradients_are_equal_for_any_microbatch(method, microbatches
         assert_same(gradient(method, microbatch=microbatch), whole)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.heavy), "dots"])
 def test_gradients_summed_layer_by_layer_in_place_are_those_of_the_whole(remat):
     assert_same(gradient(microbatch=2), gradient(microbatch=2, remat=remat))
 
@@ -228,6 +228,7 @@ def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never():
         assert int(learner.state.step) == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["initial", pytest.param("trust_region", marks=pytest.mark.slow)])
 def test_a_teacher_kept_on_the_host_gives_the_same_update_and_stays_there(kind):
     found = {}

@@ -51,7 +51,10 @@ def step_of(params, mesh=(1, 1, 1), **sections):
     return metrics, jax.tree.map(lambda a, b: a - np.asarray(b), one.params(), params), one
 
 
-@pytest.mark.parametrize(("loss", "remat"), [({}, "full"), ({"distillation": 0.0}, "dots")])
+@pytest.mark.parametrize(
+    ("loss", "remat"),
+    [pytest.param({}, "full", marks=pytest.mark.heavy), ({"distillation": 0.0}, "dots")],
+)
 def test_adapters_get_the_gradient_of_the_low_rank_product(loss, remat):
     how = {"optim": PLAIN, "loss": loss, "teacher": {"kind": "live"}, "model": {"remat": remat}}
     one = learner(shape=replace(ADAPTED, remat=remat), **how)
@@ -206,6 +209,7 @@ def test_a_run_exports_the_merged_model_and_the_adapters_for_peft(run):
         np.testing.assert_allclose(got, want, rtol=2**-8, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_holds_adapters_only(run):
     _, out = run
     said = json.loads((out / "checkpoints" / "4" / "state" / "_METADATA").read_text())
@@ -214,6 +218,7 @@ def test_a_checkpoint_holds_adapters_only(run):
     assert len(arrays) == 3 * 14 and all("'adapters'" in name for name in arrays)
 
 
+@pytest.mark.heavy
 def test_a_resumed_run_with_adapters_equals_an_uninterrupted_one(run, tmp_path):
     model, out = run
     train.run(adapted(model, tmp_path / "half", steps=2))
@@ -225,6 +230,7 @@ def test_a_resumed_run_with_adapters_equals_an_uninterrupted_one(run, tmp_path):
     ]
 
 
+@pytest.mark.heavy
 def test_adapters_are_not_put_onto_another_model(run, tmp_path):
     _, out = run
     other = tiny.model_folder(tmp_path / "other", seed=1)

@@ -53,6 +53,7 @@ def test_plain_attention_sees_its_segment_up_to_itself_and_its_window(window):
     np.testing.assert_allclose(out, by_hand(q, k, v, SEGMENTS, window), atol=2e-6)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("window", [None, 9])
 def test_splash_equals_plain_with_its_gradients(window):
     def loss(implementation):

@@ -13,12 +13,15 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from sdjax.models import attention, decode_gpu, decode_kernels, layer, rope, transformer
 
-ROWS, SLOTS = 8, 150  # tiles of the cache have 64 slots, which two blocks share
-INDEX = jnp.array([0, 3, SLOTS - 1, SLOTS, 64, 63, SLOTS + 1, 100], jnp.int32)  # two are full
-FULL = INDEX >= SLOTS
+ROWS, SLOTS = 8, 150
 
 
-def step(folder, **changes):
+def index(slots):
+    """Returns the slot that each row writes to: three caches are full. Tiles have 64 slots."""
+    return jnp.array([0, 3, slots - 1, slots, 64, 63, slots + 99, slots + 1], jnp.int32)
+
+
+def step(folder, slots=SLOTS, **changes):
     """Returns a model's config, weights of a layer, and what its attention takes at one step."""
     sizes = {"hidden_size": 64, "intermediate_size": 64}
     sizes |= {"head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -26,9 +29,9 @@ def step(folder, **changes):
     weights = transformer.decode_weights(nnx.merge(graph, params)).layers[1]
     of_x, *of_cache = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(of_x, (ROWS, 1, cfg.embed))
-    shape = (ROWS, SLOTS, cfg.num_kv_heads, cfg.head_dim)
+    shape = (ROWS, slots, cfg.num_kv_heads, cfg.head_dim)
     cache = tuple(jax.random.normal(key, shape) for key in of_cache)
-    turn = rope.tables(cfg.rope(1), cfg.head_dim, INDEX[:, None])
+    turn = rope.tables(cfg.rope(1), cfg.head_dim, index(slots)[:, None])
     return cfg, weights, x, turn, cache
 
 
@@ -36,28 +39,28 @@ def by_layer(cfg, weights, x, turn, cache, window=None):
     """Returns output and caches as the layer of training and of other devices makes them."""
 
     def attend(q, k, v):
-        rows = jnp.arange(ROWS)
-        keys = cache[0].at[rows, INDEX].set(k[:, 0], mode="drop")
-        values = cache[1].at[rows, INDEX].set(v[:, 0], mode="drop")
+        rows, at = jnp.arange(ROWS), index(cache[0].shape[1])
+        keys = cache[0].at[rows, at].set(k[:, 0], mode="drop")
+        values = cache[1].at[rows, at].set(v[:, 0], mode="drop")
         turned = (y.swapaxes(1, 2) for y in (keys, values))
-        out = attention.cached_attention(
-            q, *turned, INDEX + 1, window=window, implementation="plain"
-        )
+        out = attention.cached_attention(q, *turned, at + 1, window=window, implementation="plain")
         return out, (keys, values)
 
     return layer.attended(x, weights, turn, cfg, attend)
 
 
-def by_kernel(cfg, weights, x, turn, cache, index, window=None):
+def by_kernel(cfg, weights, x, turn, cache, window=None):
     with_kernel = partial(decode_gpu.attended, window=window, interpret=True)
     with jax.default_matmul_precision("highest"):  # on a GPU too
-        return with_kernel(x, weights, turn, cfg, cache, index)
+        return with_kernel(x, weights, turn, cfg, cache, index(cache[0].shape[1]))
 
 
 def same(kernel, expected):
     (out, kept), (expected_out, expected_kept) = kernel, expected
-    # A row whose cache is full is not sampled from any more.
-    np.testing.assert_allclose(out[~FULL], expected_out[~FULL], rtol=1e-4, atol=1e-5)
+    slots = kept[0].shape[1]
+    room = np.asarray(index(slots) < slots)  # a row whose cache is full is not sampled from
+    out, expected_out = np.asarray(out), np.asarray(expected_out)
+    np.testing.assert_allclose(out[room], expected_out[room], rtol=1e-4, atol=1e-5)
     assert np.isfinite(out).all()
     for a, b in zip(kept, expected_kept, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -67,15 +70,15 @@ def same(kernel, expected):
 def test_the_kernel_attends_and_writes_as_the_layer_does(tmp_path, family, window):
     case = step(tmp_path, family=family)
     assert (case[1].q_norm is None) == (family == "llama")
-    same(by_kernel(*case, INDEX, window), by_layer(*case, window))
+    same(by_kernel(*case, window), by_layer(*case, window))
 
 
 def test_blocks_that_share_a_row_give_what_one_gives(tmp_path, monkeypatch):
-    case = step(tmp_path)
+    case = step(tmp_path, slots=600)
     expected = by_layer(*case)
-    for blocks in (1, 10_000):  # one, and as many as there are tiles
+    for blocks in (1, 40, 10_000):  # one, four and eight a row and KV head
         monkeypatch.setattr(decode_kernels, "BLOCKS", blocks)
-        same(by_kernel(*case, INDEX), expected)
+        same(by_kernel(*case), expected)
 
 
 @pytest.mark.parametrize("rows", [1, 16, 24, 100])
@@ -109,16 +112,28 @@ def test_sizes_that_no_kernel_is_for_are_left_to_the_layer(tmp_path):
         assert decode_gpu.fits(tiny.load(folder)[0], "cudnn") == fits
 
 
-def test_the_kernels_compile_to_triton(tmp_path):
-    cfg, weights, x, turn, cache = step(tmp_path)
+@pytest.mark.parametrize("rows, window", [(64, None), (8, 70)])
+def test_the_kernels_of_a_real_shape_lower_to_triton(rows, window):
+    def abstract(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype)
 
-    def both(x, cache):
-        out, kept = decode_gpu.attended(x, weights, turn, cfg, cache, INDEX, None)
-        return decode_gpu.gated(out, weights), kept
+    def both(parts, norm, turn, cache, index, x, w):
+        attend = partial(decode_kernels.attend, eps=1e-6, window=window)
+        out = attend(parts, (norm, norm), (turn, turn), cache, cache, index)
+        return out, decode_kernels.gate_up(x, w, w)
 
+    args = (
+        abstract(4, rows, 16 + 2 * 8, 128, dtype=jnp.float32),
+        abstract(128),
+        abstract(rows, 64, dtype=jnp.float32),
+        abstract(rows, 640, 8, 128),
+        abstract(rows, dtype=jnp.int32),
+        abstract(rows, 2048),
+        abstract(2048, 6144),
+    )
     device = AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
     with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
-        lowered = jax.jit(both).trace(x, cache).lower(lowering_platforms=("cuda",))
+        lowered = jax.jit(both).trace(*args).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("xla.gpu.triton") == 2
 
 
@@ -136,20 +151,25 @@ def test_parts_of_a_product_add_up_to_it(shape):
     np.testing.assert_allclose(parts.sum(0), whole, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="runs the kernel on a GPU")
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_decoding_on_a_gpu_is_as_near_to_float32_with_the_kernel(tmp_path, monkeypatch, family):
-    sizes = {"hidden_size": 512, "head_dim": 64, "num_hidden_layers": 3}
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="runs the kernels on a GPU")
+@pytest.mark.parametrize("family, window", [("qwen3", None), ("qwen3", 70), ("llama", None)])
+def test_decoding_on_a_gpu_is_as_near_to_float32_with_the_kernels(
+    tmp_path, monkeypatch, family, window
+):
+    sizes = {"hidden_size": 512, "intermediate_size": 192, "head_dim": 128, "num_hidden_layers": 3}
+    if window is not None:
+        sizes |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
     cfg, _, params = tiny.load(tiny.model_folder(tmp_path, family=family, **sizes))
-    tokens = jax.random.randint(jax.random.key(0), (4, 9), 0, cfg.vocab_size)
-    length = jnp.array([1, 4, 8, 9], jnp.int32)
+    assert (window in cfg.windows) and decode_gpu.fits(cfg, "cudnn")
+    tokens = jax.random.randint(jax.random.key(0), (4, 200), 0, cfg.vocab_size)
+    length = jnp.array([1, 60, 140, 200], jnp.int32)
 
     def decoded(**runtime):
         own = replace(cfg, **runtime)
         weights = jax.jit(lambda p: transformer.decode_weights(nnx.merge(tiny.graph(own), p)))
         weights = weights(params)
         _, cache = transformer.prefill(weights, own, tokens, length)
-        cache, out = tiny.with_room(cache, own, 8), []
+        cache, out = tiny.with_room(cache, own, 100), []  # few rows: four blocks share each
         step = jax.jit(partial(transformer.decode_step, cfg=own))
         for i in range(6):
             hidden, cache = step(weights, token=tokens[:, i], cache=cache)
@@ -157,9 +177,12 @@ def test_decoding_on_a_gpu_is_as_near_to_float32_with_the_kernel(tmp_path, monke
         return jnp.stack(out)
 
     exact = decoded(compute_dtype="float32", attention="plain")
+    fits = decode_gpu.fits
     monkeypatch.setattr(decode_gpu, "fits", lambda *_: False)
-    without = abs(decoded(compute_dtype="bfloat16", attention="cudnn") - exact).max()
-    monkeypatch.undo()
-    with_kernel = abs(decoded(compute_dtype="bfloat16", attention="cudnn") - exact).max()
-    print(family, "apart from float32 by", with_kernel, "and without the kernel by", without)
-    assert with_kernel < 1.5 * without
+    without = decoded(compute_dtype="bfloat16", attention="cudnn")
+    monkeypatch.setattr(decode_gpu, "fits", fits)
+    made = decoded(compute_dtype="bfloat16", attention="cudnn")
+    assert (made != without).any(), "the kernels ran"
+    apart = [jnp.sqrt(jnp.mean(jnp.square(x - exact), -1)) for x in (made, without)]
+    print(family, window, "apart from float32 by", *(x.mean() for x in apart))
+    assert apart[0].mean() < 1.2 * apart[1].mean() and apart[0].max() < 2 * apart[1].max()

@@ -173,7 +173,12 @@ def our_greedy(graphdef, cfg, params, tokens, length):
 
 
 @pytest.mark.parametrize(
-    ("family", "case"), [(family, case) for family, cases in CASES.items() for case in cases]
+    ("family", "case"),
+    [
+        pytest.param(family, case, marks=[pytest.mark.heavy] * (i > 0))
+        for family, cases in CASES.items()
+        for i, case in enumerate(cases)
+    ],
 )
 def test_logits_gradients_and_greedy_tokens_are_those_of_transformers(family, case, tmp_path):
     folder = tiny.model_folder(tmp_path / "model", family, **CASES[family][case])

@@ -101,6 +101,7 @@ def test_an_update_without_numbers_is_skipped_and_counted_and_the_run_goes_on(
     assert any(not np.array_equal(after[name], later[name]) for name in after if "params" in name)
 
 
+@pytest.mark.heavy
 def test_too_many_in_a_row_end_the_run_with_the_batch_to_look_at(
     model, tmp_path, second_step, capsys
 ):
@@ -127,6 +128,7 @@ def test_too_many_in_a_row_end_the_run_with_the_batch_to_look_at(
     assert "nan" not in numbers and first == "not finite, first: nothing"
 
 
+@pytest.mark.heavy
 def test_a_model_that_has_blown_up_ends_the_run(model, tmp_path, capsys):
     out = tmp_path / "out"
     changes = {"optim": {"lr": 1e25, "most_skipped": 2}, "steps": 9}

@@ -72,7 +72,11 @@ def step_of(cfg, shape, mesh=(1, 1, 1), rollout_tensor=0, slots=8):
     ("cfg", "shape"),
     [
         pytest.param(training(), model(), marks=pytest.mark.heavy),
-        (training(loss={"chunk_tokens": 512}), model(vocab_size=65_536)),
+        pytest.param(
+            training(loss={"chunk_tokens": 512}),
+            model(vocab_size=65_536),
+            marks=pytest.mark.heavy,
+        ),
         pytest.param(
             training(teacher={"kind": "live"}), model(num_layers=12), marks=pytest.mark.heavy
         ),
@@ -327,6 +331,7 @@ def test_a_plan_compiles_for_a_slice_and_its_traffic_is_that_of_the_formula(
     assert sum(by_name["decode"]["traffic"].values()) - sums < 0.1 * 2 * 4e6 * made["chips"]
 
 
+@pytest.mark.heavy
 def test_of_several_slices_data_runs_from_one_to_the_next():
     pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
     other_process.run("import test_plan; test_plan.make_two_slices()", **QUIET)

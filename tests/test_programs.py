@@ -50,6 +50,7 @@ def test_a_directory_given_to_jax_is_kept(tmp_path):
     assert programs(tmp_path / "given") and not (tmp_path / "own").exists()
 
 
+@pytest.mark.heavy
 def test_a_directory_that_cannot_be_made_costs_a_warning(tmp_path):
     (tmp_path / "file").write_text("")
     hits, said = run(XDG_CACHE_HOME=str(tmp_path / "file"))

@@ -99,6 +99,7 @@ def test_every_metric_of_a_run_is_on_the_page_and_the_reverse(run):
     assert set(known) - {cell for cells in found.values() for cell in cells} == set()
 
 
+@pytest.mark.heavy
 def test_an_alarm_ends_the_run_with_checkpoint_export_and_a_line(run):
     out, said = run
     metrics = lines(out / "metrics.jsonl")
@@ -117,6 +118,7 @@ def test_an_alarm_ends_the_run_with_checkpoint_export_and_a_line(run):
     assert "stopped by alarm.stop after step 2 of 4" in said
 
 
+@pytest.mark.heavy
 def test_the_closing_table_shows_epistemic_words_in_and_out_of_domain(run):
     _, said = run
     table = said[-1]
@@ -134,6 +136,7 @@ def test_a_lexicon_that_is_not_there_is_an_error_before_anything_is_read(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.heavy
 def test_rates_are_split_by_grade_in_rollouts_and_in_evaluations(run):
     out, _ = run
     rows = [r for r in lines(out / "rollouts.jsonl") if r["step"] == 1]

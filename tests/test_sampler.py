@@ -209,7 +209,8 @@ def test_a_search_never_ends_at_an_entry_without_mass():
             assert np.all(found(u))
 
 
-@pytest.mark.parametrize("mesh", [pytest.param("8x1x1", marks=pytest.mark.heavy), "2x2x2"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
 def test_tokens_on_a_mesh_are_those_of_one_device(mesh):
     other_process.on_eight_devices(
         f"import test_sampler; test_sampler.compare_with_one_device({mesh!r})"

@@ -210,6 +210,7 @@ def updated(cfg, params, made, sizes=(1, 1, 1), *, remat="none", chunk_tokens=20
         return update(start, jax.device_put(packed, step.batch_shardings(packed, mesh)))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "how",
     [
@@ -297,6 +298,7 @@ def test_a_resumed_finetuning_equals_an_uninterrupted_one(finished, bare, sums, 
     assert timeless(finished) == timeless(tmp_path / "parts")
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_a_finetuning_can_be_exported(finished, tmp_path):
     export.run(config.Export(run=str(finished), out=str(tmp_path / "model")))
     for file in (finished / "model").iterdir():

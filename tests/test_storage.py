@@ -86,6 +86,7 @@ def test_a_run_in_a_bucket_writes_all_that_a_local_one_does(run):
     assert {entry.name for entry in (place / "checkpoints").iterdir()} == {"1", "2"}
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_in_a_bucket_is_exported_into_one(run, tmp_path):
     place, _ = run
     file = tmp_path / "export.py"
@@ -101,6 +102,7 @@ def test_a_checkpoint_in_a_bucket_is_exported_into_one(run, tmp_path):
         assert (made / name).read_bytes() == (place / "model" / name).read_bytes(), name
 
 
+@pytest.mark.heavy
 def test_a_run_in_a_bucket_is_not_overwritten(run, capsys):
     place, file = run
     before = (place / "metrics.jsonl").read_bytes(), (place / "config.json").read_bytes()
@@ -110,6 +112,7 @@ def test_a_run_in_a_bucket_is_not_overwritten(run, capsys):
     assert after == before
 
 
+@pytest.mark.heavy
 def test_a_bucket_that_refuses_is_one_line_with_the_path(run, capsys):
     _, file = run
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)

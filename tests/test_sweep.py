@@ -61,6 +61,7 @@ def test_a_sweep_trains_every_run_on_every_number_of_questions(finished):
     assert ran == [("sdpo", 1), ("grpo", 1), ("sdpo", 3), ("grpo", 3)]
 
 
+@pytest.mark.heavy
 def test_the_comparison_has_the_figures_of_the_runs(finished):
     figures = json.loads((finished / "coverage.json").read_text())
     for row in figures["trainings"]:
@@ -76,6 +77,7 @@ def test_the_comparison_has_the_figures_of_the_runs(finished):
     assert [line.split("|")[1].strip() for line in table[2:]] == ["before", *["sdpo", "grpo"] * 2]
 
 
+@pytest.mark.heavy
 def test_a_resumed_sweep_runs_only_what_is_not_finished(finished, model, tmp_path, monkeypatch):
     before = (finished / "coverage.md").read_bytes()
     run, ran = train.run, []

@@ -189,6 +189,7 @@ print((peak() - before) / sum(x.nbytes for x in jax.tree.leaves(params)))
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 def test_loading_takes_less_than_1_3_times_the_size_of_the_params(tmp_path):
     # 52 M parameters in proportions of a real model: no leaf is half of it.

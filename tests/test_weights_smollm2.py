@@ -91,6 +91,7 @@ def test_logits_are_those_of_transformers(model, reference):
     assert np.sqrt(np.mean(difference**2)) <= 3e-5
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("count", "new"),
     [(2, 24), pytest.param(len(QUESTIONS), 64, marks=pytest.mark.slow)],

@@ -6,7 +6,7 @@
 
 The teacher reads the prompt and a demonstration of 512 tokens. Parameters and Adam are float32,
 the initial teacher's copy bfloat16. With chunks of 256 tokens the update holds 35.9 GB and takes
-1.68 s on an H200; with chunks of 1,024, 37.3 GB and 1.59 s.
+1.67 s on an H200; with chunks of 1,024, 37.3 GB and 1.59 s.
 """
 
 from sdjax.config import Bench, Loss, Optim

@@ -45,8 +45,9 @@ def attended(
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Returns the attention's output float32[B, 1, embed] and the cache with the row's new slot.
 
-    Row b writes to slot `index[b]` and attends to its slots up to that one; where the cache has no
-    such slot it writes nothing. `interpret` runs the kernel, slowly, where there is no GPU.
+    Row b writes to slot `index[b]` and attends to its slots up to that one. Where the cache has no
+    such slot it writes nothing, and its output is not the layer's: nobody samples from such a row.
+    `interpret` runs the kernel, slowly, where there is no GPU.
     """
     from sdjax.models import decode_kernels
 

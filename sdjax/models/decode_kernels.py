@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-SMALLEST = 16  # rows and inner dimension of a product
+SMALLEST = 16  # rows of a product
 NOTHING = -1e30  # a score that weighs nothing, and unlike an infinity can be subtracted from itself
 LOG2_E = 1.4426950408889634
 
@@ -43,7 +43,8 @@ def attend(
 
     Queries and keys are normed and turned first. Row b attends to its slots before `index[b]` and
     to the new one, with a window to the last `window` of them. A row whose index lies beyond the
-    cache writes nothing. `interpret` runs the kernel, slowly, where there is no GPU.
+    cache writes nothing, and still sees its new token. `interpret` runs the kernel, slowly, where
+    there is no GPU.
 
     One block reads the cache of a row and KV head, or of few rows a share of it (split-KV decoding,
     as in Flash-Decoding).
@@ -190,8 +191,14 @@ def _attend(
 
 
 def fits_gate_up(rows: int, embed: int, mlp: int) -> bool:
-    """Returns whether `gate_up` takes these sizes."""
-    return rows <= 256 and embed % 64 == 0 and mlp % COLUMNS == 0
+    """Returns whether `gate_up` takes these sizes on this device.
+
+    It keeps up to 196 KiB on their way to a block, which only GPUs of data centres have room for
+    (compute capability 9 and 10). Where it is interpreted any device will do.
+    """
+    capability = getattr(jax.devices()[0], "compute_capability", "9.0")
+    roomy = capability.split(".")[0] in ("9", "10")
+    return roomy and rows <= 256 and embed % 64 == 0 and mlp % COLUMNS == 0
 
 
 def gate_up(

@@ -71,8 +71,9 @@ class Sampler:
         """Returns an iterator over (p * group_size + g, completion g of prompt p) as they end.
 
         Completion i draws with fold_in(key, i), so its tokens depend neither on its slot, nor on
-        what else is sampled, nor on the devices. `limits`, int32[B], stands for
-        `sampling.max_completion_tokens` where completions differ in it.
+        what else is sampled, nor on the devices (but for rounding: a GPU sums few rows in another
+        order than many, which now and then decides between two tokens). `limits`, int32[B],
+        stands for `sampling.max_completion_tokens` where completions differ in it.
         """
         completions = len(prompts) * group_size
         if limits is None:

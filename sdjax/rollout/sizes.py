@@ -18,7 +18,8 @@ FREE_SHARE = 0.85  # of the free memory; the rest is for prefill and fragmentati
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """When the host looks at the slots, and what it then does. Changes speed, not tokens."""
+    """When the host looks at the slots, and what it then does. Changes speed, not tokens (but for
+    rounding, see Sampler.stream)."""
 
     steps: int = 64
     """Most tokens that a slot draws between two looks."""
