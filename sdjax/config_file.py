@@ -10,6 +10,7 @@ import builtins
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import re
 import sys
@@ -127,8 +128,13 @@ def type_problems(section: Any, prefix: str = "") -> Iterator[str]:
 
 def type_problem(section: type, name: str, value: Any) -> str:
     """Returns why a section's field cannot have a value, by its type; "" where it can."""
-    hint = typing.get_type_hints(section)[name]
+    hint = _hints(section)[name]
     return "" if _fits(value, hint) else f"{name} is {value!r}: must be {_describe(hint)}"
+
+
+@functools.cache  # each evaluates the text of every annotation
+def _hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -104,6 +104,7 @@ def test_a_step_has_only_groups_with_a_signal_where_enough_exist(model, tmp_path
         assert program.function._cache_size() == len(program.shapes) <= 2 < program.count
 
 
+@pytest.mark.heavy
 def test_rewards_that_are_always_equal_end_it_after_its_rounds_and_are_warned_of_once(
     model, tmp_path, capsys
 ):

@@ -192,7 +192,8 @@ def test_pairs_of_tokens_follow_the_model_s_distribution():
     assert freedom > 50 and statistic < freedom + 5 * np.sqrt(2 * freedom), "5 sigma off"
 
 
-@pytest.mark.parametrize("slots", [8, pytest.param(48, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("slots", [8, 48])
 def test_a_long_completion_does_not_hold_the_others(unending, slots):
     """Lognormal lengths, median 1/8 of the limit: less than half of the plain loop's rows."""
     limits = lognormal_limits(48, 200)

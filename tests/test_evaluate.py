@@ -189,6 +189,7 @@ def test_a_set_s_answers_depend_on_the_seed_but_on_no_other_set(model, finished,
     assert (tmp_path / "seed" / "answers.jsonl").read_bytes() != first
 
 
+@pytest.mark.heavy
 def test_training_evaluates_out_of_domain_sets_with_its_own(model, tmp_path):
     evaluation = job(model, tmp_path)
     train.run(

@@ -174,7 +174,7 @@ def test_a_distillation_reports_the_kl_to_the_teacher_whatever_its_divergence():
         assert not any(name.startswith("policy/") for name in metrics)
 
 
-@pytest.mark.parametrize("distillation", [1.0, 0.0])
+@pytest.mark.parametrize("distillation", [pytest.param(1.0, marks=pytest.mark.heavy), 0.0])
 def test_epistemic_tokens_are_compared_with_the_others_token_by_token(distillation):
     cfg = learning.train_config(loss={"distillation": distillation}, optim={"lr": 0.0})
     learner, batch = learning.Learner(cfg, learning.make_mesh()), learning.pack(cfg)

@@ -51,10 +51,8 @@ def step_of(params, mesh=(1, 1, 1), **sections):
     return metrics, jax.tree.map(lambda a, b: a - np.asarray(b), one.params(), params), one
 
 
-@pytest.mark.parametrize(
-    ("loss", "remat"),
-    [pytest.param({}, "full", marks=pytest.mark.heavy), ({"distillation": 0.0}, "dots")],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize(("loss", "remat"), [({}, "full"), ({"distillation": 0.0}, "dots")])
 def test_adapters_get_the_gradient_of_the_low_rank_product(loss, remat):
     how = {"optim": PLAIN, "loss": loss, "teacher": {"kind": "live"}, "model": {"remat": remat}}
     one = learner(shape=replace(ADAPTED, remat=remat), **how)
@@ -76,6 +74,7 @@ def test_adapters_get_the_gradient_of_the_low_rank_product(loss, remat):
             np.testing.assert_allclose(found, want, rtol=1e-3, atol=2e-4 * np.abs(want).max())
 
 
+@pytest.mark.heavy
 def test_an_initial_teacher_is_the_model_without_adapters():
     one = learner()
     assert one.state.teacher_params is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import other_process
+import pytest
 import tiny
 
 SCRIPT = """
@@ -78,6 +79,7 @@ with jax.set_mesh(meshes.for_rollouts(meshes.make(config.Mesh(data=8, fsdp=1))))
 """
 
 
+@pytest.mark.heavy
 def test_a_mesh_changes_no_number_and_holds_no_table_whole(tmp_path):
     folder = tiny.model_folder(
         tmp_path,

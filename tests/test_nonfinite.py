@@ -194,6 +194,7 @@ def test_completions_that_are_all_empty_teach_nothing_and_are_counted(model, tmp
     assert len(rows) == 8 and all(row["completion"] == "" for row in rows)
 
 
+@pytest.mark.heavy
 def test_a_prompt_as_long_as_the_context_allows_is_trained_on_and_a_longer_one_is_counted(
     model, tmp_path, capsys
 ):

@@ -71,7 +71,7 @@ def assert_same(packed, alone):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-CASES = [("sdpo", "sequence"), ("gspo", "sequence")]
+CASES = [("sdpo", "sequence"), pytest.param("gspo", "sequence", marks=pytest.mark.heavy)]
 # The mesh's test compares blend and gspo by token.
 MORE = [("blend", "constant"), ("grpo", "token"), ("blend", "sequence"), ("blend", "token")]
 

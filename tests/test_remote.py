@@ -232,7 +232,8 @@ def test_logprobs_of_another_distribution_are_found_out(server):
         made.check(replace(HOT, temperature=1.0, top_p=0.9))
 
 
-@pytest.mark.parametrize("engine", ["sglang", pytest.param("vllm", marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("engine", ENGINES)
 def test_training_gives_each_step_s_weights_to_the_server(folder, tmp_path, engine):
     changes = {"optim": {"lr": 3e-2}, "eval": {"every": 0}, "checkpoint": {"every": 0}}
     with serving.serving(serving.Model(folder)) as server:

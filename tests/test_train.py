@@ -222,6 +222,7 @@ def test_a_directory_that_holds_a_run_is_not_overwritten(finished, model):
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.heavy
 def test_a_model_without_successes_learns_nothing_and_says_so(model, tmp_path):
     train.run(job(model, tmp_path / "none", steps=1, reprompt={"success_threshold": 2.0}))
     last = lines(tmp_path / "none" / "metrics.jsonl")[-1]
