@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import jax
-import marks
 import numpy as np
 import pytest
 import runs
@@ -76,7 +75,8 @@ def model(tmp_path_factory):
     return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
-@pytest.mark.parametrize("method", marks.heavy_but(["sdpo"], METHODS))
+@pytest.mark.heavy
+@pytest.mark.parametrize("method", METHODS)
 def test_a_step_has_only_groups_with_a_signal_where_enough_exist(model, tmp_path, method):
     calls = {}
     make = setup.samplers.make

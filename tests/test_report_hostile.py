@@ -9,6 +9,8 @@ import pytest
 import report_runs
 from report_browser import SHOWN, Page, listed, open_rollout, said, tokens, written
 
+pytestmark = pytest.mark.heavy  # a browser
+
 ATTACK = "window.hacked = 1"
 HOSTILE = [
     f"<script>{ATTACK}</script>",
@@ -137,7 +139,6 @@ def first_view(tmp_path, opened, low, high, share):
     return size, took
 
 
-@pytest.mark.heavy
 def test_5000_short_rollouts_are_seen_at_once(tmp_path, opened):
     size, took = first_view(tmp_path, opened, 30, 50, share=2)
     # 2 s on a quiet machine; other tests run beside this one.

@@ -14,6 +14,8 @@ from test_train import job
 
 from sdjax.jobs import train
 
+pytestmark = pytest.mark.heavy  # a browser
+
 
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
