@@ -71,14 +71,19 @@ def assert_same(packed, alone):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-CASES = [("sdpo", "sequence"), pytest.param("gspo", "sequence", marks=pytest.mark.heavy)]
+CASES = [("sdpo", "sequence")]
+HEAVY = [("gspo", "sequence"), ("blend", "constant")]
 # The mesh's test compares blend and gspo by token.
-MORE = [("blend", "constant"), ("grpo", "token"), ("blend", "sequence"), ("blend", "token")]
+MORE = [("grpo", "token"), ("blend", "sequence"), ("blend", "token")]
 
 
 @pytest.mark.parametrize(
     ("method", "aggregation"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)],
+    [
+        *CASES,
+        *(pytest.param(*case, marks=pytest.mark.heavy) for case in HEAVY),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
+    ],
 )
 def test_an_update_of_packed_rows_is_that_of_rows_of_one(method, aggregation):
     alone, packed = (updated(method, aggregation, n) for n in (0, ROW_TOKENS))
