@@ -24,7 +24,7 @@ METHODS = {
 
 
 @functools.cache
-def gradient(method="sdpo", mesh=(1, 1, 1), microbatch=8, chunk=64, remat="full"):
+def gradient(method="sdpo", mesh=(1, 1, 1), microbatch=8, chunk=64, remat="full", tie=True):
     """Returns (metrics, -1000 times the gradient) of one update on the random batch."""
     cfg = learning.train_config(
         optim=PLAIN | {"microbatch": microbatch},
@@ -32,7 +32,7 @@ def gradient(method="sdpo", mesh=(1, 1, 1), microbatch=8, chunk=64, remat="full"
         teacher={"dtype": "float32"},
         model={"remat": remat},
     )
-    model = replace(learning.CFG, remat=remat)
+    model = replace(learning.CFG, remat=remat, tie_embeddings=tie)
     learner = learning.Learner(cfg, learning.make_mesh(*mesh), model)
     before = learner.params()
     metrics = learner.update(learning.pack(cfg))
@@ -63,9 +63,16 @@ def test_metrics_and_gradients_are_equal_for_any_microbatch(method, microbatches
         assert_same(gradient(method, microbatch=microbatch), whole)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.heavy), "dots"])
-def test_gradients_summed_layer_by_layer_in_place_are_those_of_the_whole(remat):
-    assert_same(gradient(microbatch=2), gradient(microbatch=2, remat=remat))
+@pytest.mark.parametrize(
+    ("remat", "tie"),
+    [
+        pytest.param("none", True, marks=pytest.mark.heavy),
+        pytest.param("dots", False, marks=pytest.mark.heavy),
+        ("dots", True),
+    ],
+)
+def test_gradients_summed_in_place_are_those_of_the_whole(remat, tie):
+    assert_same(gradient(microbatch=2, tie=tie), gradient(microbatch=2, remat=remat, tie=tie))
 
 
 def test_the_gradient_taken_in_the_forward_pass_is_the_differentiated_one(monkeypatch):

@@ -253,6 +253,27 @@ def test_without_a_teacher_only_the_student_is_described():
     assert np.array_equal(again.top1_agree, (token == likeliest) & x["mask"])
 
 
+def test_the_heads_gradient_is_added_to_the_sums_given_and_none_goes_to_the_head():
+    x, weight = given()
+    sums = jax.random.normal(jax.random.key(1), x["student_head"].shape)
+    cfg = Loss(chunk_tokens=7)
+
+    def by_outputs(h, w, sums=None):
+        moved = {**x, "student_hidden": h, "student_head": w, "head_sums": sums}
+        out = token_outputs(**moved, cfg=cfg, temperature=0.7)
+        return jnp.sum(jnp.where(x["mask"], of_token(out, weight), 0.0))
+
+    def by_loss(h, w, sums=None):
+        moved = {**x, "student_hidden": h, "student_head": w, "head_sums": sums}
+        return token_loss(of_token, **moved, extras=weight, cfg=cfg, temperature=0.7)[0]
+
+    for f in (by_outputs, by_loss):
+        hidden, head = jax.grad(f, (0, 1))(x["student_hidden"], x["student_head"])
+        got = jax.grad(f, (0, 1, 2))(x["student_hidden"], x["student_head"], sums)
+        assert jnp.max(jnp.abs(head)) > 0.1
+        jax.tree.map(lambda g, w: near(g, w, 1e-6), got, (hidden, 0 * head, sums + head))
+
+
 def test_only_the_students_arrays_get_a_gradient():
     x, weight = given()
 

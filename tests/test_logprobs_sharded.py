@@ -17,20 +17,22 @@ teacher = hidden + jax.random.normal(k[1], (R, C, D))
 heads = [(2 / D**0.5) * jax.random.normal(x, (D, V)) for x in k[2:4]]
 token = jax.random.randint(k[4], (R, C), 0, V)
 mask = jax.random.bernoulli(k[5], 0.8, (R, C))
-args = (hidden, heads[0], teacher, heads[0] + 0.3 * heads[1], token, mask,
+args = (hidden, heads[0], heads[1], teacher, heads[0] + 0.3 * heads[1], token, mask,
         jax.random.uniform(k[6], (R, C)))
 
 def of_token(o, weight):
     return weight * (o.divergence + 0.1 * o.student_logprob)
 
 def make(way, cfg):
-    def f(h, w, th, tw, token, mask, weight):
+    def f(h, w, sums, th, tw, token, mask, weight):
         rest = dict(cfg=cfg, temperature=0.7, mask=mask)
+        if way == "sums":
+            return token_loss(of_token, h, w, th, tw, token, weight, head_sums=sums, **rest)
         if way == "loss":
             return token_loss(of_token, h, w, th, tw, token, weight, **rest)
         o = token_outputs(h, w, th, tw, token, **rest)
         return jnp.sum(of_token(o, weight)), o
-    return jax.value_and_grad(f, (0, 1), has_aux=True)
+    return jax.value_and_grad(f, (0, 2 if way == "sums" else 1), has_aux=True)
 
 def gathered(program):
     # Shapes of what is gathered, but for the heads, which are once, before the scan.
@@ -45,6 +47,7 @@ CASES = [
     ("loss", Loss(divergence="top_k", top_k=20, chunk_tokens=CHUNK), [(2, 2, 2), (1, 1, 8)]),
     ("outputs", Loss(divergence="top_k", top_k=20, top_k_by="teacher", tail=False,
                      chunk_tokens=CHUNK), [(1, 4, 2)]),
+    ("sums", Loss(chunk_tokens=CHUNK), [(2, 2, 2), (1, 1, 8)]),
 ]
 for way, cfg, shapes in CASES:
     f = make(way, cfg)
@@ -53,7 +56,7 @@ for way, cfg, shapes in CASES:
         mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
         row, head = (NamedSharding(mesh, P(*s)) for s in ((("data", "fsdp"),), ("fsdp", "tensor")))
         with jax.set_mesh(mesh):
-            placed = jax.device_put(args, (row, head, row, head, row, row, row))
+            placed = jax.device_put(args, (row, head, head, row, head, row, row, row))
             out = ((None, None), (row, head))
             program = jax.jit(f, out_shardings=out).lower(*placed).compile()
             got = program(*placed)

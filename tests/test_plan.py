@@ -100,7 +100,7 @@ def test_bytes_of_an_h100_and_seconds_of_a_step_are_near_those_measured():
         reprompt={"max_tokens": 640},
         teacher={"dtype": "bfloat16"},
     )
-    for microbatch, chunk, measured in ((8, 1024, 36.0e9), (16, 1024, 37.3e9), (16, 512, 36.4e9)):
+    for microbatch, chunk, measured in ((16, 1024, 36.1e9), (16, 512, 35.1e9)):
         cfg = replace(
             base,
             optim=replace(base.optim, microbatch=microbatch),

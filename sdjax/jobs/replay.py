@@ -24,6 +24,7 @@ from sdjax.jobs.progress import Progress
 from sdjax.jobs.setup import Workshop
 from sdjax.learner import optim, step
 from sdjax.learner import state as states
+from sdjax.learner.accumulate import GradientSums
 from sdjax.learner.batch import Batch, Packed, Rows, Samples
 from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.loss import microbatch_loss
@@ -158,7 +159,8 @@ def _not_finite(
 
         def loss(params: nnx.State) -> tuple[jax.Array, Any]:
             whole = lora.joined(params, state.frozen)
-            return microbatch_loss(whole, teacher_params, rows, samples, shop.graphdef, cfg)
+            alone = GradientSums()
+            return microbatch_loss(whole, teacher_params, rows, samples, shop.graphdef, cfg, alone)
 
         return jax.grad(loss, has_aux=True)(state.params)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,11 +11,21 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sdjax.models import lora
-from sdjax.models.transformer import trained_layers
+from sdjax.models.transformer import head_matrix, trained_layers
 
-Loss = Callable[[nnx.State, lora.Trained | None], tuple[jax.Array, Any]]
-"""Params, and the sums that hidden_states adds the layers' gradients to (None: it adds none), to
-the loss of a microbatch and what it reports."""
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSums:
+    """The sums so far of gradients that a loss adds its own to, float32; None: it adds none."""
+
+    layers: lora.Trained | None = None
+    """For hidden_states."""
+    head: jax.Array | None = None
+    """For token_loss, as head_matrix gives a head."""
+
+
+Loss = Callable[[nnx.State, GradientSums], tuple[jax.Array, Any]]
+"""Params and sums to the loss of a microbatch, not scaled by anything, and what it reports."""
 
 
 def add_gradient(
@@ -32,26 +43,35 @@ def add_gradient(
     of its layers are their adapters then.
 
     With `into` the layers' gradients are added in place by hidden_states, which recomputes whole
-    layers. Without, there are activations to keep, which the scan's own differentiation knows how
-    to.
+    layers, and the head's by token_loss: a second set of either never exists. Without, there are
+    activations to keep, which the scan's own differentiation knows how to.
     """
-    at = "layers" if frozen is None else lora.NAME
-    rest = {name: part for name, part in params.items() if name != at}
-
-    def of_parts(rest: dict, layers: nnx.State) -> tuple[jax.Array, Any]:
-        """With `layers` the parameters, or the sums that their gradients are added to."""
-        own = params[at] if into else layers
-        with_sums = lora.joined(nnx.State(rest | {at: layers}), frozen)
-        sums = trained_layers(nnx.merge(graphdef, with_sums))[0]
-        return loss(lora.joined(nnx.State(rest | {at: own}), frozen), sums if into else None)
-
-    start = (grads if into else params)[at]
-    (added, layers), reported = jax.grad(of_parts, (0, 1), has_aux=True)(rest, start)
     if not into:
-        layers = jax.tree.map(jnp.add, grads[at], layers)
-    total = {name: jax.tree.map(jnp.add, grads[name], part) for name, part in added.items()}
+
+        def alone(params: nnx.State) -> tuple[jax.Array, Any]:
+            return loss(lora.joined(params, frozen), GradientSums())
+
+        added, reported = jax.grad(alone, has_aux=True)(params)
+        return jax.tree.map(jnp.add, grads, added), reported
+
+    own = dict(params.items())
+    names = {"layers", "head" if "head" in own else "embedding"} if frozen is None else {lora.NAME}
+    start = {name: grads[name] for name in names}
+    # An embedding that is the head too has a gradient beside its sums: that of looking tokens up.
+    rest = {name: part for name, part in own.items() if name not in names - {"embedding"}}
+
+    def of_parts(rest: dict, start: dict) -> tuple[jax.Array, Any]:
+        with_sums = nnx.merge(graphdef, lora.joined(nnx.State(own | start), frozen))
+        sums = GradientSums(
+            layers=trained_layers(with_sums)[0],
+            head=head_matrix(with_sums) if frozen is None else None,
+        )
+        return loss(lora.joined(nnx.State(own | rest), frozen), sums)
+
+    (added, new), reported = jax.grad(of_parts, (0, 1), has_aux=True)(rest, start)
+    total = {n: jax.tree.map(jnp.add, new.get(n, grads[n]), part) for n, part in added.items()}
     # A State's parts come out of it as States, but were plain dicts in it.
-    leaves = jax.tree.leaves(nnx.State(total | {at: layers}))
+    leaves = jax.tree.leaves(nnx.State(new | total))
     return jax.tree.unflatten(jax.tree.structure(grads), leaves), reported
 
 

@@ -19,6 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sdjax import config
+from sdjax.learner.accumulate import GradientSums
 from sdjax.learner.batch import Batch, Rows, places, rows_with
 from sdjax.learner.logprobs import logits, mixed
 from sdjax.learner.loss import contexts_of
@@ -98,7 +99,7 @@ def make_alternatives(
         teacher = teacher_on_device(state, state_shardings)
 
         def block(of: Rows) -> Alternatives:
-            contexts = contexts_of(state.model_params(), teacher, of, graphdef, cfg, None)
+            contexts = contexts_of(state.model_params(), teacher, of, graphdef, cfg, GradientSums())
             return _of_contexts(contexts, k=min(cfg.log.alternatives, _vocabulary(contexts)))
 
         return jax.lax.map(block, rows)

@@ -26,9 +26,9 @@ from jax.sharding import PartitionSpec
 
 from sdjax.config import Loss
 from sdjax.learner.chunks import chunked, joined
+from sdjax.learner.split_rows import axes, head_spec, on_shards, psum, psum_head
 from sdjax.models.attention import precision
 from sdjax.objectives import divergences, vocabulary
-from sdjax.parallel import rules
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +50,16 @@ class TokenOutputs:
 
 
 TokenLoss = Callable[[TokenOutputs, Any], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class _Student:
+    """What gradients go to; or those gradients, where there is none for a head with sums."""
+
+    hidden: jax.Array
+    head: jax.Array
+    sums: jax.Array | None  # like the head, float32: what its gradient is added to
 
 
 @jax.tree_util.register_dataclass
@@ -105,6 +115,7 @@ def token_outputs(
     live_head: jax.Array | None = None,
     vocab_first: bool = False,
     mix: float = 0.0,
+    head_sums: jax.Array | None = None,
 ) -> TokenOutputs:
     """Returns what student and teacher say of `token` int32[R, C] where `mask` bool[R, C].
 
@@ -115,11 +126,15 @@ def token_outputs(
     head's own dtype, so pass the float32 parameter. `live_hidden` and `live_head` are the
     student's on the teacher's context: with the share `mix` of the teacher's logits they make the
     trust-region teacher (arXiv:2601.20802 section 3.3).
+
+    With `head_sums`, float32 like the head, the sum so far of its gradients, the head's is added to
+    it: what is given as the gradient by `head_sums` is the new sum, and none goes to the head.
     """
+    student = _Student(hidden=student_hidden, head=student_head, sums=head_sums)
     tokens = _Tokens(teacher_hidden=teacher_hidden, live_hidden=live_hidden, token=token, mask=mask)
     heads = _Heads(teacher=teacher_head, live=live_head)
     spec = _Spec(cfg=cfg, temperature=temperature, mix=mix, vocab_first=vocab_first)
-    return _token_outputs(student_hidden, student_head, tokens, heads, spec)
+    return _token_outputs(student, tokens, heads, spec)
 
 
 def token_loss(
@@ -139,6 +154,7 @@ def token_loss(
     vocab_first: bool = False,
     mix: float = 0.0,
     of_logprob: bool = True,
+    head_sums: jax.Array | None = None,
 ) -> tuple[jax.Array, TokenOutputs]:
     """Returns the sum of `loss(outputs, extras)` over tokens, and the outputs without gradient.
 
@@ -146,8 +162,11 @@ def token_loss(
     float32[c]: what each token adds to the loss. It looks at one token at a time and closes over
     no arrays; what it weighs tokens by is in `extras`, which get no gradient. `of_logprob` False
     says that it has none by the student's log-probability either, as pure distillation: its
-    gradient is then one pass over the logits, not two. Everything else is as in token_outputs.
+    gradient is then one pass over the logits, not two. With `head_sums` the sum must be what is
+    differentiated, and no function of it: it is added to before anything is known of that.
+    Everything else is as in token_outputs.
     """
+    student = _Student(hidden=student_hidden, head=student_head, sums=head_sums)
     tokens = _Tokens(
         teacher_hidden=teacher_hidden,
         live_hidden=live_hidden,
@@ -164,71 +183,68 @@ def token_loss(
         loss=loss,
         of_logprob=of_logprob,
     )
-    total, outputs = _token_loss(student_hidden, student_head, tokens, heads, spec)
+    total, outputs = _token_loss(student, tokens, heads, spec)
     return total, jax.lax.stop_gradient(outputs)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _token_outputs(
-    hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads, spec: _Spec
-) -> TokenOutputs:
-    return _forward(hidden, head, tokens, heads, spec)[1]
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _token_outputs(student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec) -> TokenOutputs:
+    return _forward(student, tokens, heads, spec)[1]
 
 
 def _token_outputs_forward(
-    hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads, spec: _Spec
+    student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec
 ) -> tuple[TokenOutputs, Any]:
-    outputs = _token_outputs(hidden, head, tokens, heads, spec)
-    return outputs, (hidden, head, tokens, heads)
+    return _token_outputs(student, tokens, heads, spec), (student, tokens, heads)
 
 
 def _token_outputs_backward(
     spec: _Spec, saved: Any, g: TokenOutputs
-) -> tuple[jax.Array, jax.Array, None, None]:
-    hidden, head, tokens, heads = saved
+) -> tuple[_Student, None, None]:
+    student, tokens, heads = saved
     tokens = replace(tokens, cotangent=(g.divergence, g.student_logprob))
-    *_, hidden_grad, head_grad = _with_gradient(hidden, head, tokens, heads, spec)
-    return hidden_grad, head_grad.astype(head.dtype), None, None
+    grads = _with_gradient(student, tokens, heads, spec)[2]
+    if grads.sums is None:
+        grads = replace(grads, head=grads.head.astype(student.head.dtype))
+    return grads, None, None
 
 
 _token_outputs.defvjp(_token_outputs_forward, _token_outputs_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _token_loss(
-    hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads, spec: _Spec
+    student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec
 ) -> tuple[jax.Array, TokenOutputs]:
-    return _forward(hidden, head, tokens, heads, spec)
+    return _forward(student, tokens, heads, spec)
 
 
 def _token_loss_forward(
-    hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads, spec: _Spec
+    student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec
 ) -> tuple[tuple[jax.Array, TokenOutputs], Any]:
-    total, outputs, *grads = _with_gradient(hidden, head, tokens, heads, spec)
-    return (total, outputs), (*grads, jnp.zeros((0,), head.dtype))
+    total, outputs, grads = _with_gradient(student, tokens, heads, spec)
+    return (total, outputs), (grads, jnp.zeros((0,), student.head.dtype))
 
 
 def _token_loss_backward(
     spec: _Spec, saved: Any, g: tuple[jax.Array, TokenOutputs]
-) -> tuple[jax.Array, jax.Array, None, None]:
+) -> tuple[_Student, None, None]:
     del spec
-    hidden_grad, head_grad, like_head = saved
-    return (
-        (g[0] * hidden_grad).astype(hidden_grad.dtype),
-        (g[0] * head_grad).astype(like_head.dtype),
-        None,
-        None,
-    )
+    grads, like_head = saved
+    grads = replace(grads, hidden=(g[0] * grads.hidden).astype(grads.hidden.dtype))
+    if grads.sums is None:
+        grads = replace(grads, head=(g[0] * grads.head).astype(like_head.dtype))
+    return grads, None, None
 
 
 _token_loss.defvjp(_token_loss_forward, _token_loss_backward)
 
 
 def _forward(
-    hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads, spec: _Spec
+    student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec
 ) -> tuple[jax.Array, TokenOutputs]:
     """Returns the loss and the outputs."""
-    rows, whole = PartitionSpec(_batch_axes()), PartitionSpec()
+    rows, whole = PartitionSpec(axes()), PartitionSpec()
 
     def shard(
         hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads
@@ -240,17 +256,18 @@ def _forward(
         hidden, tokens = _clean(hidden, tokens)
         chunks = chunked((hidden, tokens), spec.cfg.chunk_tokens)
         total, outputs = jax.lax.scan(one, jnp.zeros(()), chunks)
-        return _psum(total), joined(outputs, tokens.token.shape)
+        return psum(total), joined(outputs, tokens.token.shape)
 
     out = (whole, rows)
-    return _on_shards(shard, hidden, head, tokens, heads, out)
+    return on_shards(shard, student.hidden, student.head, tokens, heads, out)
 
 
 def _with_gradient(
-    hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads, spec: _Spec
-) -> tuple[jax.Array, TokenOutputs, jax.Array, jax.Array]:
-    """Returns the loss, the outputs and the gradient by hidden states and by head (float32)."""
-    rows, whole = PartitionSpec(_batch_axes()), PartitionSpec()
+    student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec
+) -> tuple[jax.Array, TokenOutputs, _Student]:
+    """Returns the loss, the outputs, and the gradients: the head's, float32, or the new sums."""
+    by, sums = axes(), student.sums
+    rows, whole = PartitionSpec(by), PartitionSpec()
 
     def shard(
         hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads
@@ -267,14 +284,20 @@ def _with_gradient(
 
         hidden, tokens = _clean(hidden, tokens)
         chunks = chunked((hidden, tokens), spec.cfg.chunk_tokens)
-        start = (jnp.zeros(()), jnp.zeros(head.shape, jnp.float32))
-        (total, head_grad), ys = jax.lax.scan(one, start, chunks)
+        # Of several shards each has its own gradient here; the sums so far must count once.
+        start = jnp.zeros(head.shape, jnp.float32) if sums is None or by else sums
+        (total, head_grad), ys = jax.lax.scan(one, (jnp.zeros(()), start), chunks)
         outputs, hidden_grad = joined(ys, tokens.token.shape)
-        return _psum(total), outputs, hidden_grad, _summed(head_grad, spec)
+        return psum(total), outputs, hidden_grad, psum_head(head_grad, spec.embed_axis)
 
-    embed = "fsdp" if "fsdp" in _batch_axes() else None
-    out = (whole, rows, rows, PartitionSpec(*[None] * spec.embed_axis, embed))
-    return _on_shards(shard, hidden, head, tokens, heads, out)
+    out = (whole, rows, rows, head_spec(spec.embed_axis))
+    total, outputs, hidden, head = on_shards(
+        shard, student.hidden, student.head, tokens, heads, out
+    )
+    if sums is None:
+        return total, outputs, _Student(hidden=hidden, head=head, sums=None)
+    new = sums + head if by else head
+    return total, outputs, _Student(hidden=hidden, head=None, sums=new)  # type: ignore[arg-type]
 
 
 def _chunk(
@@ -387,62 +410,3 @@ def _clean(hidden: jax.Array, tokens: _Tokens) -> tuple[jax.Array, _Tokens]:
     contexts = (tokens.teacher_hidden, tokens.live_hidden)
     teacher_hidden, live_hidden = jax.tree.map(clean, contexts)
     return clean(hidden), replace(tokens, teacher_hidden=teacher_hidden, live_hidden=live_hidden)
-
-
-def _batch_axes() -> tuple[str, ...]:
-    """Returns the axes of the mesh in use that split rows."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(a for a in rules.BATCH if mesh.shape.get(a, 1) > 1)
-
-
-def _psum(x: jax.Array) -> jax.Array:
-    """Returns the sum over shards of the batch."""
-    axes = _batch_axes()
-    return jax.lax.psum(x, axes) if axes else x
-
-
-def _summed(head_grad: jax.Array, spec: _Spec) -> jax.Array:
-    """Returns the sum over shards of the batch, of which each of fsdp has its part of embed."""
-    axes = _batch_axes()
-
-    def shard(x: jax.Array) -> jax.Array:
-        if "fsdp" in axes:
-            x = jax.lax.psum_scatter(x, "fsdp", scatter_dimension=spec.embed_axis, tiled=True)
-        rest = tuple(a for a in axes if a != "fsdp")
-        return jax.lax.psum(x, rest) if rest else x
-
-    vocab = rules.RULES["vocab"]
-    if not axes or jax.sharding.get_abstract_mesh().shape.get(vocab, 1) == 1:
-        return shard(head_grad)
-    # The vocabulary's axis is the compiler's in here, and of such an array it scatters no sum: it
-    # would gather the vocabulary, sum whole gradients for all and then keep the parts.
-    parts = PartitionSpec(vocab) if spec.vocab_first else PartitionSpec(None, vocab)
-    return jax.shard_map(
-        shard, in_specs=parts, out_specs=parts, axis_names={vocab}, check_vma=False
-    )(head_grad)
-
-
-def _on_shards(
-    f: Callable[..., Any],
-    hidden: jax.Array,
-    head: jax.Array,
-    tokens: _Tokens,
-    heads: _Heads,
-    out_specs: Any,
-) -> Any:
-    """Returns `f` of each device's own rows, heads whole and in the compute dtype.
-
-    The axes that split rows are manual in it; the vocabulary's is left to the compiler.
-    """
-    head, heads = jax.tree.map(lambda w: w.astype(hidden.dtype), (head, heads))
-    axes = _batch_axes()
-    if not axes:
-        return f(hidden, head, tokens, heads)
-    rows, whole = PartitionSpec(axes), PartitionSpec()
-    return jax.shard_map(
-        f,
-        in_specs=(rows, whole, rows, whole),
-        out_specs=out_specs,
-        axis_names=set(axes),
-        check_vma=False,
-    )(hidden, head, tokens, heads)

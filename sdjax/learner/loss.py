@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sdjax import config
+from sdjax.learner.accumulate import GradientSums
 from sdjax.learner.batch import Packed, Rows, Samples
 from sdjax.learner.logprobs import TokenOutputs, token_loss, token_outputs
 from sdjax.learner.metrics import token_sums
@@ -40,11 +41,11 @@ def microbatch_loss(
     samples: Samples,
     graphdef: nnx.GraphDef,
     cfg: config.Train,
-    gradients: lora.Trained | None = None,
+    gradients: GradientSums,
 ) -> tuple[jax.Array, tuple[Any, TokenRecord]]:
     """Returns a microbatch's share of the loss, its metric sums and what is kept of its tokens.
 
-    `gradients` is what hidden_states adds the student's layers' to.
+    `gradients` is what the student's gradients are added to.
     """
     known = _known(micro, samples, cfg)
     parts = partial(_parts, cfg=cfg, num_samples=samples.length.shape[0])
@@ -210,13 +211,14 @@ def contexts_of(
     micro: Rows,
     graphdef: nnx.GraphDef,
     cfg: config.Train,
-    gradients: lora.Trained | None,
+    gradients: GradientSums,
 ) -> dict[str, Any]:
     """Returns what the chunked head takes of both contexts, by the names of its arguments."""
     student = nnx.merge(graphdef, params)
     contexts = {
-        "student_hidden": gathered(student, micro.student, micro.student_index, gradients),
+        "student_hidden": gathered(student, micro.student, micro.student_index, gradients.layers),
         "student_head": head_matrix(student),
+        "head_sums": gradients.head,
         "teacher_hidden": None,
         "teacher_head": None,
         "vocab_first": student.cfg.tie_embeddings,

@@ -19,13 +19,12 @@ from jax.sharding import Mesh
 
 from sdjax import config
 from sdjax.learner import optim
-from sdjax.learner.accumulate import add_gradient, over_microbatches
+from sdjax.learner.accumulate import GradientSums, add_gradient, over_microbatches
 from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.logprobs import token_outputs
 from sdjax.learner.loss import TokenRecord, gathered, microbatch_loss
 from sdjax.learner.metrics import Sums, of_update
 from sdjax.learner.state import TrainState, teacher_on_device
-from sdjax.models import lora
 from sdjax.models.transformer import head_matrix
 from sdjax.parallel import rules
 from sdjax.parallel.rounding import AS_WRITTEN
@@ -49,7 +48,7 @@ def make_train_step(
         near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
 
         def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenRecord]]:
-            def loss(params: nnx.State, sums: lora.Trained | None) -> tuple[jax.Array, Any]:
+            def loss(params: nnx.State, sums: GradientSums) -> tuple[jax.Array, Any]:
                 return microbatch_loss(
                     params, near.teacher_params, micro, batch.samples, graphdef, cfg, sums
                 )

@@ -19,12 +19,11 @@ from jax.sharding import Mesh
 
 from sdjax import config
 from sdjax.learner import optim, packing
-from sdjax.learner.accumulate import add_gradient, over_microbatches
+from sdjax.learner.accumulate import GradientSums, add_gradient, over_microbatches
 from sdjax.learner.batch import Packed
 from sdjax.learner.logprobs import TokenOutputs, token_loss
 from sdjax.learner.packing import Layout
 from sdjax.learner.state import TrainState
-from sdjax.models import lora
 from sdjax.models.transformer import head_matrix, hidden_states
 from sdjax.parallel import rules
 from sdjax.parallel.rounding import AS_WRITTEN
@@ -137,7 +136,7 @@ def make_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, dict[str, jax.Array]]:
-            def loss(params: nnx.State, sums: lora.Trained | None) -> tuple[jax.Array, Any]:
+            def loss(params: nnx.State, sums: GradientSums) -> tuple[jax.Array, Any]:
                 return microbatch_loss(params, micro, batch.learned_tokens, graphdef, cfg, sums)
 
             into = cfg.model.remat == "full"
@@ -173,15 +172,15 @@ def microbatch_loss(
     learned_tokens: jax.Array,
     graphdef: nnx.GraphDef,
     cfg: config.SFT,
-    gradients: lora.Trained | None = None,
+    gradients: GradientSums,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns a microbatch's share of the mean loss (nats a token) and of what is reported.
 
-    `gradients` is what hidden_states adds the layers' to.
+    `gradients` is what its gradients are added to.
     """
     model = nnx.merge(graphdef, params)
     rows = micro.packed
-    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, gradients)
+    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, gradients.layers)
     share = jnp.where(micro.learned, 1.0 / jnp.maximum(learned_tokens, 1.0), 0.0)
     total, outputs = token_loss(
         _cross_entropy,
@@ -195,6 +194,7 @@ def microbatch_loss(
         temperature=1.0,
         mask=micro.learned,
         vocab_first=model.cfg.tie_embeddings,
+        head_sums=gradients.head,
     )
     accuracy = jnp.sum(outputs.top1_agree * share)
     return total, {"loss": jax.lax.stop_gradient(total), "token_accuracy": accuracy}

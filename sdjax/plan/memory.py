@@ -86,8 +86,8 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
         "gradients": 4 * trained(model) / mesh.param_shards,
         "kept activations": _kept(w) * tokens,
         "a layer": _layer(w) * tokens * mesh.tensor,
-        # Its gradient is whole in float32; copies in the compute dtype are whole too, and on one
-        # chip there is the parameter's own gradient beside them.
+        # Its gradient is whole in float32, and what is added to it where a compiler does not add
+        # in place; copies in the compute dtype are whole too.
         "head": head * dtype * heads + own,
         "logits": LOGITS * 4 * chunk * vocab
         + 2 * heads * dtype * w.rows * w.completion * model.embed,
