@@ -264,6 +264,7 @@ def test_the_tokenizer_that_is_shipped_is_the_one_that_is_learned(made):
         ).read_bytes()
 
 
+@pytest.mark.heavy
 def test_processes_change_no_row(made, tmp_path):
     cfg = ["--config", "configs/tiny/traces.py", "--rows", "40", "--out", str(tmp_path / "other")]
     assert main([*cfg, "--workers", "1"]) == 0

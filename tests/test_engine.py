@@ -440,6 +440,7 @@ def test_slots_fill_the_free_memory_and_are_a_power_of_two_a_shard():
     assert sizes.free_bytes(mesh) is None
 
 
+@pytest.mark.heavy
 def test_engine_and_plain_loop_are_timed_on_the_same_lengths(unending):
     limits = lognormal_limits(24, 64)
     with jax.set_mesh(unending.mesh):

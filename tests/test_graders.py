@@ -212,6 +212,7 @@ def test_every_gold_answer_of_math500_equals_itself(grade_math, math500):
     assert all(grade_math(rf"so \boxed{{{gold}}}.", gold).correct for gold in math500)
 
 
+@pytest.mark.heavy
 def test_a_core_grades_150_wrong_answers_of_math500_a_second(math500):
     """Every second answer, another one; half of them for sympy to tell from its gold.
 

@@ -75,12 +75,14 @@ def test_gradients_summed_in_place_are_those_of_the_whole(remat, tie):
     assert_same(gradient(microbatch=2, tie=tie), gradient(microbatch=2, remat=remat, tie=tie))
 
 
+@pytest.mark.heavy
 def test_the_gradient_taken_in_the_forward_pass_is_the_differentiated_one(monkeypatch):
     forward = gradient("blend")
     monkeypatch.setattr(learning.loss, "_needs_whole_completions", lambda cfg: True)
     assert_same(forward, gradient.__wrapped__("blend"))
 
 
+@pytest.mark.heavy
 def test_metrics_and_gradients_are_equal_for_any_chunk():
     assert_same(gradient(chunk=8), gradient(chunk=10_000))
 

@@ -68,18 +68,13 @@ def step_of(cfg, shape, mesh=(1, 1, 1), rollout_tensor=0, slots=8):
     return workload.make(cfg, shape, on, slots=slots, mean_prompt=32, mean_completion=96)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("cfg", "shape"),
     [
-        pytest.param(training(), model(), marks=pytest.mark.heavy),
-        pytest.param(
-            training(loss={"chunk_tokens": 512}),
-            model(vocab_size=65_536),
-            marks=pytest.mark.heavy,
-        ),
-        pytest.param(
-            training(teacher={"kind": "live"}), model(num_layers=12), marks=pytest.mark.heavy
-        ),
+        (training(), model()),
+        (training(loss={"chunk_tokens": 512}), model(vocab_size=65_536)),
+        (training(teacher={"kind": "live"}), model(num_layers=12)),
         (training(lora={"rank": 8}), replace(model(), lora=config.Lora(rank=8))),
     ],
     ids=["layers and head", "a large vocabulary", "no copy of the teacher", "adapters"],

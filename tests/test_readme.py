@@ -41,6 +41,7 @@ def test_the_divergence_of_readme_trains(monkeypatch):
     assert 0 < metrics["distill/divergence"] < 1 and metrics["optim/grad_norm"] > 0
 
 
+@pytest.mark.heavy
 def test_the_token_weighting_of_readme_trains(monkeypatch):
     name, function = added("sdjax/objectives/token_weights.py")
     monkeypatch.setitem(token_weights.TOKEN_WEIGHTS, name, function)

@@ -252,6 +252,7 @@ def test_training_gives_each_step_s_weights_to_the_server(folder, tmp_path, engi
     assert len(loads) == 3  # before the first step, and after each of the two
 
 
+@pytest.mark.heavy
 def test_an_update_shows_in_the_gap_of_a_server_that_keeps_its_weights(folder, tmp_path):
     changes = {"optim": {"lr": 3e-2}, "eval": {"every": 0}, "checkpoint": {"every": 0}}
     with serving.serving(serving.Model(folder)) as server:

@@ -74,7 +74,7 @@ def compiled_once():
 
 # "initial" stands under "on the host" too; GRPO has no teacher's state, as live, and runs below.
 SLOW = ("live", "initial", "grpo")
-HEAVY = ("trust_region", "on the host")
+HEAVY = ("trust_region", "on the host", "regenerated")
 
 
 def rare(kind):

@@ -76,6 +76,7 @@ def test_alternatives_hold_the_sampled_token_at_its_log_probability(run):
     assert found > 5
 
 
+@pytest.mark.heavy
 def test_grpo_has_no_teacher_and_each_update_its_own_completions(model, tmp_path):
     optim, off = {"minibatches": 2}, {"every": 0, "export": False}
     out = tmp_path / "run"
@@ -102,7 +103,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", marks.heavy_but(["ema", "packed"], KINDS))
+@pytest.mark.parametrize("kind", marks.heavy_but(["ema"], KINDS))
 def test_alternatives_are_of_the_distributions_that_the_update_compares(kind):
     sections = {"teacher": {"dtype": "float32"}, **KINDS[kind]}
     cfg = learning.train_config(log={"alternatives": 256}, **sections)

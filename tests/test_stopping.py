@@ -72,7 +72,7 @@ def send_in(patch, owner, name, call, number=signal.SIGTERM):
     ("owner", "name", "call", "saved", "number"),
     [
         # During a rollout the run goes back to the end of the step before.
-        (train_step, "_rollout", 2, [1], signal.SIGTERM),
+        pytest.param(train_step, "_rollout", 2, [1], signal.SIGTERM, marks=pytest.mark.heavy),
         (train_step, "_move", 5, [3, 5], signal.SIGINT),
         # An evaluation is done again: its step is not, nor is its line written twice.
         (evaluate.Course, "measure", 3, [3, 4], signal.SIGTERM),
