@@ -67,8 +67,8 @@ def test_metrics_and_gradients_are_equal_for_any_microbatch(method, microbatches
     ("remat", "tie"),
     [
         pytest.param("none", True, marks=pytest.mark.heavy),
-        pytest.param("dots", False, marks=pytest.mark.heavy),
-        ("dots", True),
+        pytest.param("dots", True, marks=pytest.mark.heavy),
+        ("dots", False),
     ],
 )
 def test_gradients_summed_in_place_are_those_of_the_whole(remat, tie):

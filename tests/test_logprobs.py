@@ -274,6 +274,40 @@ def test_the_heads_gradient_is_added_to_the_sums_given_and_none_goes_to_the_head
         jax.tree.map(lambda g, w: near(g, w, 1e-6), got, (hidden, 0 * head, sums + head))
 
 
+def test_a_scaled_loss_with_sums_is_not_a_number_instead_of_half_scaled():
+    x, weight = given()
+
+    def total(h, sums):
+        moved = {**x, "student_hidden": h, "head_sums": sums}
+        return 3 * token_loss(of_token, **moved, extras=weight, cfg=Loss(), temperature=1.0)[0]
+
+    hidden = jax.grad(total)(x["student_hidden"], jnp.zeros((D, V)))
+    assert np.isnan(hidden).all()
+
+
+def test_no_second_array_of_a_heads_size_exists_with_sums():
+    x, weight = given()
+    head = jnp.zeros((D, 50 * V))
+    moved = {**x, "student_head": head, "teacher_head": head}
+    cfg = Loss(chunk_tokens=4)
+
+    def total(h, sums=None):
+        how = {"extras": weight, "cfg": cfg, "temperature": 1.0, "head_sums": sums}
+        return token_loss(of_token, **{**moved, "student_head": h}, **how)[0]
+
+    def added(sums):
+        return jax.grad(total, 1)(head, sums)
+
+    def behind(sums):
+        return sums + jax.grad(total)(head)
+
+    with_sums, without = (
+        jax.jit(f, donate_argnums=0).lower(head).compile().memory_analysis().temp_size_in_bytes
+        for f in (added, behind)
+    )
+    assert with_sums < without - 0.9 * head.nbytes
+
+
 def test_only_the_students_arrays_get_a_gradient():
     x, weight = given()
 

@@ -35,20 +35,21 @@ def make(way, cfg):
     return jax.value_and_grad(f, (0, 2 if way == "sums" else 1), has_aux=True)
 
 def gathered(program):
-    # Shapes of what is gathered, but for the heads, which are once, before the scan.
+    # Shapes of what is gathered, and how many heads are: each once, before the scan.
     text = program.as_text()
     lines = re.findall(r"= \\(?\\w+\\[([\\d,]+)\\]\\S* all-(?:gather|to-all)", text)
     shapes = [tuple(int(n) for n in line.split(",")) for line in lines]
     assert len(shapes) == len(re.findall(r" all-(?:gather|to-all)(?:-start)?\\(", text))
-    return [s for s in shapes if s[0] != D]
+    return [s for s in shapes if s[0] != D], sum(s[0] == D for s in shapes)
 
 CASES = [
-    ("loss", Loss(chunk_tokens=CHUNK), [(8, 1, 1), (2, 2, 2), (1, 4, 2)]),
+    ("loss", Loss(chunk_tokens=CHUNK), [(8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]),
     ("loss", Loss(divergence="top_k", top_k=20, chunk_tokens=CHUNK), [(2, 2, 2), (1, 1, 8)]),
     ("outputs", Loss(divergence="top_k", top_k=20, top_k_by="teacher", tail=False,
                      chunk_tokens=CHUNK), [(1, 4, 2)]),
     ("sums", Loss(chunk_tokens=CHUNK), [(2, 2, 2), (1, 1, 8)]),
 ]
+heads_of = {}
 for way, cfg, shapes in CASES:
     f = make(way, cfg)
     want = jax.jit(f)(*args)
@@ -64,8 +65,13 @@ for way, cfg, shapes in CASES:
             scale = float(jnp.max(jnp.abs(b)))
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * scale)
         # Of a chunk's logits at most the maxima of blocks are gathered, for the selection.
-        large = [s for s in gathered(program) if np.prod(s) > CHUNK * V // 8]
+        logits, number = gathered(program)
+        large = [s for s in logits if np.prod(s) > CHUNK * V // 8]
         assert not large, (way, cfg, shape, large)
+        if way == "sums":  # of which none are gathered
+            assert number == heads_of[shape], (shape, number)
+        elif cfg.divergence == "full":
+            heads_of[shape] = number
 print("agree")
 """
 

@@ -85,7 +85,7 @@ def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape)
     assert memory.update(w).total == pytest.approx(compiled.total, rel=0.15)
 
 
-def test_bytes_of_an_h100_and_seconds_of_a_step_are_near_those_measured():
+def test_bytes_of_a_gpu_and_seconds_of_a_step_are_near_those_measured():
     # docs/performance.md.
     from sdjax.models import published
 
@@ -103,7 +103,7 @@ def test_bytes_of_an_h100_and_seconds_of_a_step_are_near_those_measured():
         )
         on = workload.Mesh(data=1, fsdp=1, tensor=1, rollout_tensor=0)
         w = workload.make(cfg, shape, on, slots=64, mean_prompt=128, mean_completion=512)
-        assert memory.update(w).total == pytest.approx(measured, rel=0.15)
+        assert memory.update(w).total == pytest.approx(measured, rel=0.06)
     parts = seconds.by_phase(w, slices.parse("h100:1"))
     assert parts["update"] == pytest.approx(1.73, rel=0.3)
     assert parts["decode"] == pytest.approx(1.83, rel=0.3)

@@ -159,8 +159,8 @@ def _not_finite(
 
         def loss(params: nnx.State) -> tuple[jax.Array, Any]:
             whole = lora.joined(params, state.frozen)
-            alone = GradientSums()
-            return microbatch_loss(whole, teacher_params, rows, samples, shop.graphdef, cfg, alone)
+            none = GradientSums()
+            return microbatch_loss(whole, teacher_params, rows, samples, shop.graphdef, cfg, none)
 
         return jax.grad(loss, has_aux=True)(state.params)
 

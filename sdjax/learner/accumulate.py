@@ -19,13 +19,14 @@ class GradientSums:
     """The sums so far of gradients that a loss adds its own to, float32; None: it adds none."""
 
     layers: lora.Trained | None = None
-    """For hidden_states."""
+    """For hidden_states, shaped as the layers' parameters that are trained."""
     head: jax.Array | None = None
-    """For token_loss, as head_matrix gives a head."""
+    """For token_loss or token_outputs, [D, V] or [V, D] as head_matrix gives a head."""
 
 
 Loss = Callable[[nnx.State, GradientSums], tuple[jax.Array, Any]]
-"""Params and sums to the loss of a microbatch, not scaled by anything, and what it reports."""
+"""Params and sums to the loss of a microbatch, which must be differentiated as it is (the head's
+gradient is in the sums before a factor could reach it), and what it reports."""
 
 
 def add_gradient(
@@ -43,7 +44,8 @@ def add_gradient(
     of its layers are their adapters then.
 
     With `into` the layers' gradients are added in place by hidden_states, which recomputes whole
-    layers, and the head's by token_loss: a second set of either never exists. Without, there are
+    layers, and the head's by the chunked head: a second set of either never exists, but for the
+    head's where rows are split over devices, each of which has its own. Without `into` there are
     activations to keep, which the scan's own differentiation knows how to.
     """
     if not into:
@@ -55,20 +57,21 @@ def add_gradient(
         return jax.tree.map(jnp.add, grads, added), reported
 
     own = dict(params.items())
-    names = {"layers", "head" if "head" in own else "embedding"} if frozen is None else {lora.NAME}
-    start = {name: grads[name] for name in names}
+    head = "head" if "head" in own else "embedding"
+    summed = {"layers", head} if frozen is None else {lora.NAME}
     # An embedding that is the head too has a gradient beside its sums: that of looking tokens up.
-    rest = {name: part for name, part in own.items() if name not in names - {"embedding"}}
+    others = {name: part for name, part in own.items() if name not in summed - {"embedding"}}
 
-    def of_parts(rest: dict, start: dict) -> tuple[jax.Array, Any]:
-        with_sums = nnx.merge(graphdef, lora.joined(nnx.State(own | start), frozen))
-        sums = GradientSums(
+    def of_parts(others: dict, sums: dict) -> tuple[jax.Array, Any]:
+        with_sums = nnx.merge(graphdef, lora.joined(nnx.State(own | sums), frozen))
+        into = GradientSums(
             layers=trained_layers(with_sums)[0],
             head=head_matrix(with_sums) if frozen is None else None,
         )
-        return loss(lora.joined(nnx.State(own | rest), frozen), sums)
+        return loss(lora.joined(nnx.State(own | others), frozen), into)
 
-    (added, new), reported = jax.grad(of_parts, (0, 1), has_aux=True)(rest, start)
+    sums = {name: grads[name] for name in summed}
+    (added, new), reported = jax.grad(of_parts, (0, 1), has_aux=True)(others, sums)
     total = {n: jax.tree.map(jnp.add, new.get(n, grads[n]), part) for n, part in added.items()}
     # A State's parts come out of it as States, but were plain dicts in it.
     leaves = jax.tree.leaves(nnx.State(new | total))

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from sdjax.config import Loss
+from sdjax.learner import split_rows
 from sdjax.learner.chunks import chunked, joined
-from sdjax.learner.split_rows import axes, head_spec, on_shards, psum, psum_head
 from sdjax.models.attention import precision
 from sdjax.objectives import divergences, vocabulary
 
@@ -163,8 +163,8 @@ def token_loss(
     no arrays; what it weighs tokens by is in `extras`, which get no gradient. `of_logprob` False
     says that it has none by the student's log-probability either, as pure distillation: its
     gradient is then one pass over the logits, not two. With `head_sums` the sum must be what is
-    differentiated, and no function of it: it is added to before anything is known of that.
-    Everything else is as in token_outputs.
+    differentiated, and no function of it, as 3 times it: the head's gradient is added before a
+    factor could reach it, so hidden states then get NaN. Everything else is as in token_outputs.
     """
     student = _Student(hidden=student_hidden, head=student_head, sums=head_sums)
     tokens = _Tokens(
@@ -231,9 +231,12 @@ def _token_loss_backward(
 ) -> tuple[_Student, None, None]:
     del spec
     grads, like_head = saved
-    grads = replace(grads, hidden=(g[0] * grads.hidden).astype(grads.hidden.dtype))
     if grads.sums is None:
         grads = replace(grads, head=(g[0] * grads.head).astype(like_head.dtype))
+        scale = g[0]
+    else:  # The head's went into the sums as it is, so a factor would count for one of the two.
+        scale = jnp.where(g[0] == 1, 1.0, jnp.nan)
+    grads = replace(grads, hidden=(scale * grads.hidden).astype(grads.hidden.dtype))
     return grads, None, None
 
 
@@ -244,7 +247,7 @@ def _forward(
     student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec
 ) -> tuple[jax.Array, TokenOutputs]:
     """Returns the loss and the outputs."""
-    rows, whole = PartitionSpec(axes()), PartitionSpec()
+    rows, whole = PartitionSpec(split_rows.axes()), PartitionSpec()
 
     def shard(
         hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads
@@ -256,18 +259,18 @@ def _forward(
         hidden, tokens = _clean(hidden, tokens)
         chunks = chunked((hidden, tokens), spec.cfg.chunk_tokens)
         total, outputs = jax.lax.scan(one, jnp.zeros(()), chunks)
-        return psum(total), joined(outputs, tokens.token.shape)
+        return split_rows.psum(total), joined(outputs, tokens.token.shape)
 
     out = (whole, rows)
-    return on_shards(shard, student.hidden, student.head, tokens, heads, out)
+    return split_rows.on_shards(shard, student.hidden, student.head, tokens, heads, out)
 
 
 def _with_gradient(
     student: _Student, tokens: _Tokens, heads: _Heads, spec: _Spec
 ) -> tuple[jax.Array, TokenOutputs, _Student]:
     """Returns the loss, the outputs, and the gradients: the head's, float32, or the new sums."""
-    by, sums = axes(), student.sums
-    rows, whole = PartitionSpec(by), PartitionSpec()
+    sums, axes = student.sums, split_rows.axes()
+    rows, whole = PartitionSpec(axes), PartitionSpec()
 
     def shard(
         hidden: jax.Array, head: jax.Array, tokens: _Tokens, heads: _Heads
@@ -285,19 +288,21 @@ def _with_gradient(
         hidden, tokens = _clean(hidden, tokens)
         chunks = chunked((hidden, tokens), spec.cfg.chunk_tokens)
         # Of several shards each has its own gradient here; the sums so far must count once.
-        start = jnp.zeros(head.shape, jnp.float32) if sums is None or by else sums
+        start = jnp.zeros(head.shape, jnp.float32) if sums is None or axes else sums
         (total, head_grad), ys = jax.lax.scan(one, (jnp.zeros(()), start), chunks)
         outputs, hidden_grad = joined(ys, tokens.token.shape)
-        return psum(total), outputs, hidden_grad, psum_head(head_grad, spec.embed_axis)
+        head_grad = split_rows.psum_head(head_grad, spec.embed_axis)
+        return split_rows.psum(total), outputs, hidden_grad, head_grad
 
-    out = (whole, rows, rows, head_spec(spec.embed_axis))
-    total, outputs, hidden, head = on_shards(
+    out = (whole, rows, rows, split_rows.head_spec(spec.embed_axis))
+    total, outputs, hidden_grad, head_grad = split_rows.on_shards(
         shard, student.hidden, student.head, tokens, heads, out
     )
     if sums is None:
-        return total, outputs, _Student(hidden=hidden, head=head, sums=None)
-    new = sums + head if by else head
-    return total, outputs, _Student(hidden=hidden, head=None, sums=new)  # type: ignore[arg-type]
+        return total, outputs, _Student(hidden=hidden_grad, head=head_grad, sums=None)
+    new = sums + head_grad if axes else head_grad
+    grads = _Student(hidden=hidden_grad, head=None, sums=new)  # type: ignore[arg-type]
+    return total, outputs, grads
 
 
 def _chunk(

@@ -22,8 +22,9 @@ def on_shards(
 ) -> Any:
     """Returns `f` of each device's own rows [r, C, ...], heads whole and in the compute dtype.
 
-    `out` are the PartitionSpecs of what it returns. The axes that split rows are manual in it; the
-    vocabulary's is left to the compiler.
+    `hidden` is [R, C, D], `head` [D, V] or [V, D]; `tokens` and `heads` are pytrees of arrays like
+    them. `out` are the PartitionSpecs of what `f` returns. The axes that split rows are manual in
+    it; the vocabulary's is left to the compiler.
     """
     head, heads = jax.tree.map(lambda w: w.astype(hidden.dtype), (head, heads))
     if not axes():
@@ -39,12 +40,13 @@ def on_shards(
 
 
 def psum(x: jax.Array) -> jax.Array:
-    """Returns the sum over devices, in a function on_shards."""
+    """Returns the sum over shards of the batch of any array, in a function on_shards."""
     return jax.lax.psum(x, axes()) if axes() else x
 
 
 def psum_head(head_grad: jax.Array, embed_axis: int) -> jax.Array:
-    """Returns the sum over devices of a head's gradients; each of fsdp keeps its part of embed."""
+    """Returns the sum over shards of the batch of a head's gradients, float32[D, V] or [V, D], of
+    which each of fsdp keeps its part of D, axis `embed_axis`."""
     by = axes()
 
     def shard(x: jax.Array) -> jax.Array:
@@ -65,5 +67,5 @@ def psum_head(head_grad: jax.Array, embed_axis: int) -> jax.Array:
 
 
 def head_spec(embed_axis: int) -> PartitionSpec:
-    """Returns how what psum_head returns is split."""
+    """Returns how what psum_head returns is split over the axes that split rows."""
     return PartitionSpec(*[None] * embed_axis, "fsdp" if "fsdp" in axes() else None)

@@ -81,13 +81,16 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
     chunk = min(w.cfg.loss.chunk_tokens, w.rows * w.completion)
     heads = 1 + w.teachers
     head = model.embed * vocab
-    own = 0 if model.lora else 4 * head * (1 + 1 / mesh.fsdp)
+    own = 0.0 if model.lora else 4 * head
+    if own and mesh.data * mesh.fsdp > 1:
+        own += 4 * head / mesh.fsdp
     by_use = held | {
         "gradients": 4 * trained(model) / mesh.param_shards,
         "kept activations": _kept(w) * tokens,
         "a layer": _layer(w) * tokens * mesh.tensor,
-        # Its gradient is whole in float32, and what is added to it where a compiler does not add
-        # in place; copies in the compute dtype are whole too.
+        # Each shard of the batch has its own gradient, whole in float32, and then its part of the
+        # sum; on one chip it is added to the gradients as it is made, of which a CPU's compiler
+        # keeps a copy and a GPU's does not. Copies in the compute dtype are whole too.
         "head": head * dtype * heads + own,
         "logits": LOGITS * 4 * chunk * vocab
         + 2 * heads * dtype * w.rows * w.completion * model.embed,
