@@ -96,6 +96,7 @@ def test_a_figure_stands_beside_what_it_must_be_read_with(measured):
     assert made["config"]["shape"]["hidden_size"] == 8
 
 
+@pytest.mark.heavy
 def test_an_update_alone_needs_no_rollout(tmp_path):
     out = str(tmp_path)
     bench.run(tiny(out=out, phases=("update",), measure=False, repeats=1))

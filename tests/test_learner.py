@@ -171,6 +171,7 @@ def test_clipped_shares_and_importance_weights_are_those_counted_token_by_token(
     np.testing.assert_allclose(metrics["sampler/effective_share"], share, rtol=1e-4)
 
 
+@pytest.mark.heavy
 def test_a_distillation_reports_the_kl_to_the_teacher_whatever_its_divergence():
     found = {}
     for name, loss in {"kl": {"alpha": 1.0}, "jsd": {"alpha": 0.5}}.items():

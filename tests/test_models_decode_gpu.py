@@ -74,6 +74,7 @@ def test_the_kernel_attends_and_writes_as_the_layer_does(tmp_path, family, windo
     same(by_kernel(*case, window), by_layer(*case, window))
 
 
+@pytest.mark.heavy
 def test_blocks_that_share_a_row_give_what_one_gives(tmp_path, monkeypatch):
     case = step(tmp_path, slots=600)
     expected = by_layer(*case)
