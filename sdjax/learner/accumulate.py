@@ -64,11 +64,11 @@ def add_gradient(
 
     def of_parts(others: dict, sums: dict) -> tuple[jax.Array, Any]:
         with_sums = nnx.merge(graphdef, lora.joined(nnx.State(own | sums), frozen))
-        into = GradientSums(
+        so_far = GradientSums(
             layers=trained_layers(with_sums)[0],
             head=head_matrix(with_sums) if frozen is None else None,
         )
-        return loss(lora.joined(nnx.State(own | others), frozen), into)
+        return loss(lora.joined(nnx.State(own | others), frozen), so_far)
 
     sums = {name: grads[name] for name in summed}
     (added, new), reported = jax.grad(of_parts, (0, 1), has_aux=True)(others, sums)

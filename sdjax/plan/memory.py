@@ -81,16 +81,15 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
     chunk = min(w.cfg.loss.chunk_tokens, w.rows * w.completion)
     heads = 1 + w.teachers
     head = model.embed * vocab
-    own = 0.0 if model.lora else 4 * head
-    if own and mesh.data * mesh.fsdp > 1:
-        own += 4 * head / mesh.fsdp
+    rows_split = mesh.data * mesh.fsdp > 1
+    own = 0.0 if model.lora else 4 * head * (1 + rows_split / mesh.fsdp)
     by_use = held | {
         "gradients": 4 * trained(model) / mesh.param_shards,
         "kept activations": _kept(w) * tokens,
         "a layer": _layer(w) * tokens * mesh.tensor,
         # Each shard of the batch has its own gradient, whole in float32, and then its part of the
-        # sum; on one chip it is added to the gradients as it is made, of which a CPU's compiler
-        # keeps a copy and a GPU's does not. Copies in the compute dtype are whole too.
+        # sum; where rows are not split it is added to the gradients as it is made, of which a CPU's
+        # compiler keeps a copy and a GPU's does not. Copies in the compute dtype are whole too.
         "head": head * dtype * heads + own,
         "logits": LOGITS * 4 * chunk * vocab
         + 2 * heads * dtype * w.rows * w.completion * model.embed,
