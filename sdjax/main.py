@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdjax import config as configs
-from sdjax import redact
-from sdjax.config_file import job_classes, load, override
+from sdjax.config.load import job_classes, load, override
 from sdjax.errors import RESUME, Stopped, UserError
+from sdjax.io import redact
 
 PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # What Orbax raises is also logged, with tracebacks.
             for name in ("absl", "asyncio"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
-        run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}").run
+        run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}_job").run
         if isinstance(job, WITHOUT_DEVICES):
             run(job)
             return 0

@@ -67,7 +67,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reprompt:
+class TeacherPrompt:
     """What the teacher reads in place of the prompt, for one completion.
 
     `demonstration` is the index in the group of the completion shown, "solution" for the data

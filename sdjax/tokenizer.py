@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sdjax.errors import UserError
-from sdjax.models import gguf
-from sdjax.models.resolve import resolve
+from sdjax.models.files import gguf
+from sdjax.models.files.resolve import resolve
 from sdjax.records import Message
 
 if TYPE_CHECKING:

@@ -19,32 +19,24 @@ MODULES = {
 # What each room may import of the others; its own modules always, jobs and main never.
 ALLOWED = {
     "errors": (),
-    "redact": (),
-    "storage": ("errors",),
-    "hub": ("errors",),
+    "io.redact": (),
+    "io.files": ("errors",),
+    "io.storage": ("errors",),
+    "io.hub": ("errors",),
+    "io.run_dir": ("config", "errors", "io", "parallel"),
     "records": (),
-    "sections": ("errors",),
-    "log_sections": ("errors", "sections"),
-    "objective_sections": ("errors", "sections"),
-    "plan_section": ("errors", "sections"),
-    "report_section": ("errors", "sections"),
-    "study_jobs": ("errors", "sections", "log_sections"),
-    "trace_jobs": ("errors", "sections"),
-    "config": (
-        *("errors", "redact", "sections", "log_sections", "objective_sections"),
-        *("report_section", "plan_section", "study_jobs", "trace_jobs"),
-    ),
-    "metrics": ("config", "errors"),
-    "tokenizer": ("errors", "records", "models.gguf", "models.resolve"),
-    "vocabulary": ("metrics",),
+    "config": ("errors", "io.redact"),
+    "config.load": ("config", "errors"),
+    "logs": ("config", "errors", "io.files", "analysis"),
+    "tokenizer": ("errors", "records", "models.files.gguf", "models.files.resolve"),
     "tiny": (),
     "graders": ("errors", "records"),
-    "data": ("config", "errors", "hub", "records"),
+    "data": ("config", "errors", "io.files", "io.hub", "records"),
     "tasks": ("config", "errors", "records", "data", "graders"),
     "analysis": ("errors", "records"),
     "objectives": ("config", "errors"),
-    "parallel": ("config", "errors", "redact"),
-    "models": ("config", "errors", "hub", "parallel", "tokenizer"),
+    "parallel": ("config", "errors", "io.redact"),
+    "models": ("config", "errors", "io.hub", "parallel", "tokenizer"),
     "rollout": ("config", "errors", "records", "tokenizer", "models", "parallel"),
     "teacher": ("config", "errors", "records", "tokenizer"),
     "learner": (
@@ -52,36 +44,21 @@ ALLOWED = {
         "teacher.kinds",
     ),
     "bench": (
-        *("config", "records", "metrics", "analysis", "models", "rollout", "learner", "parallel"),
+        *("config", "records", "io.files", "logs", "models", "rollout", "learner", "parallel"),
     ),
-    "config_file": ("config", "errors"),
     "plan": (
         *("config", "errors", "bench.peaks", "models", "learner", "parallel"),
-        *("rollout.draw", "rollout.sampler", "rollout.sizes", "rollout.slots"),
+        "rollout.engine",
     ),
-    "main": ("config", "config_file", "errors", "parallel.launch", "redact"),
+    "training": (
+        *("config", "errors", "records", "tokenizer", "io", "logs", "data", "tasks", "analysis"),
+        *("objectives", "parallel", "models", "rollout", "teacher", "learner"),
+    ),
+    "main": ("config", "errors", "parallel.launch", "io.redact"),
 }
 WITHOUT_JAX = (
-    *(
-        "errors",
-        "hub",
-        "redact",
-        "storage",
-        "records",
-        "sections",
-        "log_sections",
-        "objective_sections",
-        "plan_section",
-        "report_section",
-        "study_jobs",
-        "trace_jobs",
-        "config",
-        "config_file",
-        "metrics",
-        "main",
-        "tokenizer",
-        "vocabulary",
-    ),
+    *("errors", "io.files", "io.hub", "io.redact", "io.storage", "records", "config", "main"),
+    *("logs.writers", "logs.terminal", "tokenizer"),
     *("graders", "analysis", "tasks", "data", "teacher.reprompt"),
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
@@ -122,7 +99,7 @@ def modules_of(*rooms):
 
 def test_every_room_has_its_rule():
     rooms = {name.split(".")[1] for name in MODULES if name != "sdjax"}
-    assert rooms == {*ALLOWED, "jobs"} & rooms
+    assert rooms == {name.split(".")[0] for name in ALLOWED} | {"jobs"}
     assert rooms >= {"config", "records", "errors", "main", "jobs", "analysis", "teacher"}
 
 
@@ -142,7 +119,7 @@ def test_jobs_import_neither_main_nor_flags():
         f"{path.relative_to(ROOT)}:{line} imports {module}"
         for name, path in MODULES.items()
         for line, module, _ in imports(path)
-        if (module.split(".")[0] == "tyro" and name != "sdjax.config_file")
+        if (module.split(".")[0] == "tyro" and name != "sdjax.config.load")
         or module == "sdjax.main"
     ]
     assert not wrong
@@ -220,7 +197,7 @@ def python(tracked):
 
 def test_no_python_file_is_longer_than_a_sitting(tracked):
     long = {name: text.count("\n") for name, text in python(tracked).items()}
-    assert {name: lines for name, lines in long.items() if lines > 460} == {}
+    assert {name: lines for name, lines in long.items() if lines > 600} == {}
 
 
 def test_there_is_no_drawer_for_everything(tracked):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sdjax import config, tasks
-from sdjax.config_file import load, override
+from sdjax.config.load import load, override
 from sdjax.main import launch_flags
 from sdjax.objectives import divergences, token_weights
 

@@ -68,7 +68,7 @@ for part in $parts; do
     trace)
       bench trace_fsdp 0,1 "${on_fsdp[@]}" "${step[@]}" --prompts "$few" \
         --profile "$runs/profile/fsdp" ;;
-    table) "${PYTHON:-python}" -m sdjax.bench.compare "$runs" || echo "== table: rc $?" ;;
+    table) "${PYTHON:-python}" -m sdjax.bench.mesh_compare "$runs" || echo "== table: rc $?" ;;
     *) echo "$part: no such part" ;;
   esac
   echo "== $part: $((SECONDS - begun)) s"

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.bench import timing
-from sdjax.bench.rows import Row
+from sdjax.bench.bench_rows import BenchRow
 from sdjax.bench.subject import Subject
 from sdjax.learner.logprobs import TokenOutputs, token_loss
-from sdjax.metrics import Timers
-from sdjax.models import work
+from sdjax.logs.writers import Timers
+from sdjax.models import flops
 from sdjax.parallel import rules
 
 
-def measure(s: Subject, prompts: int) -> list[Row]:
+def measure(s: Subject, prompts: int) -> list[BenchRow]:
     """Returns the row of the head on prompts x group_size completions."""
     cfg, rows = s.cfg, prompts * s.cfg.group_size
     d, v = s.model.embed, s.model.vocab_size
@@ -46,12 +46,12 @@ def measure(s: Subject, prompts: int) -> list[Row]:
 
     tokens = rows * cfg.completion_tokens
     return [
-        Row(
+        BenchRow(
             phase="head",
             timing=s.timings(f"head_{prompts}", run)["time/head_s"],
             sequences=rows,
             tokens=tokens,
-            flops=work.distilled_head(tokens, d, v),
+            flops=flops.distilled_head(tokens, d, v),
             peak_bytes=timing.peak_bytes(),
         )
     ]

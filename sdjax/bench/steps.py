@@ -13,21 +13,21 @@ from flax import nnx
 
 from sdjax import config
 from sdjax.bench import synthetic, timing
-from sdjax.bench.rows import Row
+from sdjax.bench.bench_rows import BenchRow
 from sdjax.bench.subject import Subject
 from sdjax.bench.timing import Timing
+from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
-from sdjax.learner import optim, state, step
-from sdjax.metrics import Timers
-from sdjax.models import work
-from sdjax.models.transformer import DecodeWeights
+from sdjax.logs.writers import Timers
+from sdjax.models import flops
+from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import hosts
 from sdjax.parallel import mesh as meshes
-from sdjax.records import Group, Reprompt
+from sdjax.records import Group, TeacherPrompt
 from sdjax.rollout.interface import Sampled
 
 
-def measure(s: Subject, prompts: int) -> list[Row]:
+def measure(s: Subject, prompts: int) -> list[BenchRow]:
     """Returns the rows of the step's phases that the config asks for."""
     cfg, rng, vocab = s.cfg, s.rng(), s.model.vocab_size
     asked = synthetic.prompts(cfg, prompts, vocab, rng)
@@ -60,7 +60,7 @@ def measure(s: Subject, prompts: int) -> list[Row]:
     name = "_".join([p for p in ("rollout", "update") if p in cfg.phases] + [str(prompts)])
     times = s.timings(name, run)
     peak = timing.peak_bytes()  # before the prefill alone
-    made: list[Row] = []
+    made: list[BenchRow] = []
     if "rollout" in cfg.phases:
         first = timing.repeated(prefill, cfg.repeats)["time/sample_s"]
         made += _rollout_rows(s, prompts, times, first, peak)
@@ -90,15 +90,15 @@ class Learner:
 
     def __init__(self, s: Subject, params: nnx.State, prompts: int) -> None:
         self.mesh, self.cfg = s.mesh, train_config(s.cfg, prompts)
-        tx = optim.make(self.cfg.optim)
+        tx = adamw.make(self.cfg.optim)
         shardings = state.shardings(s.abstract, tx, self.cfg.teacher, s.mesh)
         self.state = state.initialiser(tx, self.cfg.teacher, shardings)(params)
-        self.train = step.make_train_step(s.graphdef, self.cfg, s.mesh, shardings)
-        self.after = step.make_after_step(self.cfg.teacher, shardings)
+        self.train = update.make_train_step(s.graphdef, self.cfg, s.mesh, shardings)
+        self.after = update.make_after_step(self.cfg.teacher, shardings)
         self.losses: list[float] = []  # of every update so far
 
     def update(
-        self, groups: Sequence[Group], reprompts: Sequence[Sequence[Reprompt]], timers: Timers
+        self, groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]], timers: Timers
     ) -> None:
         """Moves the state; timers "pack", on the host and to the devices, and "update"."""
         cfg = self.cfg
@@ -114,7 +114,7 @@ class Learner:
                 epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
                 row_tokens=cfg.optim.row_tokens,
             )
-            placed = hosts.place(packed, step.batch_shardings(packed, self.mesh))
+            placed = hosts.place(packed, update.batch_shardings(packed, self.mesh))
             jax.block_until_ready(placed)
         with timers("update"):
             moved, metrics, record = self.train(self.state, placed)
@@ -127,7 +127,7 @@ def train_config(cfg: config.Bench, prompts: int) -> config.Train:
     """Returns the training whose step is measured."""
     return config.Train(
         out=cfg.out,
-        task=config.Task(),
+        task=config.TaskConfig(),
         rollout=config.Rollout(
             prompts_per_step=prompts,
             group_size=cfg.group_size,
@@ -145,24 +145,24 @@ def train_config(cfg: config.Bench, prompts: int) -> config.Train:
     )
 
 
-def _row(s: Subject, phase: str, prompts: int, times: Timing, **fields: object) -> Row:
+def _row(s: Subject, phase: str, prompts: int, times: Timing, **fields: object) -> BenchRow:
     sequences = prompts * s.cfg.group_size
     tokens = sequences * s.cfg.completion_tokens
     size = {"sequences": sequences, "tokens": tokens} | fields
-    return Row(phase=phase, timing=times, **size)  # type: ignore[arg-type]
+    return BenchRow(phase=phase, timing=times, **size)  # type: ignore[arg-type]
 
 
 def _rollout_rows(
     s: Subject, prompts: int, times: dict[str, Timing], first: Timing, peak: int | None
-) -> list[Row]:
+) -> list[BenchRow]:
     """Returns prefill (with one token drawn), decode (the other tokens) and the whole."""
     cfg, n = s.cfg, prompts * s.cfg.group_size
     steps = cfg.completion_tokens - 1
     contexts = [cfg.prompt_tokens] * n
-    prefill = work.forward(s.model, contexts[:prompts])
-    decode = work.forward(s.model, [c + steps for c in contexts], contexts)
-    ends = work.head(n * steps, s.model.embed, s.model.vocab_size)
-    read = work.decode_bytes(s.model, contexts, steps, shards=meshes.batch_shards(s.mesh))
+    prefill = flops.forward(s.model, contexts[:prompts])
+    decode = flops.forward(s.model, [c + steps for c in contexts], contexts)
+    ends = flops.head(n * steps, s.model.embed, s.model.vocab_size)
+    read = flops.decode_bytes(s.model, contexts, steps, shards=meshes.batch_shards(s.mesh))
     rest = times["time/sample_s"].less(first.median)
     whole = timing.added(times["time/weights_s"], times["time/sample_s"])
     return [
@@ -181,16 +181,16 @@ def _update_rows(
     times: dict[str, Timing],
     peak: int | None,
     losses: tuple[float, ...],
-) -> list[Row]:
+) -> list[BenchRow]:
     """Returns packing and update."""
     cfg, n = s.cfg, prompts * s.cfg.group_size
     distils = cfg.loss.distillation > 0
     teachers = int(distils) * (2 if cfg.teacher.kind == "trust_region" else 1)
     contexts, completions = [cfg.prompt_tokens] * n, [cfg.completion_tokens] * n
-    needed = work.update(
+    needed = flops.update(
         s.model, contexts, [cfg.reprompt_tokens] * n, completions, teachers=teachers
     )
-    again = work.recomputed(s.model, contexts, completions)
+    again = flops.recomputed(s.model, contexts, completions)
     return [
         _row(s, "pack", prompts, times["time/pack_s"], compiles=False),
         _row(

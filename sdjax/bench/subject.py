@@ -10,14 +10,16 @@ import numpy as np
 from flax import nnx
 
 from sdjax import config
-from sdjax.bench import profile, timing
-from sdjax.bench.timing import Run, Timing
-from sdjax.models import families, weights
-from sdjax.models.config import ModelConfig
-from sdjax.models.transformer import Transformer
+from sdjax.bench import timing
+from sdjax.bench.timing import TimedRun, Timing
+from sdjax.logs import profiler
+from sdjax.models.families import registry
+from sdjax.models.files import weights
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.transformer import Transformer
 from sdjax.parallel import rules
-from sdjax.rollout import sampler as samplers
-from sdjax.rollout.sampler import Sampler
+from sdjax.rollout.engine import sampler as samplers
+from sdjax.rollout.engine.sampler import LocalSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,7 @@ class Subject:
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef
     abstract: nnx.State
-    sampler: Sampler
+    sampler: LocalSampler
 
     def params(self) -> nnx.State:
         """Returns the params, each device holding its part: drawn there, or loaded."""
@@ -45,11 +47,11 @@ class Subject:
         """Returns the source of tokens and lengths, at its start."""
         return np.random.default_rng(self.cfg.seed)
 
-    def timings(self, name: str, run: Run) -> dict[str, Timing]:
+    def timings(self, name: str, run: TimedRun) -> dict[str, Timing]:
         """Returns the timings of a run's parts; where asked, traces one more run as `name`."""
         made = timing.repeated(run, self.cfg.repeats)
         if self.cfg.profile is not None:
-            with profile.trace(Path(self.cfg.profile) / name):
+            with profiler.trace(Path(self.cfg.profile) / name):
                 run(self.cfg.repeats + 1)
         return made
 
@@ -61,7 +63,7 @@ def model_config(cfg: config.Bench) -> ModelConfig:
     runtime["lora"] = cfg.lora if cfg.lora.rank else None
     if cfg.weights == "model":
         return weights.read_config(weights.resolve(how.path, how.revision), **runtime)
-    return families.from_hf(asdict(cfg.shape), **runtime)
+    return registry.from_hf(asdict(cfg.shape), **runtime)
 
 
 def make(cfg: config.Bench, model: ModelConfig, mesh: jax.sharding.Mesh) -> Subject:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sdjax.config import Bench
-from sdjax.records import Completion, Example, Grade, Group, Reprompt
+from sdjax.records import Completion, Example, Grade, Group, TeacherPrompt
 from sdjax.rollout.interface import Sampled
 
 
@@ -50,11 +50,11 @@ def groups(prompts: Sequence[np.ndarray], sampled: Sequence[Sequence[Sampled]]) 
 
 def reprompts(
     cfg: Bench, groups: Sequence[Group], vocab: int, rng: np.random.Generator
-) -> list[list[Reprompt]]:
+) -> list[list[TeacherPrompt]]:
     """Returns a reprompt of reprompt_tokens for every completion: all are distilled."""
     return [
         [
-            Reprompt(
+            TeacherPrompt(
                 tokens=_tokens(cfg.reprompt_tokens, vocab, rng),
                 demonstration=1,
                 feedback_used=False,

@@ -5,20 +5,19 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from sdjax.bench import synthetic, timing
-from sdjax.bench.rows import Row
+from sdjax.bench import engine_speed, synthetic, timing
+from sdjax.bench.bench_rows import BenchRow
 from sdjax.bench.subject import Subject
 from sdjax.config import Sampling
-from sdjax.rollout import speed
 
 
-def measure(s: Subject, prompts: int) -> list[Row]:
+def measure(s: Subject, prompts: int) -> list[BenchRow]:
     """Returns a row of the plain loop, which decodes a batch until its longest sequence ends, and
     one of the engine with as many slots as a batch has sequences."""
     cfg, rng = s.cfg, s.rng()
     asked = synthetic.prompts(cfg, cfg.batches * prompts, s.model.vocab_size, rng)
     lengths = synthetic.lengths(cfg, len(asked) * cfg.group_size, rng).astype(np.int32)
-    made = speed.compare(
+    made = engine_speed.compare(
         s.sampler,
         s.model,
         jax.block_until_ready(s.sampler.weights(s.params())),
@@ -32,7 +31,7 @@ def measure(s: Subject, prompts: int) -> list[Row]:
         repeats=cfg.repeats,
     )
     return [
-        Row(
+        BenchRow(
             phase=f"tail: {name}",
             timing=timing.Timing(first=laps.first, later=laps.later),
             sequences=lengths.size,

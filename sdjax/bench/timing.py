@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import jax
 
 # Does a piece of work for the time of this number; returns the seconds of its parts.
-Run = Callable[[int], Mapping[str, float]]
+TimedRun = Callable[[int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Timing:
         return replace(self, later=tuple(s - seconds for s in self.later))
 
 
-def repeated(run: Run, repeats: int) -> dict[str, Timing]:
+def repeated(run: TimedRun, repeats: int) -> dict[str, Timing]:
     """Returns the timing of every part of a run, done once and then `repeats` times."""
     laps = [run(i) for i in range(repeats + 1)]
     return {

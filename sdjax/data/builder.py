@@ -13,7 +13,7 @@ from sdjax.data.sources import JSON_COLUMNS, read_rows
 from sdjax.errors import UserError
 
 
-class Rows(tfds.core.GeneratorBasedBuilder):
+class RowBuilder(tfds.core.GeneratorBasedBuilder):
     """Holds the rows of the sources of its splits, every column as text.
 
     Columns that hold anything but text are JSON; the data set's metadata names them.
@@ -81,7 +81,7 @@ def build(name: str, sources: dict[str, str], folder: str) -> tfds.core.DatasetB
     `sources` has a source (as `sources.read_rows` takes it) for each split.
     """
     # TFDS names a data set after its builder's class.
-    named = type(name, (Rows,), {"name": name, "__module__": __name__})
+    named = type(name, (RowBuilder,), {"name": name, "__module__": __name__})
     builder = named(sources=sources, data_dir=folder)
     builder.download_and_prepare()
     return builder

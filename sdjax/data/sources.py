@@ -23,9 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sdjax import hub
 from sdjax.data.rows import Broken
 from sdjax.errors import UserError
+from sdjax.io import hub
 
 Row = tuple[int, dict[str, Any] | Broken]
 # In a TFDS data set's metadata: the columns whose text is JSON.

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sdjax.models import lora
-from sdjax.models.transformer import head_matrix, trained_layers
+from sdjax.models.network import lora
+from sdjax.models.network.transformer import head_matrix, trained_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class GradientSums:
     """For token_loss or token_outputs, [D, V] or [V, D] as head_matrix gives a head."""
 
 
-Loss = Callable[[nnx.State, GradientSums], tuple[jax.Array, Any]]
+MicrobatchLoss = Callable[[nnx.State, GradientSums], tuple[jax.Array, Any]]
 """Params and sums to the loss of a microbatch, which must be differentiated as it is (the head's
 gradient is in the sums before a factor could reach it), and what it reports."""
 
@@ -32,7 +32,7 @@ gradient is in the sums before a factor could reach it), and what it reports."""
 def add_gradient(
     grads: nnx.State,
     params: nnx.State,
-    loss: Loss,
+    loss: MicrobatchLoss,
     graphdef: nnx.GraphDef,
     *,
     into: bool,

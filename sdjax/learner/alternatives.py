@@ -22,9 +22,9 @@ from sdjax import config
 from sdjax.learner.accumulate import GradientSums
 from sdjax.learner.batch import Batch, Rows, places, rows_with
 from sdjax.learner.logprobs import logits, mixed
-from sdjax.learner.loss import contexts_of
+from sdjax.learner.objective import contexts_of
 from sdjax.learner.state import TrainState, teacher_on_device
-from sdjax.objectives.vocabulary import log_normalizer
+from sdjax.objectives.reductions import log_normalizer
 from sdjax.parallel import hosts, rules
 from sdjax.parallel.mesh import batch_shards
 from sdjax.parallel.rounding import AS_WRITTEN

@@ -18,10 +18,10 @@ from sdjax.config import Policy
 from sdjax.learner import packing
 from sdjax.learner.packing import Layout
 from sdjax.objectives.policy_gradient import advantages, overlong_shaped
-from sdjax.records import Group, Reprompt
+from sdjax.records import Group, TeacherPrompt
 
 # numpy while it is packed, jax once it is placed.
-Array = Any
+_Array = Any
 
 
 @jax.tree_util.register_dataclass
@@ -33,9 +33,9 @@ class Packed:
     from 0 in each segment. No segments: every row is one sequence, perhaps padded on the right.
     """
 
-    tokens: Array  # int32[M, R, S]
-    segment_ids: Array | None  # int32[M, R, S]
-    positions: Array  # int32[M, R, S]
+    tokens: _Array  # int32[M, R, S]
+    segment_ids: _Array | None  # int32[M, R, S]
+    positions: _Array  # int32[M, R, S]
 
 
 @jax.tree_util.register_dataclass
@@ -49,14 +49,14 @@ class Rows:
 
     student: Packed
     teacher: Packed | None
-    token: Array  # int32[M, R, C]
-    student_index: Array  # int32[M, R, C]
-    teacher_index: Array | None  # int32[M, R, C]
-    sample: Array  # int32[M, R, C]
-    index: Array  # int32[M, R, C], position in the completion
-    sampler_logprobs: Array  # float32[M, R, C]
-    old_logprobs: Array | None  # float32[M, R, C]; None: those of the params being updated
-    epistemic: Array  # bool[M, R, C]
+    token: _Array  # int32[M, R, C]
+    student_index: _Array  # int32[M, R, C]
+    teacher_index: _Array | None  # int32[M, R, C]
+    sample: _Array  # int32[M, R, C]
+    index: _Array  # int32[M, R, C], position in the completion
+    sampler_logprobs: _Array  # float32[M, R, C]
+    old_logprobs: _Array | None  # float32[M, R, C]; None: those of the params being updated
+    epistemic: _Array  # bool[M, R, C]
 
 
 @jax.tree_util.register_dataclass
@@ -64,11 +64,11 @@ class Rows:
 class Samples:
     """What is known of each of the update's B completions."""
 
-    advantage: Array  # float32[B]
-    distilled: Array  # bool[B]
-    learned: Array  # bool[B], has a row
-    pass_rate: Array  # float32[B], share of correct completions in the group
-    length: Array  # int32[B]
+    advantage: _Array  # float32[B]
+    distilled: _Array  # bool[B]
+    learned: _Array  # bool[B], has a row
+    pass_rate: _Array  # float32[B], share of correct completions in the group
+    length: _Array  # int32[B]
 
 
 @jax.tree_util.register_dataclass
@@ -78,13 +78,13 @@ class Batch:
 
     rows: Rows
     samples: Samples
-    microbatches: Array  # int32[]: how many of the M have a completion; the others are not run
-    padding: Array  # float32[]: share of padding among the tokens of the rows that are run
+    microbatches: _Array  # int32[]: how many of the M have a completion; the others are not run
+    padding: _Array  # float32[]: share of padding among the tokens of the rows that are run
 
 
 def pack(
     groups: Sequence[Group],
-    reprompts: Sequence[Sequence[Reprompt]] | None,
+    reprompts: Sequence[Sequence[TeacherPrompt]] | None,
     *,
     microbatch: int,
     distillation: float,
@@ -176,7 +176,7 @@ def rows_with(batch: Batch, at: Sequence[int], shards: int, number: int) -> Rows
 
 def _samples(
     groups: Sequence[Group],
-    reprompts: Sequence[Reprompt] | None,
+    reprompts: Sequence[TeacherPrompt] | None,
     distillation: float,
     policy: Policy,
     longest: int,

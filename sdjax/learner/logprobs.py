@@ -27,8 +27,8 @@ from jax.sharding import PartitionSpec
 from sdjax.config import Loss
 from sdjax.learner import split_rows
 from sdjax.learner.chunks import chunked, joined
-from sdjax.models.attention import precision
-from sdjax.objectives import divergences, vocabulary
+from sdjax.models.network.attention import precision
+from sdjax.objectives import divergences, reductions
 
 
 @jax.tree_util.register_dataclass
@@ -316,7 +316,7 @@ def _chunk(
     teacher = _teacher_logits(tokens, heads, spec)
 
     def learned(student: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logprob = vocabulary.log_prob(student, tokens.token)
+        logprob = reductions.log_prob(student, tokens.token)
         if not spec.of_logprob:
             logprob = jax.lax.stop_gradient(logprob)
         if teacher is None:
@@ -355,19 +355,19 @@ def _described(
             divergence=divergence,
             student_logprob=logprob,
             teacher_logprob=zero,
-            student_entropy=vocabulary.entropy(student),
+            student_entropy=reductions.entropy(student),
             teacher_entropy=zero,
-            top1_agree=vocabulary.is_top(student, token).astype(jnp.float32),
+            top1_agree=reductions.is_top(student, token).astype(jnp.float32),
             reverse_kl=zero,
         )
-    pair = vocabulary.compare(student, teacher, token)
+    pair = reductions.compare(student, teacher, token)
     return TokenOutputs(
         divergence=divergence,
         student_logprob=logprob,
         teacher_logprob=pair.q_log_prob,
         student_entropy=pair.p_entropy,
         teacher_entropy=pair.q_entropy,
-        top1_agree=vocabulary.same_top(student, teacher).astype(jnp.float32),
+        top1_agree=reductions.same_top(student, teacher).astype(jnp.float32),
         reverse_kl=pair.kl,
     )
 

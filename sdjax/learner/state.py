@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sdjax.config import Teacher
-from sdjax.models import lora
+from sdjax.models.network import lora
 from sdjax.parallel import rules
 from sdjax.teacher import kinds
 

@@ -18,19 +18,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sdjax import config
-from sdjax.learner import optim, packing
+from sdjax.learner import adamw, packing
 from sdjax.learner.accumulate import GradientSums, add_gradient, over_microbatches
 from sdjax.learner.batch import Packed
 from sdjax.learner.logprobs import TokenOutputs, token_loss
 from sdjax.learner.packing import Layout
 from sdjax.learner.state import TrainState
-from sdjax.models.transformer import head_matrix, hidden_states
+from sdjax.models.network.transformer import head_matrix, hidden_states
 from sdjax.parallel import rules
+from sdjax.parallel.buckets import bucket
 from sdjax.parallel.rounding import AS_WRITTEN
-from sdjax.parallel.shapes import bucket
 
 # numpy while it is packed, jax once it is placed.
-Array = Any
+_Array = Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class SFTShape:
     """That of every update's rows: M microbatches of R rows of S tokens."""
 
     microbatches: int
@@ -51,7 +51,7 @@ class Shape:
     row_tokens: int  # that conversations may fill; 0: each has a row of its own
 
     @classmethod
-    def of(cls, conversations: Sequence[Conversation], batch: int, cfg: config.Optim) -> Shape:
+    def of(cls, conversations: Sequence[Conversation], batch: int, cfg: config.Optim) -> SFTShape:
         """Returns the shape into which any `batch` of the conversations fits."""
         lengths = np.sort([len(c.tokens) for c in conversations])
         most = batch
@@ -69,27 +69,27 @@ class Shape:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class SFTRows:
     """Conversations end to end, then padding; what is predicted at each place, and learned."""
 
     packed: Packed
-    target: Array  # int32[M, R, S]: the next token
-    learned: Array  # bool[M, R, S]: whether that is learned
+    target: _Array  # int32[M, R, S]: the next token
+    learned: _Array  # bool[M, R, S]: whether that is learned
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class SFTBatch:
     """One update."""
 
-    rows: Rows
-    microbatches: Array  # int32[]: how many of the M have a conversation; the others are not run
-    tokens: Array  # float32[], of all conversations
-    learned_tokens: Array  # float32[]
-    padding: Array  # float32[]: share of padding among the tokens of the rows that are run
+    rows: SFTRows
+    microbatches: _Array  # int32[]: how many of the M have a conversation; the others are not run
+    tokens: _Array  # float32[], of all conversations
+    learned_tokens: _Array  # float32[]
+    padding: _Array  # float32[]: share of padding among the tokens of the rows that are run
 
 
-def pack(conversations: Sequence[Conversation], shape: Shape, pad_id: int) -> Batch:
+def pack(conversations: Sequence[Conversation], shape: SFTShape, pad_id: int) -> SFTBatch:
     """Returns the host arrays of one update."""
     lengths = [len(c.tokens) for c in conversations]
     if shape.row_tokens:
@@ -116,8 +116,8 @@ def pack(conversations: Sequence[Conversation], shape: Shape, pad_id: int) -> Ba
         positions=array([np.arange(n) for n in lengths], 0, np.int32),
     )
     filled = -(-len(rows) // shape.rows)
-    return Batch(
-        rows=Rows(
+    return SFTBatch(
+        rows=SFTRows(
             packed=packed,
             target=array([np.roll(c.tokens, -1) for c in conversations], pad_id, np.int32),
             learned=array(learned, False, np.bool_),
@@ -131,11 +131,11 @@ def pack(conversations: Sequence[Conversation], shape: Shape, pad_id: int) -> Ba
 
 def make_step(
     graphdef: nnx.GraphDef, cfg: config.SFT, mesh: Mesh, state_shardings: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[[TrainState, SFTBatch], tuple[TrainState, dict[str, jax.Array]]]:
     """Returns the jitted update. It donates the state and skips itself on non-finite gradients."""
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, dict[str, jax.Array]]:
+    def train_step(state: TrainState, batch: SFTBatch) -> tuple[TrainState, dict[str, jax.Array]]:
+        def one(micro: SFTRows, grads: nnx.State) -> tuple[nnx.State, dict[str, jax.Array]]:
             def loss(params: nnx.State, sums: GradientSums) -> tuple[jax.Array, Any]:
                 return microbatch_loss(params, micro, batch.learned_tokens, graphdef, cfg, sums)
 
@@ -145,8 +145,8 @@ def make_step(
         grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
         grads, means = over_microbatches(one, grads, batch.rows, batch.microbatches)
-        lr = optim.learning_rate(state.step, cfg.optim)
-        params, opt_state, norm = optim.apply(state.params, state.opt_state, grads, lr, cfg.optim)
+        lr = adamw.learning_rate(state.step, cfg.optim)
+        params, opt_state, norm = adamw.apply(state.params, state.opt_state, grads, lr, cfg.optim)
         metrics = {f"sft/{name}": jnp.sum(x) for name, x in means.items()} | {
             "sft/tokens": batch.tokens,
             "sft/learned_tokens": batch.learned_tokens,
@@ -168,7 +168,7 @@ def make_step(
 
 def microbatch_loss(
     params: nnx.State,
-    micro: Rows,
+    micro: SFTRows,
     learned_tokens: jax.Array,
     graphdef: nnx.GraphDef,
     cfg: config.SFT,

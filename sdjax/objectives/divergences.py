@@ -27,9 +27,9 @@ import jax.numpy as jnp
 
 from sdjax.config import Loss
 from sdjax.errors import UserError
+from sdjax.objectives.reductions import log_normalizer, log_prob, sums
 from sdjax.objectives.selection import Selection, selected
 from sdjax.objectives.selection import top_k as select_top_k
-from sdjax.objectives.vocabulary import log_normalizer, log_prob, sums
 
 Divergence = Callable[[jax.Array, jax.Array, jax.Array, Loss], jax.Array]
 

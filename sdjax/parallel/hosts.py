@@ -75,3 +75,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__} cannot be sent to other processes: {value!r}")
+
+
+def note(text: str) -> None:
+    """Prints a line from the first process."""
+    if jax.process_index() == 0:
+        print(text, flush=True)

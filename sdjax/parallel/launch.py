@@ -21,8 +21,9 @@ from typing import Any
 
 import jax
 
-from sdjax import config, redact
+from sdjax import config
 from sdjax.errors import Stopped, UserError
+from sdjax.io import redact
 
 JOIN_S = 300
 """Longest wait for all processes to join; hosts of a slice do not start together."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdjax.models import work as sizes
-from sdjax.models.config import ModelConfig
+from sdjax.models import flops as sizes
+from sdjax.models.network.model_config import ModelConfig
 from sdjax.plan.workload import Workload
-from sdjax.rollout.sizes import FREE_SHARE
+from sdjax.rollout.engine.sizes import FREE_SHARE
 
 USES = (
     "parameters",
@@ -120,7 +120,7 @@ def rollout(w: Workload) -> Bytes:
 
 
 def slots_that_fit(w: Workload, memory: float) -> int:
-    """Returns how many slots, over all chips, rollout/sizes.py would take of what is free."""
+    """Returns how many slots, over all chips, rollout/engine/sizes.py would take of what is free."""
     nothing = Bytes(phase="", by_use=rollout(w).by_use | {"KV cache": 0.0, "sampling": 0.0})
     token, copies = token_bytes(w), w.mesh.copies
     room = FREE_SHARE * (memory - nothing.total) - 2 * token * max(4096, w.prompt)

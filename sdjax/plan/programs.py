@@ -21,17 +21,17 @@ from flax import nnx
 
 from sdjax import config
 from sdjax.errors import UserError
+from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
-from sdjax.learner import optim, state, step
-from sdjax.models.transformer import Transformer
+from sdjax.models.network.transformer import Transformer
 from sdjax.parallel import mesh as meshes
 from sdjax.parallel import rules
 from sdjax.plan import hlo
 from sdjax.plan.slices import Slice
 from sdjax.plan.workload import Workload
-from sdjax.rollout import draw
-from sdjax.rollout import sampler as samplers
-from sdjax.rollout import slots as slot_arrays
+from sdjax.rollout.engine import draw
+from sdjax.rollout.engine import sampler as samplers
+from sdjax.rollout.engine import slots as slot_arrays
 
 REMATERIALIZED = "Involuntary full rematerialization"
 
@@ -88,16 +88,16 @@ def topology_mesh(piece: Slice, shape: tuple[int, int, int]) -> jax.sharding.Mes
 def train_step(work: Workload, mesh: jax.sharding.Mesh) -> Compiled:
     """Compiles one update with its batch of the longest rows."""
     cfg, graphdef, abstract = _model(work)
-    tx = optim.make(cfg.optim)
+    tx = adamw.make(cfg.optim)
     shardings = state.shardings(abstract, tx, cfg.teacher, mesh)
     init = state.initialiser(tx, cfg.teacher, shardings)
     batch = abstract_batch(work)
     with jax.set_mesh(mesh):
         return _compiled(
             "update",
-            step.make_train_step(graphdef, cfg, mesh, shardings),
+            update.make_train_step(graphdef, cfg, mesh, shardings),
             _placed(jax.eval_shape(init, abstract), shardings),
-            _placed(batch, step.batch_shardings(batch, mesh)),
+            _placed(batch, update.batch_shardings(batch, mesh)),
             loops=work.microbatches,
         )
 

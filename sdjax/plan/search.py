@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.models.config import ModelConfig
+from sdjax.models.network.model_config import ModelConfig
 from sdjax.plan import memory, seconds, workload
 from sdjax.plan.slices import Slice
-from sdjax.plan.workload import Mesh, Workload
+from sdjax.plan.workload import MeshSizes, Workload
 
 ROWS = (1, 2, 4, 8, 16, 32)
 """Rows of a microbatch that a shard may have."""
@@ -85,7 +85,7 @@ def _all(
                 yield replace(w, slots=most - most % mesh.copies)
 
 
-def _meshes(piece: Slice) -> Iterator[Mesh]:
+def _meshes(piece: Slice) -> Iterator[MeshSizes]:
     """Yields the meshes of a slice: parameters split over all its chips, data over slices."""
     for tensor in TENSOR:
         chips = piece.chips // piece.count
@@ -93,7 +93,7 @@ def _meshes(piece: Slice) -> Iterator[Mesh]:
             continue
         for rollout in TENSOR:
             if rollout >= tensor and piece.chips % rollout == 0:
-                yield Mesh(
+                yield MeshSizes(
                     data=piece.count,
                     fsdp=chips // tensor,
                     tensor=tensor,
@@ -101,7 +101,7 @@ def _meshes(piece: Slice) -> Iterator[Mesh]:
                 )
 
 
-def as_config(mesh: Mesh) -> config.Mesh:
+def as_config(mesh: MeshSizes) -> config.Mesh:
     """Returns the section that asks for the mesh."""
     return config.Mesh(
         data=mesh.data,

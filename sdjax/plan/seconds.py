@@ -5,7 +5,7 @@ What the host does with texts (grading, reprompts) is not counted.
 
 from __future__ import annotations
 
-from sdjax.models import work as sizes
+from sdjax.models import flops as sizes
 from sdjax.plan import memory, traffic
 from sdjax.plan.slices import Slice
 from sdjax.plan.workload import Workload

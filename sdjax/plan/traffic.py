@@ -6,7 +6,7 @@ have its part of a sum over chips, and twice that to have the whole sum.
 
 from __future__ import annotations
 
-from sdjax.models import work as sizes
+from sdjax.models import flops as sizes
 from sdjax.plan.workload import Workload
 
 

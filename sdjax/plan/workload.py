@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.models.config import ModelConfig
-from sdjax.parallel.shapes import bucket
-from sdjax.rollout.sizes import MOST_SLOTS, Schedule
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.parallel.buckets import bucket
+from sdjax.rollout.engine.sizes import MOST_SLOTS, Schedule
 
 FILLED = 0.87
 """Share of a packed row's tokens that is no padding (docs/performance.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mesh:
+class MeshSizes:
     """Axis sizes, and the chips over which rollouts split a copy of the weights."""
 
     data: int
@@ -55,7 +55,7 @@ class Workload:
 
     cfg: config.Train
     model: ModelConfig
-    mesh: Mesh
+    mesh: MeshSizes
     prompt: int
     """Tokens of the longest prompt, padded as prefill does."""
     student: int
@@ -111,7 +111,7 @@ class Workload:
 def make(
     cfg: config.Train,
     model: ModelConfig,
-    mesh: Mesh,
+    mesh: MeshSizes,
     *,
     slots: int,
     mean_prompt: float,
@@ -152,7 +152,7 @@ def make(
     )
 
 
-def check(cfg: config.Train, model: ModelConfig, mesh: Mesh) -> None:
+def check(cfg: config.Train, model: ModelConfig, mesh: MeshSizes) -> None:
     """Raises UserError where the mesh divides neither the batch nor the model."""
     for name, size, by in (
         ("optim.microbatch", cfg.optim.microbatch, mesh.batch_shards),

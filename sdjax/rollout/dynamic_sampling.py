@@ -11,7 +11,7 @@ from sdjax.records import Group
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filled:
+class SampledGroups:
     """The groups that a step learns from, and all that it sampled to have them."""
 
     groups: Sequence[Group]
@@ -23,7 +23,7 @@ def fill(
     sample: Callable[[int], Sequence[Group]],
     has_signal: Callable[[Group], bool],
     further_rounds: int,
-) -> Filled:
+) -> SampledGroups:
     """Returns the groups of `sample(0)`, those without a signal replaced as far as possible.
 
     `sample(r)` gives the groups of round r, for r up to `further_rounds`; it is called while a
@@ -42,7 +42,7 @@ def fill(
         for place, group in zip(places, useful, strict=False):
             groups[place] = group
         places = places[len(useful) :]
-    return Filled(groups=groups, sampled=sampled, rounds=rounds)
+    return SampledGroups(groups=groups, sampled=sampled, rounds=rounds)
 
 
 def round_key(root: jax.Array, step: int, number: int) -> jax.Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sdjax import config
 from sdjax.data.rows import Skipped
-from sdjax.graders.batch import Attempt, Grader
+from sdjax.graders.workers.grade_batch import Attempt, Grader
 from sdjax.records import Example, Grade
 
 
@@ -42,6 +42,6 @@ class Task:
         )
 
 
-def load(cfg: config.Task, data: config.Data) -> Task:
+def load(cfg: config.TaskConfig, data: config.Data) -> Task:
     """Returns the task that a config describes, loaded by the module that defines its class."""
     return importlib.import_module(type(cfg).__module__).load(cfg, data)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.graders import number
-from sdjax.graders.batch import Attempt, Grader
-from sdjax.graders.pool import Lost, Pool
-from sdjax.graders.regions import after_thinking, stated_answer
+from sdjax.graders.answer import number
+from sdjax.graders.answer.regions import after_thinking, stated_answer
+from sdjax.graders.workers.grade_batch import Attempt, Grader
+from sdjax.graders.workers.pool import Lost, Pool
 from sdjax.records import Example, Grade, Message
 from sdjax.tasks import Task
 from sdjax.tasks.split import is_held_out
@@ -32,7 +32,7 @@ _made: dict[str, tuple[list[Example], list[Example]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arithmetic(config.Task):
+class Arithmetic(config.TaskConfig):
     """Questions of a reasoning-gym generator, graded by number or by the generator's own rule."""
 
     name: str = "chain_sum"
@@ -73,7 +73,7 @@ def _generator_options(cfg: Arithmetic) -> str:
 def _items(cfg: Arithmetic) -> Generator[tuple[int, str, str], None, None]:
     """Yields (index, question, answer) of a generator, without end."""
     options = _generator_options(cfg)
-    pool = Pool("sdjax.graders.own_rule:questions", workers=1, limit_s=CHUNK_S)
+    pool = Pool("sdjax.graders.reasoning_gym_rule:questions", workers=1, limit_s=CHUNK_S)
     try:
         for start in itertools.count(0, CHUNK):
             (items,) = pool.map([(cfg.name, options, start, CHUNK)])
@@ -129,7 +129,7 @@ def _example(cfg: Arithmetic, index: int, question: str, answer: str) -> Example
 
 def _grader(cfg: Arithmetic) -> Grader:
     options = _generator_options(cfg)
-    pool = Pool("sdjax.graders.own_rule:full_score")
+    pool = Pool("sdjax.graders.reasoning_gym_rule:full_score")
 
     def grade_all(attempts: Sequence[Attempt]) -> list[Grade]:
         stated = [_stated(attempt) for attempt in attempts]

@@ -12,8 +12,8 @@ from typing import Literal
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.graders import expression
-from sdjax.graders.batch import each
+from sdjax.graders.answer import expression
+from sdjax.graders.workers.grade_batch import each
 from sdjax.records import Example
 from sdjax.tasks import Task
 from sdjax.tasks.countdown_search import (
@@ -33,7 +33,7 @@ PATIENCE = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Countdown(config.Task):
+class Countdown(config.TaskConfig):
     """Use 3, 4 and 5 to make 17. Every question has a solution in whole numbers up to 99."""
 
     name: str = "countdown"

@@ -9,8 +9,8 @@ from typing import overload
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.graders import number
-from sdjax.graders.batch import each
+from sdjax.graders.answer import number
+from sdjax.graders.workers.grade_batch import each
 from sdjax.records import Example
 from sdjax.tasks import Task
 from sdjax.tasks.split import is_held_out
@@ -19,7 +19,7 @@ PLACE = "{numbers}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LargestNumber(config.Task):
+class LargestNumber(config.TaskConfig):
     """Which number is the largest? Training never runs out of questions."""
 
     min_numbers: int = 4

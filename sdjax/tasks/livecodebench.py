@@ -19,7 +19,7 @@ from typing import Any, Literal
 from sdjax import config
 from sdjax.data.rows import RowError, columns, convert_rows, text_field
 from sdjax.data.sources import read_rows
-from sdjax.graders import code, sandbox
+from sdjax.graders.code import grade_code, sandbox
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
 
@@ -33,7 +33,7 @@ LIMIT_S = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiveCodeBench(config.Task):
+class LiveCodeBench(config.TaskConfig):
     """Coding problems with tests; programs run in a sandbox (bubblewrap)."""
 
     source: str = "hf://datasets/livecodebench/code_generation_lite/test6.jsonl"
@@ -94,7 +94,7 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         name="livecodebench",
         train=[replace(e, answer=_share(cfg, e)) for e in examples],
         held_out=examples[: cfg.held_out],
-        grader=code.grader(reference=reference, parallel=cfg.parallel or None),
+        grader=grade_code.grader(reference=reference, parallel=cfg.parallel or None),
         skipped=skipped,
     )
 
@@ -111,7 +111,7 @@ def fields(row: dict[str, Any]) -> tuple[str, str]:
             "private_test_cases, or prompt and tests"
         )
     try:
-        code.read_tests(tests)
+        grade_code.read_tests(tests)
     except (ValueError, TypeError) as error:
         raise RowError(f"has no usable tests ({error})") from None
     return question, tests

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, columns, convert_rows, distinct, text_field, unseen
 from sdjax.data.sources import read_rows
-from sdjax.graders import eval_reference, math
-from sdjax.graders.regions import last_boxed
+from sdjax.graders.answer.regions import last_boxed
+from sdjax.graders.math import grade_math, paper_grade
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
 
@@ -28,16 +28,16 @@ SETS = {
 """Where the sets that have a name are at home."""
 
 GRADERS = {
-    "math": math.ours,
-    "math_reference": math.reference,
-    "math_eval_reference": eval_reference.reference,
+    "math": grade_math.ours,
+    "math_reference": grade_math.reference,
+    "math_eval_reference": paper_grade.reference,
 }
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Math(config.Task):
+class Math(config.TaskConfig):
     """Questions whose answer stands in a box."""
 
     train: str = "dapo_math"

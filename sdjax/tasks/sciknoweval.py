@@ -8,8 +8,8 @@ from typing import Any, Literal
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, convert_rows, text_field, unseen
 from sdjax.data.sources import read_rows
-from sdjax.graders import choice
-from sdjax.graders.batch import each
+from sdjax.graders.answer import choice
+from sdjax.graders.workers.grade_batch import each
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
 
@@ -17,7 +17,7 @@ HOME = "https://raw.githubusercontent.com/lasgroup/SDPO/main/datasets/sciknoweva
 
 
 @dataclass(frozen=True, kw_only=True)
-class SciKnowEval(config.Task):
+class SciKnowEval(config.TaskConfig):
     """Multiple-choice questions of one scientific domain, from two files."""
 
     domain: Literal["biology", "chemistry", "material", "physics"] = "biology"

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, convert_rows, text_field, unseen
 from sdjax.data.sources import read_rows
-from sdjax.graders import tooluse
-from sdjax.graders.batch import Grader, each
+from sdjax.graders import tool_calls
+from sdjax.graders.workers.grade_batch import Grader, each
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
 
@@ -18,7 +18,7 @@ HOME = "https://raw.githubusercontent.com/lasgroup/SDPO/main/datasets/tooluse"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolUse(config.Task):
+class ToolUse(config.TaskConfig):
     """Requests that are answered by calling tools."""
 
     train: str = f"{HOME}/train.json"
@@ -54,15 +54,15 @@ def load(cfg: ToolUse, data: config.Data) -> Task:
 
 def _grader(cfg: ToolUse) -> Grader:
     if cfg.grader == "tooluse_reference":
-        return each(tooluse.grade_reference)
-    return each(functools.partial(tooluse.grade, reveal=cfg.reveal_answer))
+        return each(tool_calls.grade_reference)
+    return each(functools.partial(tool_calls.grade, reveal=cfg.reveal_answer))
 
 
 def _read(source: str, split: str, data: config.Data) -> tuple[list[Example], tuple[Skipped, ...]]:
     def convert(row: dict[str, Any], number: int) -> Example:
         answer = text_field(row, "answer")
         try:
-            tooluse.expected_calls(answer)
+            tool_calls.expected_calls(answer)
         except (ValueError, KeyError, TypeError) as error:
             raise RowError(f"field 'answer' holds no list of calls ({error!r})") from None
         messages: list[Message] = [{"role": "user", "content": text_field(row, "prompt")}]

@@ -16,11 +16,11 @@ from typing import Literal, Protocol
 import numpy as np
 
 from sdjax import config
-from sdjax.records import Example, Group, Message, Reprompt
+from sdjax.records import Example, Group, Message, TeacherPrompt
 
 OPEN, CLOSE = "<think>", "</think>"
 
-Source = int | Literal["solution"]
+DemonstrationSource = int | Literal["solution"]
 """Where a demonstration comes from: a completion's index in its group, or the data set."""
 
 
@@ -85,7 +85,7 @@ def successes(group: Group, threshold: float) -> list[int]:
     return [i for i, grade in enumerate(group.grades) if grade.reward >= threshold]
 
 
-def demonstration_text(group: Group, source: Source, cfg: config.Reprompt) -> str:
+def demonstration_text(group: Group, source: DemonstrationSource, cfg: config.Reprompt) -> str:
     """Returns what the teacher is shown of a source; "" where the data set has no solution."""
     if source == "solution":
         text = group.example.solution or ""
@@ -96,7 +96,7 @@ def demonstration_text(group: Group, source: Source, cfg: config.Reprompt) -> st
 
 def choose(
     group: Group, index: int, cfg: config.Reprompt, rng: np.random.Generator
-) -> tuple[Source, ...]:
+) -> tuple[DemonstrationSource, ...]:
     """Returns the demonstrations of completion `index`: at most `cfg.demonstrations` sources.
 
     Blank ones are never chosen: a teacher that is shown nothing knows nothing. (The reference
@@ -238,7 +238,7 @@ def build(
     enable_thinking: bool | None,
     seed: int,
     step: int,
-) -> list[list[Reprompt]]:
+) -> list[list[TeacherPrompt]]:
     """Returns one reprompt for each completion of each group.
 
     The random choice depends on (seed, step, example id, completion index) alone, so a resumed
@@ -258,9 +258,9 @@ def _build_group(
     *,
     enable_thinking: bool | None,
     seed: tuple[int, int],
-) -> list[Reprompt]:
+) -> list[TeacherPrompt]:
     @functools.cache  # members of a group mostly share their demonstration
-    def fitted(sources: tuple[Source, ...], feedback: str) -> Fitted:
+    def fitted(sources: tuple[DemonstrationSource, ...], feedback: str) -> Fitted:
         texts = tuple(demonstration_text(group, source, cfg) for source in sources)
         return fit(group.example, texts, feedback, tokenizer, cfg, enable_thinking)
 
@@ -270,7 +270,7 @@ def _build_group(
         sources = choose(group, index, cfg, np.random.default_rng([*seed, name, index]))
         result = fitted(sources, available_feedback(group, index, cfg))
         reprompts.append(
-            Reprompt(
+            TeacherPrompt(
                 tokens=group.prompt if result.tokens is None else result.tokens,
                 demonstration=sources[0] if result.demonstrations else None,
                 feedback_used=result.feedback_used,
@@ -281,7 +281,7 @@ def _build_group(
 
 
 def metrics(
-    groups: Sequence[Group], reprompts: Sequence[Sequence[Reprompt]], cfg: config.Reprompt
+    groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]], cfg: config.Reprompt
 ) -> dict[str, float]:
     """Returns shares, 0 for no completions: the reference's five under its own names, and ours.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdjax.analysis.report import rollouts
-from sdjax.analysis.report.read import Run
+from sdjax.analysis.report.read import RunRecord
 from sdjax.analysis.report.rollouts import Shown, Survey
 from sdjax.errors import UserError
 
@@ -21,7 +21,7 @@ rollout unpacks its block."""
 
 
 @dataclass(kw_only=True)
-class Packed:
+class CompressedBlock:
     """Rollouts as the page reads them.
 
     `index` has a column for each field of Shown.index and the number of the first rollout of each
@@ -49,8 +49,12 @@ def packed(value: Any) -> str:
 
 
 def fit(
-    runs: Sequence[Run], surveys: Sequence[Survey], lexicon: str, max_rollouts: int, limit: int
-) -> Packed:
+    runs: Sequence[RunRecord],
+    surveys: Sequence[Survey],
+    lexicon: str,
+    max_rollouts: int,
+    limit: int,
+) -> CompressedBlock:
     """Returns the rollouts of runs in at most `limit` bytes and `max_rollouts` rollouts.
 
     Runs get even shares. Of a run those with their tokens come first, whole groups evenly spaced
@@ -86,7 +90,7 @@ def fit(
             wanted, every = int(min(wanted - 1, made.rows * 0.95 * limit / bare)), 1
     if total and max_rollouts:
         raise UserError(f"max_mb is too low: no rollout fits in {limit / 1e6:.3g} MB; raise it")
-    return Packed()
+    return CompressedBlock()
 
 
 def _note(rows: int, total: int, every: int) -> str:
@@ -102,8 +106,8 @@ def _note(rows: int, total: int, every: int) -> str:
     return "; ".join(parts)
 
 
-def _pack(rows: Iterable[Shown], every: int) -> Packed:
-    out = Packed(index={"first": []})
+def _pack(rows: Iterable[Shown], every: int) -> CompressedBlock:
+    out = CompressedBlock(index={"first": []})
     block: list[Shown] = []
     seen = tokens = 0
 
@@ -131,7 +135,7 @@ def _pack(rows: Iterable[Shown], every: int) -> Packed:
     return out
 
 
-def _write(out: Packed, number: int, block: Sequence[Shown]) -> None:
+def _write(out: CompressedBlock, number: int, block: Sequence[Shown]) -> None:
     strings: dict[str, int] = {}
 
     def place(text: str) -> int:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sdjax.analysis.report import charts, families
+from sdjax.analysis.report import charts, run_families
 from sdjax.analysis.report.charts import Chart
-from sdjax.analysis.report.families import Family, Series
-from sdjax.analysis.report.read import Run
+from sdjax.analysis.report.read import RunRecord
+from sdjax.analysis.report.run_families import RunFamily, Series
 from sdjax.analysis.report.words import Change
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ COLUMNS = 7
 """Steps of a table at most."""
 
 
-def page(runs: Sequence[Run], groups: Sequence[Family], changes: Sequence[Change]) -> dict:
+def page(runs: Sequence[RunRecord], groups: Sequence[RunFamily], changes: Sequence[Change]) -> dict:
     """Returns what the page's views but the browser show; NaN becomes None."""
-    names = families.metrics(groups)
-    found = {n: [families.series(f, n) for f in groups] for n in names if n != "step"}
+    names = run_families.metrics(groups)
+    found = {n: [run_families.series(f, n) for f in groups] for n in names if n != "step"}
     found = {name: each for name, each in found.items() if any(each)}
     drawn = charts.of(list(found))
     longest = max((len(s.steps) for each in found.values() for s in each if s), default=0)
     return {
         "families": [family.name for family in groups],
-        "differences": families.differences(runs),
+        "differences": run_families.differences(runs),
         "charts": [vars(chart) for chart in drawn],
         "series": {n: [s and _plain(s) for s in each] for n, each in found.items()},
         "thinned": f"{POINTS:,} of up to {longest:,} steps are drawn, evenly spaced."
@@ -51,16 +51,16 @@ def _plain(values: Series) -> dict[str, Any]:
             return array.tolist()
         return [float(f"{x:.6g}") if math.isfinite(x) else None for x in array.tolist()]
 
-    return {k: listed(array) for k, array in vars(families.thinned(values, POINTS)).items()}
+    return {k: listed(array) for k, array in vars(run_families.thinned(values, POINTS)).items()}
 
 
-def ends(run: Run, metric: str) -> tuple[float, float] | None:
+def ends(run: RunRecord, metric: str) -> tuple[float, float] | None:
     """Returns the first and the last finite value of a run's metric."""
     found = [row[metric] for row in run.metrics if math.isfinite(row.get(metric, math.nan))]
     return (found[0], found[-1]) if found else None
 
 
-def _summary(chart: Chart, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def _summary(chart: Chart, runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return [
         {
             "label": f"{chart.title}, {label}" if label else chart.title,
@@ -72,9 +72,11 @@ def _summary(chart: Chart, runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def tables(runs: Sequence[Run], groups: Sequence[Family], changes: Sequence[Change]) -> list[Table]:
+def tables(
+    runs: Sequence[RunRecord], groups: Sequence[RunFamily], changes: Sequence[Change]
+) -> list[Table]:
     """Returns what the terminal shows: ends of the metrics, accuracy by step, words by set."""
-    drawn = charts.of(families.metrics(groups))
+    drawn = charts.of(run_families.metrics(groups))
     accuracy = [chart for chart in drawn if chart.title.startswith("Held-out accuracy")]
     by_step = [
         _by_step(chart.title, metric, groups) for chart in accuracy for metric in chart.metrics
@@ -102,7 +104,7 @@ def _add(table: Table, label: str, cells: Sequence[str]) -> None:
     table.add_row(Text(label), *(Text(cell) for cell in cells))
 
 
-def _ends_table(drawn: Sequence[Chart], runs: Sequence[Run]) -> Table:
+def _ends_table(drawn: Sequence[Chart], runs: Sequence[RunRecord]) -> Table:
     """Returns a row a run: of each chart the first metric, at its first and its last step."""
     rows = [row for chart in drawn for row in _summary(chart, runs)[:1]]
     table = _table("First -> last value", "run", [row["label"] for row in rows])
@@ -112,8 +114,8 @@ def _ends_table(drawn: Sequence[Chart], runs: Sequence[Run]) -> Table:
     return table
 
 
-def _by_step(title: str, metric: str, groups: Sequence[Family]) -> Table:
-    each = [(family, families.series(family, metric)) for family in groups]
+def _by_step(title: str, metric: str, groups: Sequence[RunFamily]) -> Table:
+    each = [(family, run_families.series(family, metric)) for family in groups]
     steps = sorted({int(step) for _, s in each if s for step in s.steps})
     at = np.unique(np.linspace(0, len(steps) - 1, min(COLUMNS, len(steps))).round().astype(int))
     shown = [steps[i] for i in at]

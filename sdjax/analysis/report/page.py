@@ -15,7 +15,7 @@ from importlib import resources
 from string import Template
 from typing import Any
 
-from sdjax.analysis.report.blocks import Packed, packed
+from sdjax.analysis.report.blocks import CompressedBlock, packed
 
 STYLES = ("uPlot.min.css", "style.css")
 LIBRARY = "uPlot.iife.min.js"
@@ -35,7 +35,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def assemble(title: str, report: Mapping[str, Any], rollouts: Packed) -> str:
+def assemble(title: str, report: Mapping[str, Any], rollouts: CompressedBlock) -> str:
     """Returns the HTML file; `report` is what every view but that of the rollouts shows."""
     styles = [_read(name) for name in STYLES]
     # One script, so that its files see each other's names and none is left to the window.

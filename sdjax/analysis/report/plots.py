@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from sdjax.analysis.report import charts, families
+from sdjax.analysis.report import charts, run_families
 from sdjax.analysis.report.charts import Chart
-from sdjax.analysis.report.families import Family
+from sdjax.analysis.report.run_families import RunFamily
 from sdjax.errors import UserError
 
 # Okabe and Ito's, as in the page.
@@ -28,27 +28,27 @@ def library() -> ModuleType:
     return figure
 
 
-def write(groups: Sequence[Family], folder: Path) -> list[Path]:
+def write(groups: Sequence[RunFamily], folder: Path) -> list[Path]:
     """Writes a PNG for each chart of the report and returns the files.
 
     A line is a family's mean over seeds; the band goes from the least to the most.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for chart in charts.of(families.metrics(groups)):
+    for chart in charts.of(run_families.metrics(groups)):
         name = re.sub(r"\W+", "_", chart.title.lower().replace("'", "")).strip("_")
         files.append(folder / f"{name}.png")
         _plot(chart, groups).savefig(files[-1], dpi=200)
     return files
 
 
-def _plot(chart: Chart, groups: Sequence[Family]):
+def _plot(chart: Chart, groups: Sequence[RunFamily]):
     # A figure of its own: pyplot would choose a display and keep every figure.
     figure = library().Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for dash, metric in enumerate(chart.metrics):
         for number, family in enumerate(groups):
-            values = families.series(family, metric)
+            values = run_families.series(family, metric)
             if values is None:
                 continue
             colour = COLOURS[number % len(COLOURS)]

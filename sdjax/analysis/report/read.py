@@ -21,7 +21,7 @@ REMEDY = "mend or remove the file"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RunRecord:
     """One run directory.
 
     `metrics` are the lines of metrics.jsonl, numbers by name, with "step". `evaluations` are
@@ -41,7 +41,7 @@ class Run:
         return str(self.config.get("lexicon", "paper"))
 
 
-def runs(folders: Sequence[str]) -> list[Run]:
+def runs(folders: Sequence[str]) -> list[RunRecord]:
     """Returns the runs in these directories; raises UserError where one is not a training's."""
     paths = [Path(folder) for folder in folders]
     for path in paths:
@@ -67,7 +67,7 @@ def names(folders: Sequence[Path]) -> list[str]:
     return [end.encode("utf-8", "replace").decode() for end in ends]
 
 
-def _run(folder: Path, name: str) -> Run:
+def _run(folder: Path, name: str) -> RunRecord:
     config = _json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'}: not a config; {REMEDY}")
@@ -75,7 +75,7 @@ def _run(folder: Path, name: str) -> Run:
         _metrics(folder / "metrics.jsonl", number, row)
         for number, row in rows(folder / "metrics.jsonl")
     ]
-    return Run(
+    return RunRecord(
         name=name,
         folder=folder,
         config=config,

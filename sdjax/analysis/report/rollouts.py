@@ -13,7 +13,7 @@ import numpy as np
 
 from sdjax.analysis import epistemic
 from sdjax.analysis.report import read, words
-from sdjax.analysis.report.read import REMEDY, Run
+from sdjax.analysis.report.read import REMEDY, RunRecord
 from sdjax.errors import UserError
 
 TOPS = {"student": "student_top", "teacher": "teacher_top"}
@@ -30,7 +30,7 @@ class Survey:
     groups: list[int] = field(default_factory=list)
     whole: list[bool] = field(default_factory=list)
     tokens: int = 0
-    counts: dict[int, dict[str, words.Counts]] = field(default_factory=dict)
+    counts: dict[int, dict[str, words.WordCounts]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -53,7 +53,7 @@ class Shown:
     tops: Callable[[], dict[str, Any]] | None
 
 
-def survey(run: Run, lexicons: Sequence[str]) -> Survey:
+def survey(run: RunRecord, lexicons: Sequence[str]) -> Survey:
     """Reads and checks every line of a run's rollouts; raises UserError naming file and line."""
     found = Survey()
     last: tuple[Any, Any] | None = None
@@ -64,7 +64,7 @@ def survey(run: Run, lexicons: Sequence[str]) -> Survey:
             last = (step, row.get("id"))
         found.groups[-1] += 1
         found.tokens += size
-        of_step = found.counts.setdefault(step, {mode: words.Counts() for mode in lexicons})
+        of_step = found.counts.setdefault(step, {mode: words.WordCounts() for mode in lexicons})
         whole = row.get("pieces") is not None
         found.whole.append(whole)
         pieces, push = (
@@ -78,7 +78,7 @@ def survey(run: Run, lexicons: Sequence[str]) -> Survey:
     return found
 
 
-def _rows(run: Run) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+def _rows(run: RunRecord) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     for file in run.rollouts:
         for number, row in read.rows(file):
             if not isinstance(row.get("completion"), str):
@@ -139,7 +139,7 @@ def _spaced(groups: Sequence[Sequence[int]], limit: int) -> list[int]:
     return rows[:limit]
 
 
-def shown(run: Run, number: int, keep: Sequence[bool], lexicon: str) -> Iterator[Shown]:
+def shown(run: RunRecord, number: int, keep: Sequence[bool], lexicon: str) -> Iterator[Shown]:
     """Yields the rollouts of a run that are kept; `number` is the run's own in the report."""
     sibling, last = 0, None
     for (file, line, row), kept in zip(_rows(run), keep, strict=False):

@@ -10,13 +10,13 @@ import numpy as np
 
 from sdjax.analysis import epistemic
 from sdjax.analysis.report import read
-from sdjax.analysis.report.read import Run
+from sdjax.analysis.report.read import RunRecord
 
 ROLLOUTS = "training, first and last tenth of the steps"
 
 
 @dataclass(kw_only=True)
-class Counts:
+class WordCounts:
     """How often each word stands in a number of completions, and their tokens in all.
 
     `push` has for words in completions with known log-probabilities the sum of teacher minus
@@ -29,7 +29,7 @@ class Counts:
     words: dict[str, int] = field(default_factory=dict)
     push: dict[str, tuple[float, int]] = field(default_factory=dict)
 
-    def add(self, other: Counts) -> None:
+    def add(self, other: WordCounts) -> None:
         """Adds the completions of another."""
         self.completions += other.completions
         self.tokens += other.tokens
@@ -57,21 +57,21 @@ class Change:
     run: str
     set: str
     lexicon: str
-    before: Counts
-    after: Counts
+    before: WordCounts
+    after: WordCounts
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON."""
         return {**vars(self), "before": vars(self.before), "after": vars(self.after)}
 
 
-def of_text(text: str, tokens: int, mode: str) -> Counts:
+def of_text(text: str, tokens: int, mode: str) -> WordCounts:
     """Returns one completion's counts by a lexicon."""
-    return Counts(completions=1, tokens=tokens, words=epistemic.count(text, mode))
+    return WordCounts(completions=1, tokens=tokens, words=epistemic.count(text, mode))
 
 
 def pushed(pieces: Sequence[str], push: np.ndarray, mode: str) -> dict[str, tuple[float, int]]:
-    """Returns Counts.push of one completion from its tokens' texts and float64[T] push."""
+    """Returns WordCounts.push of one completion from its tokens' texts and float64[T] push."""
     out = {}
     for word, tokens in epistemic.tokens_of_words(pieces, mode).items():
         known = push[tokens & np.isfinite(push)]
@@ -79,7 +79,7 @@ def pushed(pieces: Sequence[str], push: np.ndarray, mode: str) -> dict[str, tupl
     return out
 
 
-def of_evaluations(run: Run) -> list[Change]:
+def of_evaluations(run: RunRecord) -> list[Change]:
     """Returns the changes from a run's first evaluation to its last; none without a pair."""
     if len(run.evaluations) < 2:
         return []
@@ -102,10 +102,10 @@ def of_evaluations(run: Run) -> list[Change]:
     ]
 
 
-def _evaluated(step: str, figures: Mapping[str, Any], key: str) -> Counts:
+def _evaluated(step: str, figures: Mapping[str, Any], key: str) -> WordCounts:
     completions = int(figures["lengths"]["completions"])
     counts = {k: v for k, v in figures[key].items() if not k.startswith(("per_", "total"))}
-    return Counts(
+    return WordCounts(
         step=step,
         completions=completions,
         tokens=completions * float(figures["lengths"]["mean"]),
@@ -113,7 +113,7 @@ def _evaluated(step: str, figures: Mapping[str, Any], key: str) -> Counts:
     )
 
 
-def of_steps(run: str, by_step: Mapping[int, Mapping[str, Counts]]) -> list[Change]:
+def of_steps(run: str, by_step: Mapping[int, Mapping[str, WordCounts]]) -> list[Change]:
     """Returns the changes from the first tenth of the steps to the last, by lexicon.
 
     `by_step` has the counts of each step's rollouts by lexicon; fewer than two steps are no change.
@@ -130,8 +130,10 @@ def of_steps(run: str, by_step: Mapping[int, Mapping[str, Counts]]) -> list[Chan
     return out
 
 
-def _sum(by_step: Mapping[int, Mapping[str, Counts]], steps: Sequence[int], lexicon: str) -> Counts:
-    total = Counts(step=str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}")
+def _sum(
+    by_step: Mapping[int, Mapping[str, WordCounts]], steps: Sequence[int], lexicon: str
+) -> WordCounts:
+    total = WordCounts(step=str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}")
     for step in steps:
         total.add(by_step[step][lexicon])
     return total

@@ -1,0 +1,136 @@
+"""Runs that differ only in their seed, and their metrics together. No jax."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdjax.analysis.report.read import RunRecord
+
+IGNORED = re.compile(r"(out|seed|data\.seed|resume|profile|log\..*|checkpoint\..*)(\.class)?")
+"""Fields of a config by which runs of one family may differ."""
+
+OFF = ("null", "false", "0", '""', "[]", "{}")
+"""Values that say the same as a field that is not there: runs of several versions compare."""
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class RunFamily:
+    """Runs that differ only in their seed, under what their names have in common."""
+
+    name: str
+    runs: tuple[RunRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A metric of a family, by step.
+
+    All are float64[S] but `steps`. `mean`, `low` (least) and `high` (most) are over the `number`
+    of runs that have the step; `half` is half the width of the 95 % interval of the mean by
+    Student's t, NaN where there is one run. `runs` is float64[runs, S], NaN where one has none.
+    """
+
+    steps: np.ndarray  # int64[S]
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    half: np.ndarray
+    number: np.ndarray
+    runs: np.ndarray
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the fields of a config as dotted names with their values as JSON."""
+    for name, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from flat(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, json.dumps(inner, sort_keys=True)
+
+
+def of(runs: Sequence[RunRecord]) -> list[RunFamily]:
+    """Returns the families in order of their first run."""
+    found: dict[tuple, list[RunRecord]] = {}
+    for run in runs:
+        fields = [(k, v) for k, v in flat(run.config) if not IGNORED.fullmatch(k) and v not in OFF]
+        found.setdefault(tuple(sorted(fields)), []).append(run)
+    taken: list[str] = []
+    for members in found.values():
+        name = _common([run.name for run in members])
+        taken.append(f"{name} ({taken.count(name) + 1})" if name in taken else name)
+    return [RunFamily(n, tuple(m)) for n, m in zip(taken, found.values(), strict=True)]
+
+
+def _common(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    common = "".join(letters[0] for letters in alike).rstrip("._-/ ")
+    return common or f"{names[0]} and {len(names) - 1} more"
+
+
+def differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
+    """Returns the fields in which runs differ, each with its value in every run, "" for none."""
+    fields = [dict(flat(run.config)) for run in runs]
+    names = dict.fromkeys(name for one in fields for name in one if name != "out")
+    values = {name: [one.get(name, "") for one in fields] for name in names}
+    return {name: each for name, each in values.items() if len(set(each)) > 1}
+
+
+def metrics(families: Sequence[RunFamily]) -> list[str]:
+    """Returns the names of all metrics, sorted."""
+    return sorted({n for f in families for run in f.runs for row in run.metrics for n in row})
+
+
+def series(family: RunFamily, metric: str) -> Series | None:
+    """Returns a metric of a family; None where no run has a finite value of it."""
+    by_run = [
+        {
+            row["step"]: row[metric]
+            for row in run.metrics
+            if math.isfinite(row.get(metric, math.nan))
+        }
+        for run in family.runs
+    ]
+    steps = sorted(set().union(*by_run))
+    if not steps:
+        return None
+    runs = np.array([[one.get(step, math.nan) for step in steps] for one in by_run], np.float64)
+    number = np.sum(np.isfinite(runs), axis=0)
+    mean = np.nansum(runs, axis=0) / number
+    spread = np.nansum((runs - mean) ** 2, axis=0)
+    freedom = np.maximum(number - 1, 1)
+    half = _quantile(freedom) * np.sqrt(spread / freedom / number)
+    return Series(
+        steps=np.array(steps, np.int64),
+        mean=mean,
+        low=np.nanmin(runs, axis=0),
+        high=np.nanmax(runs, axis=0),
+        half=np.where(number > 1, half, np.nan),
+        number=number,
+        runs=runs,
+    )
+
+
+def _quantile(freedom: np.ndarray) -> np.ndarray:
+    from scipy.special import stdtrit
+
+    return stdtrit(freedom, (1 + LEVEL) / 2)
+
+
+def thinned(values: Series, points: int) -> Series:
+    """Returns at most `points` steps: evenly spaced ones, the first and the last among them."""
+    if len(values.steps) <= points:
+        return values
+    keep = np.unique(np.linspace(0, len(values.steps) - 1, points).round().astype(int))
+    return Series(**{name: array[..., keep] for name, array in vars(values).items()})

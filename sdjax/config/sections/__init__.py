@@ -1,0 +1,1 @@
+"""The sections of a config; `sdjax.config` exports every class in them."""

@@ -1,0 +1,150 @@
+"""The sections that describe how completions are sampled, in training and in evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from sdjax.config.checks import require, require_one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How completions are drawn."""
+
+    SECTION: ClassVar[str] = ""
+    """What stands before the field names in an error."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    """Draw from the smallest set of tokens that holds this probability; 1 is off."""
+    top_k: int = 0
+    """Draw from this many likeliest tokens; 0 is off."""
+    max_completion_tokens: int = 512
+    """A completion that reaches it without a stop token is truncated (finish "length")."""
+    slots: int = 0
+    """Completions decoded at a time, over all devices: as one ends, the next takes its place. 0:
+    as many as fit the free memory, at most 256 a batch shard. Changes speed and memory, and in
+    bfloat16 the rounding of products: set it where a resumed run must repeat every token."""
+
+    def __post_init__(self) -> None:
+        at, longest = self.SECTION, self.max_completion_tokens
+        require(self.temperature >= 0, f"{at}temperature", self.temperature, "must be at least 0")
+        require(0 < self.top_p <= 1, f"{at}top_p", self.top_p, "must lie in (0, 1]")
+        require(self.top_k >= 0, f"{at}top_k", self.top_k, "must be at least 0, which is off")
+        require(longest >= 1, f"{at}max_completion_tokens", longest, "must be at least 1")
+        require(self.slots >= 0, f"{at}slots", self.slots, "must be at least 0: as many as fit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """A running vLLM or SGLang server that draws the completions in place of the sampler here."""
+
+    url: str | None = None
+    """Such as http://127.0.0.1:8000, without /v1; None samples here."""
+    engine: Literal["vllm", "sglang"] = "vllm"
+    model: str | None = None
+    """vLLM: the name under which it serves the model; None is the first that it lists."""
+    reload: Literal["none", "folder"] = "none"
+    """How it gets the weights of each step. folder: they are written to a folder that it is told
+    to load. none: it keeps those that it has, as an evaluation wants."""
+    folder: str | None = None
+    """reload=folder: the folder, under a path that both know; None is OUT/server."""
+    off_policy: bool = False
+    """Train even if the server keeps the weights that it has."""
+    concurrency: int = 32
+    """Prompts whose completions it draws at one time."""
+    timeout_s: float = 600.0
+    """Longest wait for the completions of a prompt, and for loading weights."""
+    retries: int = 5
+    """Further tries, with growing pauses, while it is busy, fails or cannot be reached."""
+    key_variable: str | None = None
+    """Environment variable that holds its API key."""
+
+    def __post_init__(self) -> None:
+        url = self.url
+        require(
+            url is None
+            or (url.startswith(("http://", "https://")) and not url.rstrip("/").endswith("/v1")),
+            "server.url",
+            url,
+            "must be such as http://127.0.0.1:8000, without /v1",
+        )
+        require_one("server.concurrency", self.concurrency)
+        require(self.timeout_s > 0, "server.timeout_s", self.timeout_s, "must be positive")
+        require(self.retries >= 0, "server.retries", self.retries, "must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(Sampling):
+    """The completions a training step learns from. The trainer scores at the same temperature."""
+
+    SECTION: ClassVar[str] = "rollout."
+
+    prompts_per_step: int = 32
+    group_size: int = 8
+    """Completions of each prompt."""
+    dynamic_sampling_rounds: int = 0
+    """How many more times prompts_per_step prompts are sampled, at most, to replace groups that
+    teach nothing: with equal rewards, and no demonstration or feedback where there is a teacher
+    (DAPO, arXiv:2503.14476 section 3.2). Then the step goes on with what it has."""
+    max_prompt_tokens: int = 1024
+    """Longest prompt after the chat template."""
+    enable_thinking: bool | None = None
+    """Passed to the chat template of student and teacher; None passes nothing."""
+    server: Server = field(default_factory=Server)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.temperature > 0, "rollout.temperature", self.temperature, "must be positive")
+        require_one("rollout.prompts_per_step", self.prompts_per_step)
+        require_one("rollout.group_size", self.group_size)
+        require(
+            self.dynamic_sampling_rounds >= 0,
+            "rollout.dynamic_sampling_rounds",
+            self.dynamic_sampling_rounds,
+            "must not be negative; 0 is off",
+        )
+        require_one("rollout.max_prompt_tokens", self.max_prompt_tokens)
+        if self.server.url is not None:
+            self._check_server()
+
+    def _check_server(self) -> None:
+        require(
+            self.server.reload != "none" or self.server.off_policy,
+            "rollout.server.reload",
+            self.server.reload,
+            "the server would keep its weights while the model learns; set folder, or "
+            "rollout.server.off_policy to train like that",
+        )
+        # SGLang's log-probabilities are those from before it leaves tokens out.
+        if self.server.engine == "sglang":
+            require(self.top_p == 1, "rollout.top_p", self.top_p, "must be 1 with SGLang")
+            require(self.top_k == 0, "rollout.top_k", self.top_k, "must be 0 with SGLang")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(Sampling):
+    """Held-out evaluation: before, during and after training, or as a job."""
+
+    SECTION: ClassVar[str] = "eval."
+
+    temperature: float = 0.6
+    top_p: float = 0.95
+    every: int = 10
+    """Steps between evaluations; 0 leaves out those during training."""
+    k: int = 4
+    """Completions of each example: avg@k, pass@k and maj@k."""
+    examples: int = 100
+    """Held-out examples used, from the first; 0 uses all."""
+    batch: int = 64
+    """Examples sampled at a time."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.every >= 0, "eval.every", self.every, "must not be negative")
+        require_one("eval.k", self.k)
+        require(self.examples >= 0, "eval.examples", self.examples, "must not be negative")
+        require_one("eval.batch", self.batch)

@@ -1,0 +1,103 @@
+"""The config of the train job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sdjax.config.checks import require, require_names
+from sdjax.config.sections.loss import Loss, Policy
+from sdjax.config.sections.model import Lora, Mesh, Model
+from sdjax.config.sections.optim import Optim
+from sdjax.config.sections.rollout import Eval, Rollout
+from sdjax.config.sections.run import Alarm, Checkpoint, Data, Log, TaskConfig
+from sdjax.config.sections.teacher import Reprompt, Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains a model on its own words: SDPO, GRPO or a blend."""
+
+    out: str
+    """Run directory: resolved config, metrics, rollouts, checkpoints, exported model."""
+    task: TaskConfig
+    out_of_domain: dict[str, TaskConfig] = field(default_factory=dict)
+    """Other tasks whose held-out examples are evaluated too, each under the name that its figures
+    bear: metrics ood/NAME/..."""
+    steps: int = 100
+    seed: int = 0
+    """Of sampling."""
+    resume: bool = False
+    """Go on from the newest whole checkpoint in `out`; without one, start there."""
+    replay: str | None = None
+    """Make the update again that optim.most_skipped saved in this file, OUT/nonfinite/STEP.npz, and
+    print its loss, its gradient's norm and what is the first not to be finite."""
+    profile: str | None = None
+    """Directory for a profiler trace of the two steps after the first, which compiles."""
+    lexicon: str = "paper"
+    """Which epistemic words are counted: paper (substrings, as arXiv:2603.24472 does), word (whole
+    words, with inflections), or a JSON file {"word": ["form", ...], ...} of one's own, counted as
+    whole words. Of the tokens in them metrics epistemic/... and loss.token_weights speak."""
+    model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
+    data: Data = field(default_factory=Data)
+    rollout: Rollout = field(default_factory=Rollout)
+    reprompt: Reprompt = field(default_factory=Reprompt)
+    teacher: Teacher = field(default_factory=Teacher)
+    loss: Loss = field(default_factory=Loss)
+    policy: Policy = field(default_factory=Policy)
+    optim: Optim = field(default_factory=Optim)
+    mesh: Mesh = field(default_factory=Mesh)
+    eval: Eval = field(default_factory=Eval)
+    alarm: Alarm = field(default_factory=Alarm)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        require_names("out_of_domain", self.out_of_domain)
+        if self.checkpoint.keep_best:
+            every = self.eval.every
+            require(
+                every > 0 and self.checkpoint.every % every == 0,
+                "checkpoint.every",
+                self.checkpoint.every,
+                f"must be a multiple of eval.every ({every}) with checkpoint.keep_best: each "
+                "checkpoint needs its evaluation",
+            )
+        require(self.steps >= 1, "steps", self.steps, "must be at least 1")
+        require(
+            self.rollout.prompts_per_step % self.optim.minibatches == 0,
+            "optim.minibatches",
+            self.optim.minibatches,
+            f"must divide rollout.prompts_per_step ({self.rollout.prompts_per_step})",
+        )
+        completions = self.rollout.prompts_per_step * self.rollout.group_size
+        self.optim.check_update(completions // self.optim.minibatches)
+        require(
+            self.loss.distillation > 0
+            or self.rollout.group_size >= 2
+            or self.rollout.dynamic_sampling_rounds == 0,
+            "rollout.dynamic_sampling_rounds",
+            self.rollout.dynamic_sampling_rounds,
+            "must be 0 with rollout.group_size 1: no group's rewards can differ",
+        )
+        require(
+            self.loss.distillation == 0
+            or self.reprompt.demonstration != "none"
+            or self.reprompt.feedback,
+            "reprompt.demonstration",
+            self.reprompt.demonstration,
+            "needs reprompt.feedback, or no teacher knows more than the student",
+        )
+        require(
+            not self.reprompt.regenerate or self.loss.distillation > 0,
+            "reprompt.regenerate",
+            self.reprompt.regenerate,
+            "needs loss.distillation over 0: without a teacher nobody reads the answer",
+        )
+        if self.loss.distillation > 0 and self.reprompt.demonstration not in ("solution", "none"):
+            require(
+                self.rollout.group_size >= 2 or self.reprompt.own_success or self.reprompt.feedback,
+                "rollout.group_size",
+                self.rollout.group_size,
+                "needs at least 2, or no completion has a sibling to learn from",
+            )

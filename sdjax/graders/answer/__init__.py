@@ -1,0 +1,1 @@
+"""Graders of short answers: a number, a choice, an expression."""

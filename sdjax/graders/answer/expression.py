@@ -1,0 +1,132 @@
+"""Grades an arithmetic expression that must use given numbers and reach a target. Exact.
+
+The answer is what the last <answer> or box holds, else the last line after the thinking, with
+"Answer:" before it or not. It is one expression of whole numbers, + - * / and parentheses, with
+"= TARGET" after it or not. A completion that is cut off has no answer. Any text gets a grade: an
+expression has at most MAX_TEXT characters and numbers of at most MAX_DIGITS digits, so its value
+stays small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from sdjax.graders.answer.regions import after_thinking, stated_answer
+from sdjax.records import Grade
+
+MAX_TEXT, MAX_DIGITS = 200, 6
+_TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))", re.ASCII)
+_SIGNS = str.maketrans("−–×·÷:", "--**//")
+_RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
+
+
+@dataclass(frozen=True)
+class Expression:
+    """What an expression is worth and the numbers in it, in order; value None: it divides by 0."""
+
+    value: Fraction | None
+    numbers: tuple[int, ...]
+
+
+def answer(numbers: Sequence[int], target: int) -> str:
+    """Returns what an example's `answer` holds, such as "3 4 5 = 24"."""
+    return f"{' '.join(map(str, numbers))} = {target}"
+
+
+def parse(text: str) -> Expression | None:
+    """Returns the value of an expression, None for any other text."""
+    if len(text) > MAX_TEXT:
+        return None
+    values: list[Fraction | None] = []
+    pending: list[str] = []
+    numbers: list[int] = []
+
+    def apply() -> None:
+        operation, b, a = pending.pop(), values.pop(), values.pop()
+        values.append(_apply(operation, a, b))
+
+    text, position, want_value = text.translate(_SIGNS).strip(), 0, True
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            return None
+        position = match.end()
+        digits, sign = match.groups()
+        if want_value != (digits is not None or sign == "("):
+            return None
+        if digits is not None:
+            if len(digits) > MAX_DIGITS:
+                return None
+            numbers.append(int(digits))
+            values.append(Fraction(numbers[-1]))
+            want_value = False
+        elif sign == "(":
+            pending.append(sign)
+        elif sign == ")":
+            while pending and pending[-1] != "(":
+                apply()
+            if not pending:
+                return None
+            pending.pop()
+        else:
+            while pending and _RANK.get(pending[-1], 0) >= _RANK[sign]:
+                apply()
+            pending.append(sign)
+            want_value = True
+    if want_value or "(" in pending:
+        return None
+    while pending:
+        apply()
+    return Expression(values[0], tuple(numbers))
+
+
+def _apply(operation: str, a: Fraction | None, b: Fraction | None) -> Fraction | None:
+    if a is None or b is None or (operation == "/" and b == 0):
+        return None
+    if operation == "/":
+        return a / b
+    return a + b if operation == "+" else a - b if operation == "-" else a * b
+
+
+def stated(text: str) -> str:
+    """Returns the part of a completion that is read as its expression."""
+    found = stated_answer(text)
+    if found is None:
+        lines = after_thinking(text[-10_000:]).strip().splitlines()
+        found = lines[-1] if lines else ""
+    return found.removeprefix("Answer:").strip()
+
+
+def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:
+    """Returns reward 1 where the expression uses every number once and gives the target, else 0.
+
+    `answer` is as `answer` above writes it.
+    """
+    numbers, _, target = answer.partition(" = ")
+    found = "" if truncated else stated(text)
+    left, equals, right = found.partition("=")
+    expression = parse(left)
+    correct, feedback = False, ""
+    if truncated:
+        feedback = "Your response was cut off before it stated an answer."
+    elif expression is None:
+        feedback = "Your response does not end with one expression."
+    elif sorted(expression.numbers) != sorted(map(int, numbers.split())):
+        feedback = "Your answer does not use each of the given numbers exactly once."
+    elif expression.value is None:
+        feedback = "Your answer divides by zero."
+    elif expression.value != int(target):
+        feedback = f"Your answer gives {expression.value}, not {target}."
+    elif equals and right.strip() != target:
+        feedback = f"Your answer says that it gives {right.strip()[:MAX_DIGITS]}, not {target}."
+    else:
+        correct = True
+    return Grade(
+        reward=float(correct),
+        correct=correct,
+        feedback=feedback,
+        details={"prediction": found[:MAX_TEXT] or None, "truncated": truncated},
+    )

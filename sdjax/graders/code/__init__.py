@@ -1,0 +1,1 @@
+"""The grader of programs: it runs them on tests in a sandbox."""

@@ -1,0 +1,151 @@
+"""Equality of two answers as the papers' evaluation decides it. Runs in worker processes only.
+
+Behaviour of `math_equal` in eval/utils/grader.py of arXiv:2603.24472's code, where sympy's own
+LaTeX parser is not usable (as with the antlr version that its requirements pin).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from typing import Any
+
+import sympy
+from latex2sympy2_extended import latex2sympy
+
+from sdjax.graders.math import safe_parse
+
+MAX_DEPTH = 5
+
+
+def same(prediction: str, gold: str) -> bool:
+    """Returns whether two stripped answers are equal."""
+    return _equal(prediction, gold, 0)
+
+
+def numeric(prediction: str, gold: str) -> bool | None:
+    """Returns a verdict if both are numbers, where a hundredth or a hundredfold passes too."""
+    value, wanted = _digits(prediction), _digits(gold)
+    if value is None or wanted is None:
+        return None
+    # Python's default relative tolerance applies as well.
+    return any(math.isclose(x, value, abs_tol=1e-4) for x in (wanted / 100, wanted, wanted * 100))
+
+
+def _digits(text: str) -> float | None:
+    text = text.replace(",", "")
+    percent = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%").removesuffix("\\"))
+    except ValueError:
+        return None
+    return value / 100 if percent else value
+
+
+def _equal(prediction: str, gold: str, depth: int) -> bool:
+    if depth > MAX_DEPTH:
+        return False
+    prediction, gold = prediction.strip(), gold.strip()
+    if prediction.lower() == gold.lower() or (
+        gold in list("ABCDE") and _choice(prediction) == gold
+    ):
+        return True
+    unlabelled = re.sub(r"^(?:\*\*[A-E]\*\*|\([A-E]\)|[A-E][.):])\s*", "", prediction)
+    if unlabelled != prediction and unlabelled and _equal(unlabelled, gold, depth + 1):
+        return True
+    ours, theirs = sorted(prediction.split(",")), sorted(gold.split(","))
+    if len(ours) == len(theirs) > 1 and _all_equal(ours, theirs, depth):
+        return True
+    verdict = numeric(prediction, gold)
+    return _structured(prediction, gold, depth) if verdict is None else verdict
+
+
+def _choice(text: str) -> str:
+    """Returns the last letter A to E that stands alone."""
+    letters = re.findall(r"\b([A-E])\b", text.upper())
+    return letters[-1] if letters else ""
+
+
+def _all_equal(ours: list[str], theirs: list[str], depth: int) -> bool:
+    return len(ours) == len(theirs) and all(
+        _equal(p, g, depth + 1) for p, g in zip(ours, theirs, strict=True)
+    )
+
+
+def _structured(prediction: str, gold: str, depth: int) -> bool:
+    """Compares without brackets, then by elements, entries or sides of an equation."""
+    if _bare(prediction) == _bare(gold):
+        return True
+    bracketed = re.compile(r"[(\[].+[)\]]")
+    if bracketed.fullmatch(prediction) and bracketed.fullmatch(gold):
+        ours, theirs = prediction[1:-1].split(","), gold[1:-1].split(",")
+        if _all_equal(ours, theirs, depth):
+            return True
+    if "pmatrix" in prediction and "pmatrix" in gold and _matrices(prediction, gold, depth):
+        return True
+    if prediction.count("=") == gold.count("=") == 1:
+        ours_side, theirs_side = _one_side(prediction), _one_side(gold)
+        return _symbolic(ours_side, theirs_side) or _symbolic(f"-({ours_side})", theirs_side)
+    for one, other in ((prediction, gold), (gold, prediction)):
+        name, equals, value = one.partition("=")
+        if equals and "=" not in value + other and len(name.strip()) <= 2:
+            return _equal(value, other, depth + 1)
+    return _symbolic(prediction, gold)
+
+
+def _bare(text: str) -> str:
+    if text[:1] + text[-1:] in ("[]", "()"):
+        text = text[1:-1]
+    return re.sub(r"[{}()]", "", text).lower()
+
+
+def _one_side(equation: str) -> str:
+    left, _, right = equation.partition("=")
+    return f"{left.strip()} - ({right.strip()})"
+
+
+def _matrices(prediction: str, gold: str, depth: int) -> bool:
+    pattern = re.compile(r"\\begin\{pmatrix\}(.*?)\\end\{pmatrix\}", re.DOTALL)
+    found, wanted = pattern.search(prediction), pattern.search(gold)
+    if found is None or wanted is None:
+        return False
+    cells = [
+        [row.split("&") for row in m.group(1).split("\\\\") if row.strip()] for m in (found, wanted)
+    ]
+    return len(cells[0]) == len(cells[1]) and all(
+        _all_equal(p, g, depth) for p, g in zip(*cells, strict=True)
+    )
+
+
+def _parsed(text: str) -> Any:
+    """Returns a sympy expression, or the text if neither parser reads it."""
+    with contextlib.suppress(Exception):
+        return safe_parse.parse(text)
+    if not text.isascii():
+        return text
+    # The reference's parser reads a number in front of a fraction as a factor.
+    text = re.sub(r"(?<=\d)\\frac", r"\\cdot\\frac", text)
+    try:
+        return latex2sympy(text, normalization_config=None)
+    except Exception:
+        return text
+
+
+def _symbolic(prediction: str, gold: str) -> bool:
+    ours, theirs = _parsed(prediction), _parsed(gold)
+    if str(ours) == str(theirs):
+        return True
+    tests = (
+        lambda: bool(ours == theirs),
+        lambda: bool(ours.equals(theirs)) or sympy.simplify(ours - theirs) == 0,
+        lambda: bool(abs(ours.lhs - ours.rhs).equals(abs(theirs.lhs - theirs.rhs))),
+        lambda: math.isclose(float(sympy.N(ours)), float(sympy.N(theirs)), abs_tol=1e-4),
+    )
+    for test in tests:
+        try:
+            if test():
+                return True
+        except Exception:
+            continue
+    return False

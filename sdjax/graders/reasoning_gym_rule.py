@@ -1,0 +1,77 @@
+"""Reasoning-gym's questions, and its own verdict on an answer. Runs in worker processes only.
+
+Some of its generators depend on the order of sets, so questions are made where the hash seed is
+fixed. Several call `eval` or sympy's parser on the answer they score; while an answer is scored
+here, they get readers of literals and plain expressions in their place.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import functools
+import json
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import reasoning_gym
+import sympy
+from reasoning_gym.factory import DATASETS
+
+from sdjax.graders.math import safe_parse
+
+
+def questions(name: str, options: str, start: int, count: int) -> list[tuple[str, str]] | str:
+    """Returns the question and answer of items `start` to `start + count` of a generator.
+
+    If its name or options are wrong, returns what is wrong with them.
+    """
+    if name not in DATASETS:
+        near = difflib.get_close_matches(name, DATASETS, n=5, cutoff=0.4) or sorted(DATASETS)
+        return f"task.name is {name!r}: no data set of reasoning-gym; near it: {', '.join(near)}"
+    try:
+        generator = _generator(name, options)
+    except (AssertionError, TypeError, ValueError) as error:
+        return f"task.options does not suit reasoning-gym's {name}: {error}"
+    items = (generator[index] for index in range(start, start + count))
+    return [(item["question"], str(item["answer"])) for item in items]
+
+
+def full_score(name: str, options: str, index: int, answer: str) -> bool:
+    """Returns whether an answer to question `index` of a generator gets its full score.
+
+    `options` is the generator's configuration as JSON text.
+    """
+    generator = _generator(name, options)
+    question = generator[index]
+    with _harmless():
+        return bool(generator.score_answer(answer, question) >= 1)
+
+
+@functools.cache
+def _generator(name: str, options: str) -> Any:
+    return reasoning_gym.create_dataset(name, **json.loads(options))
+
+
+@contextlib.contextmanager
+def _harmless() -> Iterator[None]:
+    """Replaces what evaluates text in every module of reasoning-gym, and puts it back."""
+    modules = [m for n, m in list(sys.modules.items()) if n.startswith("reasoning_gym.")]
+    kept: list[tuple[ModuleType, str, Any]] = [(sympy, "parse_expr", sympy.parse_expr)]
+    for module in modules:
+        if vars(module).get("parse_expr") is sympy.parse_expr:
+            kept.append((module, "parse_expr", sympy.parse_expr))
+    for module, attribute, _ in kept:
+        setattr(module, attribute, safe_parse.parse)
+    for module in modules:
+        vars(module)["eval"] = ast.literal_eval
+    try:
+        yield
+    finally:
+        for module, attribute, value in kept:
+            setattr(module, attribute, value)
+        for module in modules:
+            del vars(module)["eval"]

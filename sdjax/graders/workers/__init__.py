@@ -1,0 +1,1 @@
+"""Worker processes for grading that may hang, die or use too much memory."""

@@ -1,0 +1,1 @@
+"""Files: local directories, buckets, the hub, and the run directory."""

@@ -1,0 +1,69 @@
+"""Scores a model on held-out examples of one or several tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from sdjax import config, tasks
+from sdjax.analysis import epistemic, scores
+from sdjax.io import run_dir
+from sdjax.io.files import write_text
+from sdjax.logs import profiler
+from sdjax.training import evaluation, loaded_model
+
+
+def run(cfg: config.Evaluate) -> None:
+    """Writes answers.jsonl, scores.json and scores.md into `cfg.out` and prints the table."""
+    epistemic.lexicon(cfg.lexicon)
+    task = tasks.load(cfg.task, cfg.data)
+    others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
+    shop = loaded_model.workshop(cfg.model, cfg.mesh, cfg.server)
+    loaded_model.check_context(
+        shop.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
+    )
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
+    thinking = cfg.enable_thinking
+    sets = evaluation.held_out(
+        task, others, cfg.eval, shop.tokenizer, cfg.max_prompt_tokens, thinking
+    )
+    evaluation.note_held_out(sets)
+    plan = evaluation.batches(sets, cfg.eval.batch)
+    if cfg.resume and jax.process_index() == 0:
+        run_dir.check_same(cfg)
+    loaded_model.check_server(shop.sampler, None)
+    folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume)
+    primary, file = jax.process_index() == 0, folder.local / "answers.jsonl"
+    with (
+        jax.set_mesh(shop.mesh),
+        run_dir.pushed(folder),
+        profiler.rounds(cfg.profile) as before,
+    ):
+        for number, _ in enumerate(
+            evaluation.resumed(file, plan, shop, cfg.eval, thinking, before)
+        ):
+            if number == 0:
+                run_dir.rewrite_config(folder, cfg)
+            if primary:
+                folder.push(every_s=evaluation.PUSH_S)
+        if primary:
+            _report(folder.local, sets, cfg.lexicon)
+
+
+def _report(out: Path, sets: Sequence[evaluation.HeldOut], lexicon: str) -> None:
+    """Writes and prints the figures of the answers in the file."""
+    rows = [json.loads(line) for line in (out / "answers.jsonl").open(encoding="utf-8")]
+    by_set = evaluation.score(rows, sets, lexicon)
+    counts = {
+        "overlong": {part.name: part.overlong for part in sets},
+        "skipped_rows": {part.name: len(part.task.skipped) for part in sets},
+    }
+    write_text(
+        out / "scores.json", json.dumps(evaluation.to_dict(by_set) | counts, indent=2) + "\n"
+    )
+    table = scores.to_markdown(by_set)
+    write_text(out / "scores.md", table + "\n")
+    print(table)

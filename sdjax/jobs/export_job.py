@@ -1,0 +1,78 @@
+"""Writes a training checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+
+from sdjax import config
+from sdjax.errors import UserError
+from sdjax.io import storage
+from sdjax.learner.checkpoint import Checkpoints
+from sdjax.models.files import weights
+from sdjax.models.network import lora
+from sdjax.parallel import hosts, rules
+from sdjax.training import adapters, loaded_model
+
+
+def run(cfg: config.Export) -> None:
+    """Reads only the parameters of the checkpoint, spread over the devices as in training."""
+    run_dir, folder = storage.place(cfg.run, "run"), storage.folder(cfg.out)
+    if folder.place.exists():
+        raise UserError(f"out is {cfg.out!r}: it exists; choose another folder")
+    made_with = _config_of(run_dir)
+    model = {k: v for k, v in made_with["model"].items() if k != "class"}
+    given = {k: v for k, v in made_with.get("lora", {}).items() if k != "class"}
+    if given:
+        given["matrices"] = tuple(given["matrices"])
+    source = config.Model(**model)
+    shop = loaded_model.workshop(source, cfg.mesh, lora=config.Lora(**given))
+    checkpoints = Checkpoints(run_dir / "checkpoints", config.Checkpoint())
+    step = checkpoints.newest() if cfg.step is None else cfg.step
+    if step is None or step not in checkpoints.steps():
+        have = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise UserError(f"step is {cfg.step}: the checkpoints of {cfg.run} are {have}; name one")
+    if cfg.step is not None:
+        checkpoints.check(cfg.step)
+    trained, frozen = lora.split(shop.abstract)
+    shardings = rules.param_shardings(trained, shop.mesh)
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trained, shardings
+    )
+    with jax.set_mesh(shop.mesh):
+        params = checkpoints.params(step, like)
+        if frozen is not None:
+            params = lora.joined(params, adapters.load_base(shop, checkpoints.host(step)))
+        out = folder.local / "model" if folder.remote else folder.local
+        weights.export(params, shop.cfg, shop.folder, out)
+        adapters.export(params, shop, source, out.with_name(f"{out.name}_adapter"))
+    checkpoints.close()
+    _to_place(folder)
+    hosts.note(f"step {step} of {cfg.run} is in {cfg.out}, a Hugging Face folder")
+
+
+def _to_place(folder: storage.Folder) -> None:
+    """Copies what was exported, where it is to be in a bucket."""
+    if folder.remote and jax.process_index() == 0:
+        for made in sorted(folder.local.iterdir()):
+            name = folder.place.name + made.name.removeprefix("model")
+            storage.copy_tree(made, folder.place.with_name(name))
+    folder.close()
+
+
+def _config_of(run: Any) -> dict[str, Any]:
+    """Returns the config that a training was made with."""
+    file = run / "config.json"
+    try:
+        made_with = json.loads(file.read_text())
+    except OSError:
+        raise UserError(
+            f"run is {str(run)!r}: no config.json there; give a run directory"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); give another run directory") from None
+    if not isinstance(made_with, dict) or not isinstance(made_with.get("model"), dict):
+        raise UserError(f"{file}: not of a training; give another run directory")
+    return made_with

@@ -1,0 +1,214 @@
+"""Plans a training: whether it fits a slice, what its steps take and cost, what to change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sdjax import config
+from sdjax.bench import steps, subject
+from sdjax.config.load import load, override
+from sdjax.errors import UserError
+from sdjax.io import run_dir
+from sdjax.io.files import write_text
+from sdjax.models.files import published, weights
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.parallel import hosts
+from sdjax.parallel import mesh as meshes
+from sdjax.plan import memory, plan_table, programs, search, seconds, slices, workload
+from sdjax.plan.programs import Compiled
+from sdjax.plan.search import Candidate
+from sdjax.plan.slices import Slice
+from sdjax.plan.workload import Workload
+
+
+def run(cfg: config.Plan) -> None:
+    """Prints a page for every training and topology, and writes plan.md and plan.json."""
+    # Nothing is computed: no device is looked for, on a machine that has some neither.
+    jax.config.update("jax_platforms", "cpu")
+    asked = [_Asked.of(cfg, file, topology) for file in cfg.train for topology in cfg.topology]
+    if any(one.compiles for one in asked):
+        programs.require_compiler()
+    out = run_dir.claim(cfg.out, cfg, resume=True)
+    pages, plans = [], []
+    for one in asked:
+        found = _search(one) if cfg.search else _as_it_stands(one)
+        if found is None:
+            quickly = f" with steps of {cfg.most_step_s:g} s" if cfg.most_step_s else ""
+            reason = f"no slice up to {one.piece.name} holds {one.file}{quickly}"
+            if len(asked) == 1:
+                raise UserError(
+                    f"topology is {one.piece.name!r}: {reason}; without --search the plan says "
+                    "what takes the memory"
+                )
+            hosts.note(reason)
+            continue
+        pages.append(plan_table.to_markdown(found, cfg, one.file, one.name))
+        plans.append((one.file, found))
+        hosts.note(pages[-1])
+        # As far as it has come: the next may take an hour.
+        table = plan_table.summary(plans, cfg)
+        write_text(out / "plan.md", "\n".join([*pages, table]))
+        made = [plan_table.to_dict(of, cfg, file) for file, of in plans]
+        write_text(out / "plan.json", json.dumps({"plans": made}, indent=2) + "\n")
+    if len(plans) > 1:
+        hosts.note(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A training and a slice, read and checked."""
+
+    file: str
+    name: str
+    """Of the model."""
+    train: config.Train
+    model: ModelConfig
+    piece: Slice
+    means: tuple[float, float]
+    """Tokens of a prompt and of a completion."""
+    compiles: bool
+    every_layer: bool
+    most_step_s: float
+
+    @classmethod
+    def of(cls, cfg: config.Plan, file: str, topology: str) -> _Asked:
+        job, piece = training(file, cfg.change), _piece(cfg, topology)
+        how = replace(job.model, attention=_attention(job.model, piece))
+        job = replace(job, model=how)
+        if isinstance(job, config.Bench):
+            train, model = steps.train_config(job, max(job.prompts)), subject.model_config(job)
+            mean, name = float(job.completion_tokens), how.path
+            if job.weights == "random":
+                name = f"random {job.shape.model_type}"
+        else:
+            train, model = job, model_config(job)
+            mean, name = train.rollout.max_completion_tokens / 2, how.path
+        return cls(
+            file=file,
+            name=name,
+            train=train,
+            model=model,
+            piece=piece,
+            means=(cfg.prompt_tokens, cfg.completion_tokens or mean),
+            compiles=cfg.compile and piece.chip.is_tpu,
+            every_layer=cfg.every_layer,
+            most_step_s=cfg.most_step_s,
+        )
+
+
+def training(file: str, change: Sequence[str] = ()) -> config.Train | config.Bench:
+    """Returns the training that is planned, or the bench of one's step; raises UserError for a file
+    of another job."""
+    job = load(Path(file))
+    if not isinstance(job, config.Train | config.Bench):
+        raise UserError(f"train is {file!r}: binds a {type(job).__name__}, not a Train or a Bench")
+    args = [part for one in change for part in _argument(one)]
+    changed = override(job, args, prog=file)
+    assert isinstance(changed, config.Train | config.Bench)
+    return changed
+
+
+def _argument(change: str) -> tuple[str, str]:
+    name, _, value = change.partition("=")
+    return f"--{name}", value
+
+
+def model_config(train: config.Train) -> ModelConfig:
+    """Returns the model of a training, from its config.json alone."""
+    source = train.model
+    runtime = {
+        "compute_dtype": source.compute_dtype,
+        "remat": source.remat,
+        "attention": source.attention,
+        "lora": train.lora if train.lora.rank else None,
+    }
+    if source.path in published.names() and not Path(source.path).exists():
+        return published.read_config(source.path, **runtime)
+    folder = weights.resolve(source.path, source.revision, files=("config.json",))
+    return weights.read_config(folder, **runtime)
+
+
+def _attention(source: config.Model, piece: Slice) -> Any:
+    """Returns the attention that runs on the chip."""
+    on_tpu = source.attention == "auto" and piece.chip.is_tpu
+    return "splash" if on_tpu else source.attention
+
+
+def _piece(cfg: config.Plan, topology: str) -> Slice:
+    if cfg.search and topology in slices.CHIPS:
+        chip = slices.CHIPS[topology]
+        return Slice(chip=chip, shape=chip.shapes[-1], count=cfg.slices)
+    return slices.parse(topology, cfg.slices)
+
+
+def _as_it_stands(one: _Asked) -> plan_table.Found:
+    """Returns the plan of the config on the slice, its own mesh and microbatch kept."""
+    train, piece = one.train, one.piece
+    data, fsdp, tensor = meshes.sizes(train.mesh, piece.chips)
+    mesh = workload.MeshSizes(
+        data=data, fsdp=fsdp, tensor=tensor, rollout_tensor=train.mesh.rollout_tensor
+    )
+    w = workload.make(
+        train,
+        one.model,
+        mesh,
+        slots=train.rollout.slots,
+        mean_prompt=one.means[0],
+        mean_completion=one.means[1],
+    )
+    if not w.slots:
+        fit = min(memory.slots_that_fit(w, piece.chip.memory), workload.most_slots(w))
+        w = replace(w, slots=max(fit, mesh.copies))
+    return _found(w, piece, _compiled(one, w, piece) if one.compiles else None)
+
+
+def _search(one: _Asked) -> plan_table.Found | None:
+    """Returns the plan of the fastest way on the smallest slice; None where no slice will do."""
+    largest = one.piece
+    pieces = [
+        replace(piece, count=largest.count)
+        for piece in slices.ladder(largest.chip)
+        if piece.chips * largest.count <= largest.chips
+    ]
+    made: list[plan_table.Found] = []
+
+    def holds(candidate: Candidate) -> bool:
+        w, piece = candidate.work, candidate.piece
+        compiled = None
+        if one.compiles:
+            hosts.note(f"compiling for {piece.name}: {w.mesh}, microbatch {w.microbatch}")
+            try:
+                compiled = _compiled(one, w, piece)
+            except UserError as error:
+                hosts.note(str(error))
+                return False
+        made.append(_found(w, piece, compiled))
+        return made[-1].fits
+
+    best = search.smallest(
+        one.train, one.model, pieces, one.means, holds, most_step_s=one.most_step_s
+    )
+    return None if best is None else made[-1]
+
+
+def _compiled(one: _Asked, w: Workload, piece: Slice) -> list[Compiled]:
+    mesh = programs.topology_mesh(piece, (w.mesh.data, w.mesh.fsdp, w.mesh.tensor))
+    update = programs.train_step(w, mesh)
+    return [update, *programs.rollout(w, mesh, every_layer=one.every_layer)]
+
+
+def _found(w: Workload, piece: Slice, compiled: list[Compiled] | None) -> plan_table.Found:
+    return plan_table.Found(
+        work=w,
+        piece=piece,
+        update=memory.update(w, tpu=piece.chip.is_tpu),
+        rollout=memory.rollout(w),
+        seconds=seconds.by_phase(w, piece),
+        compiled=compiled,
+    )

@@ -1,0 +1,228 @@
+"""Asks a model the same questions with and without a solution in sight.
+
+Every answer is kept in a file of its condition and every figure comes from the files, so an
+interrupted study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sdjax import config, tasks
+from sdjax.analysis import epistemic, scores, study_scores
+from sdjax.data.pipeline import drop_overlong
+from sdjax.errors import UserError
+from sdjax.io import run_dir
+from sdjax.io.files import write_text
+from sdjax.parallel import hosts
+from sdjax.records import Example
+from sdjax.tasks import Task
+from sdjax.teacher import reprompt
+from sdjax.training import evaluation, loaded_model
+from sdjax.training.evaluation import HeldOut
+
+# Tokens that the templates may add to a prompt with a solution.
+TEMPLATE_TOKENS = 64
+# Each condition draws with a noise of its own, whichever others there are.
+NOISE = ("collected", "unguided", "guided", "without_thinking", "regenerated")
+
+Problems = Mapping[str, Sequence[Mapping[str, Any]]]
+"""The answers of each problem, by its id."""
+
+
+@dataclass(kw_only=True)
+class _Study:
+    """The parts of a study under way."""
+
+    cfg: config.Study
+    task: Task
+    shop: loaded_model.LoadedModel
+    out: Path
+    weights: Callable[[], Any]
+    answers: dict[str, Problems] = field(default_factory=dict)
+    """By condition."""
+    shown: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By condition and problem."""
+
+    def ask(self, name: str, examples: Sequence[Example], index: int, file: Path) -> Any:
+        """Yields the answers to examples, batch by batch, as they are drawn."""
+        asked = HeldOut(name=name, task=self.task, examples=examples, overlong=0)
+        plan = [
+            replace(batch, index=index)
+            for batch in evaluation.batches([asked], self.cfg.eval.batch)
+        ]
+        thinking = self.cfg.enable_thinking
+        return evaluation.resumed(
+            file, plan, self.shop, self.cfg.eval, thinking, weights=self.weights
+        )
+
+    def condition(
+        self,
+        name: str,
+        problems: Mapping[str, Example],
+        shown: Mapping[str, str] | None,
+        index: int,
+    ) -> None:
+        """Asks the problems again, each with the solution `shown`; without one it is left out."""
+        if shown is None:
+            examples = list(problems.values())
+        else:
+            self.shown[name] = {i: shown[i] for i in problems if shown.get(i, "").strip()}
+            examples = [
+                replace(
+                    problems[i],
+                    messages=reprompt.messages(problems[i], [text], "", self.cfg.reprompt),
+                )
+                for i, text in self.shown[name].items()
+            ]
+        if not examples:
+            hosts.note(f"{name}: no problem has anything to show; left out")
+            return
+        file = self.out / "answers" / f"{name}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        rows = [row for batch in self.ask(name, examples, index, file) for row in batch]
+        self.answers[name] = study_scores.by_problem(rows)
+
+
+def run(cfg: config.Study) -> None:
+    """Collects problems, answers them under each condition, writes figures and data sets."""
+    epistemic.lexicon(cfg.lexicon)
+    task = tasks.load(cfg.task, cfg.data)
+    shop = loaded_model.workshop(cfg.model, cfg.mesh, cfg.server)
+    longest = cfg.eval.max_completion_tokens
+    # A solution is an answer: at its longest it stands in a prompt beside the question.
+    whole = cfg.max_prompt_tokens + longest + TEMPLATE_TOKENS + longest
+    config.require(
+        whole <= shop.cfg.max_positions,
+        "eval.max_completion_tokens",
+        longest,
+        f"with a solution of that length in a prompt of {cfg.max_prompt_tokens} tokens {whole} are "
+        f"needed, over the model's context of {shop.cfg.max_positions}; lower it or "
+        "max_prompt_tokens",
+    )
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
+    candidates = _candidates(cfg, task, shop)
+    if cfg.resume:
+        run_dir.check_same(cfg)
+    loaded_model.check_server(shop.sampler, None)
+    out = run_dir.claim(cfg.out, cfg, resume=cfg.resume)
+    with jax.set_mesh(shop.mesh):
+        made = _Study(
+            cfg=cfg,
+            task=task,
+            shop=shop,
+            out=out,
+            weights=functools.cache(shop.stored_weights),
+        )
+        collected, tried = _collect(made, candidates)
+        _conditions(made, collected, {e.id: e for e in candidates if e.id in collected})
+    if jax.process_index() == 0:
+        _report(made, collected, tried)
+
+
+def _candidates(cfg: config.Study, task: Task, shop: loaded_model.LoadedModel) -> Sequence[Example]:
+    """Returns the problems that may be tried."""
+    examples = task.train if cfg.split == "train" else task.held_out
+    thinking = cfg.enable_thinking
+    kept, overlong = drop_overlong(
+        [examples[i] for i in range(min(cfg.tried, len(examples)))],
+        lambda e: len(shop.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
+        cfg.max_prompt_tokens,
+        cfg.data.on_overlong,
+    )
+    hosts.note(f"{task.name}: {len(kept)} problems to try ({len(overlong)} overlong left out)")
+    evaluation.note_skipped(task)
+    # Of rows with one id, the first: answers are told apart by it.
+    return list({example.id: example for example in reversed(kept)}.values())[::-1]
+
+
+def _collect(made: _Study, candidates: Sequence[Example]) -> tuple[Problems, Problems]:
+    """Returns the answers to the problems that are studied, and to all that were tried."""
+    cfg = made.cfg
+    tried: dict[str, Sequence[Mapping[str, Any]]] = {}
+    kept: dict[str, Sequence[Mapping[str, Any]]] = {}
+    for rows in made.ask("collected", candidates, 0, made.out / "collected.jsonl"):
+        for name, of in study_scores.by_problem(rows).items():
+            tried[name] = of
+            if cfg.solved_min <= study_scores.solved(of) <= cfg.solved_max:
+                kept[name] = of
+        if len(kept) >= cfg.problems:
+            break
+    counts = study_scores.histogram(tried, cfg.eval.k)
+    hosts.note(f"{len(tried)} problems tried; solved so often of {cfg.eval.k}: {counts}")
+    if not kept:
+        raise UserError(
+            f"solved_min is {cfg.solved_min}: none of {len(tried)} problems was solved "
+            f"{cfg.solved_min} to {cfg.solved_max} times of {cfg.eval.k} (solved: {counts}); "
+            "change solved_min and solved_max, or ask easier or harder questions"
+        )
+    if len(kept) < cfg.problems:
+        hosts.note(f"only {len(kept)} of the {cfg.problems} problems asked for were found")
+    return dict(list(kept.items())[: cfg.problems]), tried
+
+
+def _conditions(made: _Study, collected: Problems, problems: Mapping[str, Example]) -> None:
+    """Answers the problems under each condition, in the paper's order."""
+    cfg = made.cfg
+    whole = {i: study_scores.best(rows)["completion"] for i, rows in collected.items()}
+    shown = {
+        "unguided": None,
+        "guided": whole,
+        "without_thinking": {i: reprompt.strip_thinking(text) for i, text in whole.items()},
+    }
+    if "without_thinking" in cfg.conditions and shown["without_thinking"] == whole:
+        hosts.note("without_thinking: no solution has thinking in it, so it shows what guided does")
+    for name in ("unguided", "guided", "without_thinking"):
+        if name in cfg.conditions:
+            made.condition(name, problems, shown[name], NOISE.index(name))
+    last = "guided"
+    for number in range(1, cfg.rounds + 1):
+        name = "regenerated" if number == 1 else f"regenerated_{number}"
+        best = {i: study_scores.best(rows)["completion"] for i, rows in made.answers[last].items()}
+        made.condition(name, problems, best, NOISE.index("regenerated") + number - 1)
+        if name not in made.answers:
+            break
+        last = name
+
+
+def _report(made: _Study, collected: Problems, tried: Problems) -> None:
+    """Writes and prints everything that follows from the answers."""
+    cfg, out = made.cfg, made.out
+    flat = {
+        name: [row for rows in of.values() for row in rows] for name, of in made.answers.items()
+    }
+    by_condition = {name: scores.of_rows(rows, cfg.lexicon) for name, rows in flat.items()}
+    counts = study_scores.histogram(tried, cfg.eval.k)
+    figures = {
+        "problems": len(collected),
+        "tried": len(tried),
+        "solved": counts,
+        "conditions": {name: s.to_dict() for name, s in by_condition.items()},
+    }
+    write_text(out / "scores.json", json.dumps(figures, indent=2) + "\n")
+    tables = [
+        study_scores.to_markdown(by_condition),
+        study_scores.words_to_markdown(by_condition),
+        study_scores.histogram_to_markdown(counts),
+    ]
+    write_text(out / "scores.md", "\n\n".join(tables) + "\n")
+    chain = [c for c in made.answers if c == "guided" or c.startswith("regenerated")]
+    lines = study_scores.trajectories(collected, made.answers, made.shown, chain, cfg.lexicon)
+    write_text(out / "trajectories.jsonl", evaluation.jsonl(list(lines)))
+    print(tables[0])
+    if "guided" in made.answers:
+        unguided = {
+            i: [*rows, *made.answers.get("unguided", {}).get(i, ())]
+            for i, rows in collected.items()
+        }
+        ug, sg = study_scores.data_sets(unguided, made.answers["guided"], cfg.traces)
+        for name, rows in (("d_ug", ug), ("d_sg", sg)):
+            write_text(out / f"{name}.jsonl", evaluation.jsonl(rows))
+        hosts.note(f"{out / 'd_ug.jsonl'}, {out / 'd_sg.jsonl'}: {len(ug)} conversations each")

@@ -1,0 +1,89 @@
+"""Trains once for each value of a field, one training after the other, and compares them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sdjax import config
+from sdjax.analysis import coverage
+from sdjax.config.load import type_problem
+from sdjax.errors import UserError
+from sdjax.io import run_dir
+from sdjax.io.files import write_text
+from sdjax.jobs import report_job, train_job
+from sdjax.parallel import hosts
+
+# Written by a training when all is done.
+FINISHED = "evaluations.json"
+
+
+def run(cfg: config.Sweep) -> None:
+    """Runs what is not finished yet, and writes the comparison after each training."""
+    plan = list(trainings(cfg))
+    for *_, one in plan:
+        if cfg.resume:
+            run_dir.check_same(one)
+    out = run_dir.claim(cfg.out, cfg, resume=cfg.resume)
+    rows: list[dict[str, Any]] = []
+    for number, (name, value, one) in enumerate(plan, 1):
+        folder = Path(one.out)
+        title = f"{number} of {len(plan)}: {name}, {cfg.axis} {value}"
+        if (folder / FINISHED).exists():
+            hosts.note(f"{title}: finished before")
+        else:
+            hosts.note(title)
+            train_job.run(one)
+        rows.append({"run": name, "value": value} | coverage.of_run(folder))
+        if jax.process_index() == 0:
+            _write(cfg, rows, out)
+    if jax.process_index() == 0:
+        if cfg.report:
+            runs = tuple(one.out for *_, one in plan)
+            report_job.run(config.Report(runs=runs, out=str(out / "report.html"), title=out.name))
+        print((out / "coverage.md").read_text(encoding="utf-8").rstrip())
+
+
+def trainings(cfg: config.Sweep) -> Iterator[tuple[str, int | float | str, config.Train]]:
+    """Yields name, value and config of every training: all trainings of a value, then the next.
+
+    Raises UserError where the axis is no field of a training, or a value none that it may have.
+    """
+    for value in cfg.values:
+        for name, base in cfg.runs.items():
+            varied = _with(base, cfg.axis, value, cfg.axis)
+            folder = Path(cfg.out) / name / str(value)
+            yield name, value, replace(varied, out=str(folder), resume=cfg.resume)
+
+
+def _with(section: Any, path: str, value: Any, axis: str) -> Any:
+    """Returns the section with the field at `path` changed."""
+    name, _, rest = path.partition(".")
+    fields = section if isinstance(section, dict) else _fields(section)
+    known = ", ".join(f for f in fields if f not in ("out", "resume")) or "none"
+    config.require(name in fields, "axis", axis, f"no field {name!r}; there are {known}")
+    new = _with(fields[name], rest, value, axis) if rest else value
+    if isinstance(section, dict):
+        return {**section, name: new}
+    # Before the section's own checks, which rely on it.
+    if problem := type_problem(type(section), name, new):
+        raise UserError(f"values has {value!r}: {axis.removesuffix(name)}{problem}")
+    return replace(section, **{name: new})
+
+
+def _fields(section: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(section):
+        return {}
+    return {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+
+
+def _write(cfg: config.Sweep, rows: list[dict[str, Any]], out: Path) -> None:
+    figures = {"axis": cfg.axis, "trainings": rows}
+    write_text(out / "coverage.json", json.dumps(figures, indent=2) + "\n")
+    write_text(out / "coverage.md", coverage.to_markdown(cfg.axis, rows) + "\n")

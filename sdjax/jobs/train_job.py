@@ -1,0 +1,95 @@
+"""Trains a model on its own words: SDPO, GRPO or a blend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+
+from sdjax import config, tasks
+from sdjax.analysis import epistemic
+from sdjax.data.pipeline import drop_overlong
+from sdjax.errors import WriteError
+from sdjax.io import run_dir
+from sdjax.learner.checkpoint import Checkpoints
+from sdjax.objectives import divergences, token_weights
+from sdjax.parallel import hosts
+from sdjax.records import Example
+from sdjax.tasks import Task
+from sdjax.training import (
+    evaluation,
+    loaded_model,
+    loop,
+    replay,
+    resume,
+)
+from sdjax.training.evaluation import HeldOut
+from sdjax.training.stopping import Stop
+
+
+def run(cfg: config.Train) -> None:
+    """Trains, evaluates, checkpoints and exports as the config says."""
+    if cfg.replay is not None:
+        replay.run(cfg)
+        return
+    stop = Stop()
+    task, shop, examples, sets = _prepare(cfg, stop.check)
+    shared = cfg.resume or cfg.checkpoint.every > 0
+    folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
+    saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
+    listening = stop.listening(cfg.checkpoint.every > 0)
+    try:
+        with jax.set_mesh(shop.mesh), listening, run_dir.pushed(folder):
+            loop.Training(cfg, task, shop, examples, sets, folder, saved).run(stop)
+    except WriteError as error:
+        raise WriteError(f"{error}; {resume.what_is_safe(saved)}") from error
+
+
+def _prepare(
+    cfg: config.Train, between: Callable[[], None] = lambda: None
+) -> tuple[Task, loaded_model.LoadedModel, Sequence[Example], Sequence[HeldOut]]:
+    """Returns everything that can be checked before weights are loaded."""
+    divergences.get(cfg.loss.divergence)
+    token_weights.get(cfg.loss.token_weights)
+    epistemic.lexicon(cfg.lexicon)
+    task = tasks.load(cfg.task, cfg.data)
+    others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
+    shop = loaded_model.workshop(
+        cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora, between
+    )
+    completion = cfg.rollout.max_completion_tokens
+    loaded_model.check_context(
+        shop.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
+    )
+    answered = cfg.reprompt.regenerate  # by the model, which does not go beyond its context
+    if cfg.loss.distillation > 0 and (answered or not cfg.reprompt.beyond_context):
+        loaded_model.check_context(
+            shop.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion
+        )
+    loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
+    loaded_model.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, shop.mesh)
+    loaded_model.check_shards("rollout.slots", cfg.rollout.slots, shop.mesh)
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
+    loaded_model.check_server(shop.sampler, cfg.rollout)
+    thinking = cfg.rollout.enable_thinking
+    limit = cfg.rollout.max_prompt_tokens
+    examples, overlong = drop_overlong(
+        task.train,
+        lambda e: len(shop.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
+        limit,
+        cfg.data.on_overlong,
+    )
+    if cfg.data.limit:
+        examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
+    evaluation.check_same_examples(task.name, examples)
+    sets = evaluation.held_out(task, others, cfg.eval, shop.tokenizer, limit, thinking)
+    hosts.note(
+        f"{task.name}: {len(examples)} training examples ({len(overlong)} over {limit} prompt "
+        "tokens left out)"
+    )
+    evaluation.note_held_out(sets)
+    if cfg.checkpoint.keep_best:
+        evaluation.check_metric(
+            "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval
+        )
+    return task, shop, examples, sets

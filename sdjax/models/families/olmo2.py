@@ -1,0 +1,49 @@
+"""OLMo 2: norms of each sublayer's output, and of queries and keys over all heads together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdjax.models.families import llama
+from sdjax.models.files import hf
+from sdjax.models.network.model_config import ModelConfig
+
+NAMES = llama.NAMES | {
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "attention_norm": "post_attention_layernorm.weight",
+    "mlp_norm": "post_feedforward_layernorm.weight",
+}
+
+
+def differences(fields: hf.Fields) -> dict[str, Any]:
+    """Returns the ModelConfig fields in which OLMo 2 and 3 are not Llama."""
+    bias = bool(fields.get("attention_bias"))
+    return {
+        "norm_cast": "after",
+        "norm_placement": "post",
+        "qk_norm": "full",
+        "qkv_bias": bias,
+        "o_bias": bias,
+    }
+
+
+def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
+    """Returns the model that a config.json says."""
+    hf.check_known(fields, {"attention_bias"})
+    sizes = hf.sizes(fields, rms_norm_eps=1e-5, max_position_embeddings=2048)
+    rope = hf.rope(fields)
+    return ModelConfig(
+        family="olmo2",
+        windows=(None,) * sizes["num_layers"],
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
+        **differences(fields),
+        **sizes,
+        **runtime,
+    )
+
+
+def to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """Returns config.json for the model."""
+    return hf.common_fields(cfg, "Olmo2ForCausalLM") | {"attention_bias": cfg.o_bias}

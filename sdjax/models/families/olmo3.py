@@ -1,0 +1,66 @@
+"""OLMo 3: OLMo 2 with a sliding window in three layers of four; YaRN only in the fourth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdjax.models.families import olmo2
+from sdjax.models.files import hf
+from sdjax.models.network.model_config import ModelConfig, Rope
+
+NAMES = olmo2.NAMES
+THETA = 500_000.0
+
+
+def ropes(fields: hf.Fields) -> tuple[Rope, Rope]:
+    """Returns the rotary embedding of full and of sliding layers.
+
+    transformers 5 writes rope_parameters by layer type; transformers 4 wrote a rope_scaling that
+    holds for full layers alone.
+    """
+    by_type = fields.get("rope_parameters") or {}
+    extra = set(by_type) - {"full_attention", "sliding_attention"}
+    if extra:
+        name = sorted(extra)[0]
+        hf.refuse(f"rope_parameters.{name}", by_type[name], "olmo3 has these by layer type")
+    full = (by_type.get("full_attention") or {}) | (fields.get("rope_scaling") or {})
+    sliding = by_type.get("sliding_attention") or {}
+    if not (full.get("truncate", True) and sliding.get("truncate", True)):
+        hf.refuse("rope_parameters.truncate", False, "transformers ignores it for olmo3")
+    return (
+        hf.rope_of(fields, full, "rope_parameters.full_attention", THETA),
+        hf.rope_of(fields, sliding, "rope_parameters.sliding_attention", THETA),
+    )
+
+
+def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
+    """Returns the model that a config.json says."""
+    hf.check_known(fields, {"attention_bias", "sliding_window", "layer_types"})
+    sizes = hf.sizes(fields, rms_norm_eps=1e-5, max_position_embeddings=2048)
+    layers = range(1, sizes["num_layers"] + 1)
+    by_depth = ["full_attention" if i % 4 == 0 else "sliding_attention" for i in layers]
+    kinds = fields.get("layer_types") or by_depth
+    full, sliding = ropes(fields)
+    return ModelConfig(
+        family="olmo3",
+        windows=hf.windows(fields, kinds, fields.get("sliding_window", 4096)),
+        rope_theta=full.theta,
+        rope_scaling=full.scaling,
+        window_rope=sliding,
+        **olmo2.differences(fields),
+        **sizes,
+        **runtime,
+    )
+
+
+def to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """Returns config.json for the model."""
+    ropes = {"full_attention": cfg.full_rope, "sliding_attention": cfg.window_rope or cfg.full_rope}
+    return (
+        hf.common_fields(cfg, "Olmo3ForCausalLM")
+        | hf.window_fields(cfg)
+        | {
+            "attention_bias": cfg.o_bias,
+            "rope_parameters": {kind: hf.rope_fields(rope) for kind, rope in ropes.items()},
+        }
+    )

@@ -1,0 +1,44 @@
+"""Qwen3 (dense): Llama with norms of each query and key head, and an explicit head_dim."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sdjax.models.families import llama, qwen2
+from sdjax.models.files import hf
+from sdjax.models.network.model_config import ModelConfig
+
+NAMES = llama.NAMES | {
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+}
+
+
+def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
+    """Returns the model that a config.json says."""
+    hf.check_known(fields, qwen2.WINDOW_FIELDS | {"attention_bias"})
+    sizes = hf.sizes(
+        fields,
+        rms_norm_eps=1e-6,
+        max_position_embeddings=32768,
+        num_key_value_heads=32,
+        head_dim=128,
+    )
+    rope, bias = hf.rope(fields), bool(fields.get("attention_bias"))
+    return ModelConfig(
+        family="qwen3",
+        windows=qwen2.windows(fields, sizes["num_layers"]),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
+        qk_norm="head",
+        qkv_bias=bias,
+        o_bias=bias,
+        **sizes,
+        **runtime,
+    )
+
+
+def to_hf(cfg: ModelConfig) -> dict[str, Any]:
+    """Returns config.json for the model."""
+    fields = hf.common_fields(cfg, "Qwen3ForCausalLM") | qwen2.window_fields(cfg)
+    return fields | {"attention_bias": cfg.o_bias}

@@ -1,0 +1,1 @@
+"""Models on disk: configs, weights, exports."""

@@ -1,0 +1,117 @@
+"""Writes params as a Hugging Face folder that transformers and vLLM load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from sdjax.errors import UserError
+from sdjax.models.families import registry
+from sdjax.models.files import gguf, shards, tensors
+from sdjax.models.network import lora
+from sdjax.models.network.model_config import ModelConfig
+
+# What a folder needs beside its weights for its tokenizer and for generation.
+COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+)
+
+
+def export(
+    params: nnx.State,
+    cfg: ModelConfig,
+    source: Path,
+    out: Path,
+    *,
+    dtype: str = "bfloat16",
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes weights, config.json, generation_config.json and tokenizer to the folder `out`.
+
+    Adapters are added to the weights. `source` is where the model was loaded from: its config and
+    tokenizer files are kept. Tensors are fetched and written one by one. The folder appears whole
+    or not at all; an earlier export there is replaced. Every process must call it; the first one
+    writes.
+    """
+    if out.exists() and not (out / "config.json").exists() and any(out.iterdir()):
+        raise UserError(f"export to {out}: the folder holds something else: name another")
+    wanted = tensors.of(cfg)
+    arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype)
+    if jax.process_index() != 0:
+        for _ in arrays:
+            pass
+        return
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    shapes = {t.name: t.stored_shape for t in wanted}
+    shards.write(partial, shapes, dtype, arrays, max_shard_bytes)
+    _write_config(partial, cfg, source, dtype)
+    # Whatever ends this here, what is called `out` is a whole export or not there.
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Iterator[np.ndarray]:
+    """Yields every tensor as a checkpoint stores it, gathered from all devices."""
+    leaves = dict(nnx.to_flat_state(params))
+    for tensor in wanted:
+        leaf = leaves[tensor.path].get_value()
+        one = leaf if tensor.layer is None else leaf[tensor.layer]
+        yield tensor.stored(gather(one.astype(jnp.dtype(dtype))))
+
+
+def gather(x: jax.Array) -> np.ndarray:
+    """Returns an array whole, on every host."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> None:
+    """Writes everything but the weights."""
+    if source.suffix == ".gguf":
+        file = gguf.open_file(source)
+        tokens = {k: v for k, v in file.config().items() if k.endswith("_token_id")}
+        fields = registry.to_hf(cfg) | tokens
+        _write_json(folder / "generation_config.json", tokens)
+        from sdjax.tokenizer import Tokenizer
+
+        Tokenizer.load(source).save(folder)
+    else:
+        fields = json.loads((source / "config.json").read_text())
+        for name in COPIED:
+            if (source / name).exists():
+                shutil.copy(source / name, folder / name)
+        if (source / "additional_chat_templates").is_dir():
+            name = "additional_chat_templates"
+            shutil.copytree(source / name, folder / name)
+    fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = dtype
+    _write_json(folder / "config.json", fields)
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,32 @@
+"""The shapes of models that the configs name by hub id, for what needs no weights.
+
+shapes/OWNER/NAME.json holds the fields of the hub's config.json that say what the model computes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sdjax.errors import UserError
+from sdjax.models.families import registry
+from sdjax.models.network.model_config import ModelConfig
+
+FOLDER = Path(__file__).parents[1] / "shapes"
+
+
+def names() -> list[str]:
+    """Returns the hub ids whose shape is known."""
+    files = sorted(FOLDER.rglob("*.json"))
+    return [file.relative_to(FOLDER).with_suffix("").as_posix() for file in files]
+
+
+def read_config(name: str, **runtime: Any) -> ModelConfig:
+    """Returns the model behind a hub id without asking the hub; UserError where it is not known.
+
+    `runtime`: compute_dtype, remat, attention.
+    """
+    if name not in names():
+        raise UserError(f"model.path is {name!r}: no shape known; known are {', '.join(names())}")
+    return registry.from_hf(json.loads((FOLDER / f"{name}.json").read_text()), **runtime)

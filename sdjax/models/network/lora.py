@@ -1,0 +1,116 @@
+"""Adapters (LoRA, arXiv:2106.09685): low-rank products added to matrices that stay as loaded.
+
+A matrix and its product are summed in float32, a layer at a time, and rounded to the compute dtype
+once, in the trainer as in the sampler. So both compute with the same weights; their gap is that of
+a model without adapters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from sdjax.config import Lora
+from sdjax.models.network.layer import OUTPUTS, LayerWeights, cast
+from sdjax.models.network.model_config import ModelConfig
+
+Shapes = Mapping[str, tuple[tuple[int, ...], tuple[str | None, ...]]]
+# By matrix: A [..., inputs, rank] and B [..., rank, outputs], a matrix's own axes on either side.
+Pairs = dict[str, tuple[jax.Array, jax.Array]]
+Trained = LayerWeights | Pairs
+"""What is trained of the layers: all of them, or their adapters."""
+
+NAME = "adapters"
+"""Under which they stand in a model's params."""
+
+
+class Adapters(nnx.Module):
+    """A and B of each adapted matrix, float32, all layers stacked. B is 0 at the start."""
+
+    def __init__(self, lora: Lora, shapes: Shapes, layers: int, *, rngs: nnx.Rngs):
+        for name in lora.matrices:
+            shape, axes = shapes[name]
+            cut = len(shape) - OUTPUTS[name]
+            inputs, outputs = (layers, *shape[:cut]), (layers, lora.rank, *shape[cut:])
+            a = jax.random.normal(rngs.params(), (*inputs, lora.rank), jnp.float32)
+            a = a / math.sqrt(math.prod(shape[:cut]))
+            b = jnp.zeros(outputs, jnp.float32)
+            setattr(self, f"{name}_a", nnx.Param(a, axes=("layers", *axes[:cut], "rank")))
+            setattr(self, f"{name}_b", nnx.Param(b, axes=("layers", "rank", *axes[cut:])))
+
+    def weights(self) -> Pairs:
+        """Returns the parameters as arrays."""
+        return pairs(nnx.state(self))
+
+
+def pairs(adapters: Mapping[str, nnx.Variable]) -> Pairs:
+    """Returns the arrays of adapters by matrix."""
+    names = sorted(name.removesuffix("_a") for name in adapters if name.endswith("_a"))
+    return {n: (adapters[f"{n}_a"].get_value(), adapters[f"{n}_b"].get_value()) for n in names}
+
+
+def merged(base: LayerWeights, of: Pairs, cfg: ModelConfig) -> LayerWeights:
+    """Returns one layer's weights with its products added, in the compute dtype."""
+    assert cfg.lora is not None
+    scale, dtype = cfg.lora.alpha / cfg.lora.rank, jnp.dtype(cfg.compute_dtype)
+    sums = {}
+    for name, (a, b) in of.items():
+        product = jnp.tensordot(a, b, axes=1, precision=jax.lax.Precision.HIGHEST)
+        sums[name] = (getattr(base, name).astype(jnp.float32) + scale * product).astype(dtype)
+    return replace(cast(base, dtype), **sums)
+
+
+def split(params: nnx.State) -> tuple[nnx.State, nnx.State | None]:
+    """Returns a model's params in two: those that are trained, and those that are not, if any."""
+    if NAME not in params:
+        return params, None
+    trained, frozen = nnx.split_state(params, lambda path, _: path[0] == NAME, ...)
+    return trained, frozen
+
+
+def joined(params: nnx.State, frozen: nnx.State | None) -> nnx.State:
+    """Returns the model's params again. What both have is taken from the first."""
+    return params if frozen is None else nnx.merge_state(frozen, params)
+
+
+def without_adapters(params: nnx.State, cfg: ModelConfig) -> nnx.State:
+    """Returns a model's params with the products added, in the compute dtype."""
+    trained, frozen = split(params)
+    if frozen is None:
+        return params
+
+    def sums(trained: nnx.State, frozen: nnx.State) -> nnx.State:
+        def one(both: tuple[dict, Pairs]) -> dict:
+            layer = merged(LayerWeights(**both[0]), both[1], cfg)
+            return {name: getattr(layer, name) for name in both[0]}
+
+        base = {name: v.get_value() for name, v in frozen["layers"].items()}
+        made = jax.lax.map(one, (base, pairs(trained[NAME])))
+        layers = {n: v.replace(made[n]) for n, v in frozen["layers"].items()}
+        return nnx.merge_state(frozen, nnx.State({"layers": layers}))
+
+    shardings = jax.tree.map(lambda x: x.sharding, frozen)
+    return jax.jit(sums, out_shardings=shardings)(trained, frozen)
+
+
+def checksum(params: nnx.State) -> str:
+    """Returns a hash of the values, the same on any mesh: sums of integers that wrap around."""
+
+    def one(x: jax.Array) -> jax.Array:
+        unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(x, unsigned).astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis in range(x.ndim):
+            count = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            place = place * jnp.uint32(2_654_435_761) + count
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+
+    sums = jax.device_get(jax.jit(lambda p: jax.tree.map(one, p))(params))
+    lines = [f"{path} {int(v.get_value())}" for path, v in sorted(nnx.to_flat_state(sums))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Sampling by a vLLM or SGLang server."""

@@ -1,0 +1,1 @@
+"""The parts that a training is made of: the loop, its steps, evaluations, resume."""

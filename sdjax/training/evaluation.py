@@ -1,0 +1,367 @@
+"""Scores a model on held-out examples of one or several tasks; training calls the same functions.
+
+Answers are sampled batch by batch and every figure is computed from them, so what is in
+answers.jsonl need not be sampled again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sdjax import config
+from sdjax.analysis import lengths, scores
+from sdjax.analysis.scores import Scores
+from sdjax.data.pipeline import drop_overlong
+from sdjax.errors import UserError
+from sdjax.io.files import to_json, write_text
+from sdjax.logs.terminal import closing_table
+from sdjax.parallel import hosts
+from sdjax.records import Example, Group
+from sdjax.rollout.collect import collect
+from sdjax.rollout.interface import Sampler
+from sdjax.tasks import Task
+from sdjax.tokenizer import Tokenizer
+from sdjax.training import loaded_model
+
+AnswerRow = dict[str, Any]
+PUSH_S = 60.0
+"""Answers are copied to a bucket so often at most, as they come: each time all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The held-out examples of a task that are evaluated, under the name that its figures bear."""
+
+    name: str
+    task: Task
+    examples: Sequence[Example]
+    overlong: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalBatch:
+    """Examples sampled at one time: batch `number` of set `index`."""
+
+    held_out: HeldOut
+    index: int
+    number: int
+    examples: Sequence[Example]
+
+
+def held_out(
+    task: Task,
+    out_of_domain: Mapping[str, Task],
+    cfg: config.Eval,
+    tokenizer: Tokenizer,
+    limit: int,
+    thinking: bool | None,
+) -> list[HeldOut]:
+    """Returns the sets of an evaluation, first that of the task itself.
+
+    `limit` is the longest prompt in tokens; examples over it are left out.
+    """
+    if task.name in out_of_domain:
+        raise UserError(
+            f"out_of_domain is {task.name!r}: the task has this name; choose another one"
+        )
+    sets = []
+    for name, part in {task.name: task, **out_of_domain}.items():
+        if not len(part.held_out):
+            raise UserError(
+                f"{name}: every row to be held out is in the training set too; choose another file"
+            )
+        wanted = min(cfg.examples or len(part.held_out), len(part.held_out))
+        kept, dropped = drop_overlong(
+            [part.held_out[i] for i in range(wanted)],
+            lambda e: len(tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
+            limit,
+            "skip",
+        )
+        check_same_examples(name, kept)
+        sets.append(HeldOut(name=name, task=part, examples=kept, overlong=len(dropped)))
+    return sets
+
+
+def note_held_out(sets: Sequence[HeldOut]) -> None:
+    """Prints how many examples there are, and which rows of the tasks' files are not used."""
+    for part in sets:
+        hosts.note(f"{part.name}: {len(part.examples)} held out ({part.overlong} left out)")
+        note_skipped(part.task)
+
+
+def batches(sets: Sequence[HeldOut], size: int) -> list[EvalBatch]:
+    """Returns the batches of an evaluation in the order in which they are sampled."""
+    return [
+        EvalBatch(
+            held_out=part,
+            index=index,
+            number=start // size,
+            examples=part.examples[start : start + size],
+        )
+        for index, part in enumerate(sets)
+        for start in range(0, len(part.examples), size)
+    ]
+
+
+def answers(
+    sampler: Sampler,
+    weights: Any,
+    tokenizer: Tokenizer,
+    plan: Sequence[EvalBatch],
+    cfg: config.Eval,
+    thinking: bool | None,
+) -> Iterator[list[AnswerRow]]:
+    """Yields the rows of each batch: `cfg.k` completions of each example, graded.
+
+    A batch draws with fold_in(fold_in(key(seed), set), number): neither what was sampled before
+    nor the step of training enters, so two models are compared on the same noise.
+    """
+    root = jax.random.key(cfg.seed)
+    for batch in plan:
+        # Batches of one size share a program; the last is filled up with an example of its own.
+        size = min(cfg.batch, len(batch.held_out.examples))
+        filled = [*batch.examples, *[batch.examples[0]] * (size - len(batch.examples))]
+        groups = collect(
+            sampler,
+            weights,
+            filled,
+            tokenizer,
+            batch.held_out.task.grade_many,
+            group_size=cfg.k,
+            sampling=cfg,
+            enable_thinking=thinking,
+            key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),
+        )
+        yield [
+            row
+            for group in groups[: len(batch.examples)]
+            for row in _rows(batch.held_out.name, group, tokenizer)
+        ]
+
+
+def _rows(name: str, group: Group, tokenizer: Tokenizer) -> Iterator[AnswerRow]:
+    """Yields what answers.jsonl keeps of each completion."""
+    begun = tokenizer.decode_raw(group.prompt).rstrip().endswith("<think>")
+    for completion, grade in zip(group.completions, group.grades, strict=True):
+        thinking, answer = lengths.split_thinking(completion.text, begun=begun)
+        yield {
+            "set": name,
+            "id": group.example.id,
+            "task": group.example.task,
+            "messages": list(group.example.messages),
+            "answer": group.example.answer,
+            "completion": completion.text,
+            "tokens": len(completion.tokens),
+            "thinking_tokens": len(tokenizer.encode(thinking)),
+            "answer_tokens": len(tokenizer.encode(answer)),
+            "finish": completion.finish,
+            "reward": grade.reward,
+            "correct": grade.correct,
+            "feedback": grade.feedback,
+            "details": grade.details,
+        }
+
+
+def jsonl(rows: Sequence[AnswerRow]) -> str:
+    """Returns one line of JSON for each row."""
+    return "".join(to_json(row) + "\n" for row in rows)
+
+
+def score(rows: Sequence[AnswerRow], sets: Sequence[HeldOut], lexicon: str) -> dict[str, Scores]:
+    """Returns the scores of each set by name, epistemic words as this lexicon counts them."""
+    return {p.name: scores.of_rows([r for r in rows if r["set"] == p.name], lexicon) for p in sets}
+
+
+def to_dict(by_set: Mapping[str, Scores]) -> dict[str, Any]:
+    """Returns plain values for JSON: the task's own, and the other sets' under out_of_domain."""
+    (_, own), *others = by_set.items()
+    out = own.to_dict()
+    return out | ({"out_of_domain": {n: s.to_dict() for n, s in others}} if others else {})
+
+
+def metrics(by_set: Mapping[str, Scores]) -> dict[str, float]:
+    """Returns what training logs: eval/... of its task, ood/NAME/... of the other sets."""
+    (_, own), *others = by_set.items()
+    out = own.metrics("eval")
+    for name, other in others:
+        out |= other.metrics(f"ood/{name}")
+    return out
+
+
+def check_metric(field: str, name: str, sets: Sequence[HeldOut], cfg: config.Eval) -> None:
+    """Raises UserError where no evaluation of these sets has a metric of this name."""
+    answer: AnswerRow = {
+        **dict.fromkeys(("tokens", "thinking_tokens", "answer_tokens"), 1),
+        **{"id": "", "completion": "", "finish": "stop", "correct": True},
+        "details": {"prediction": ""},
+    }
+    rows = [answer | {"set": part.name} for part in sets for _ in range(cfg.k)]
+    names = metrics(score(rows, sets, "paper"))
+    if name not in names:
+        raise UserError(f"{field} is {name!r}: must be one of {', '.join(names)}")
+
+
+def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | None]]:
+    """Returns the rows of the closing table from two evaluations as `to_dict` gives them."""
+
+    def row(name: str, *path: str) -> tuple[str, float | None, float | None]:
+        ends = []
+        for value in (before, after):
+            for key in path:
+                value = value[key]
+            ends.append(float(value))  # type: ignore[arg-type]
+        return name, ends[0], ends[1]
+
+    def verbalization(of: str, *path: str) -> list[tuple[str, float | None, float | None]]:
+        return [
+            row(f"{of}epistemic words a response", *path, "per_response"),
+            row(f"{of}epistemic words per 1,000 tokens", *path, "per_1000_tokens"),
+        ]
+
+    def accuracies(of: dict) -> list[str]:
+        return [k for k, v in of["accuracy"].items() if isinstance(v, dict)]
+
+    return [
+        *(row(f"held-out {name}", "accuracy", name, "value") for name in accuracies(before)),
+        row("mean completion tokens", "lengths", "mean"),
+        row("truncated share", "lengths", "truncated"),
+        *verbalization("", "epistemic"),
+        *(
+            each
+            for other, figures in before.get("out_of_domain", {}).items()
+            for each in (
+                *(
+                    row(f"{other} {name}", "out_of_domain", other, "accuracy", name, "value")
+                    for name in accuracies(figures)
+                ),
+                *verbalization(f"{other} ", "out_of_domain", other, "epistemic"),
+            )
+        ),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationHistory:
+    """The evaluations of a training run: how its model scores as it learns."""
+
+    shop: loaded_model.LoadedModel
+    sets: Sequence[HeldOut]
+    cfg: config.Eval
+    thinking: bool | None
+    out: Path
+    history: list[dict]
+    lexicon: str = "paper"
+
+    def measure(self, step: int, weights: Any) -> dict[str, float]:
+        """Returns the metrics of the model, and keeps its scores and answers.
+
+        `weights` are the sampler's; without any set there is nothing to measure.
+        """
+        if not self.sets:
+            return {}
+        plan = batches(self.sets, self.cfg.batch)
+        sampler, tokenizer = self.shop.sampler, self.shop.tokenizer
+        made = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
+        rows = [row for batch in made for row in batch]
+        by_set = score(rows, self.sets, self.lexicon)
+        self.history.append({"step": step} | to_dict(by_set))
+        if jax.process_index() == 0:
+            write_text(self.out / "answers" / f"{step:06d}.jsonl", jsonl(rows))
+        return metrics(by_set)
+
+    def close(self) -> None:
+        """Writes evaluations.json and prints what the run changed."""
+        if self.history and jax.process_index() == 0:
+            text = json.dumps(self.history, indent=2) + "\n"
+            write_text(self.out / "evaluations.json", text)
+            print(closing_table(changes(self.history[0], self.history[-1])))
+
+
+def resumed(
+    file: Path,
+    plan: Sequence[EvalBatch],
+    shop: loaded_model.LoadedModel,
+    cfg: config.Eval,
+    thinking: bool | None,
+    before: Callable[[int], None] = lambda number: None,
+    weights: Callable[[], Any] | None = None,
+) -> Iterator[list[AnswerRow]]:
+    """Yields the rows of each batch: those that the file holds, then others, which it gets.
+
+    An unfinished batch is sampled again. `before` is called with the number of each batch after
+    the first that is sampled, before it. `weights` gives the sampler's, asked for only if any batch
+    is sampled; None: the model as stored.
+    """
+    primary = jax.process_index() == 0
+    done, text = hosts.of_first(_whole_batches(file, plan, cfg.k) if primary else None)
+    if primary and file.exists():
+        write_text(file, text)
+    lines = map(json.loads, text.splitlines())
+    for batch in plan[:done]:
+        yield list(itertools.islice(lines, len(batch.examples) * cfg.k))
+    if done == len(plan):
+        return
+    read = (weights or shop.stored_weights)()
+    made = answers(shop.sampler, read, shop.tokenizer, plan[done:], cfg, thinking)
+    for number, rows in enumerate(made, done + 1):
+        if primary:
+            with file.open("a", encoding="utf-8") as out:
+                out.write(jsonl(rows))
+        hosts.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
+        yield rows
+        before(number - done)  # the next one
+
+
+def _whole_batches(file: Path, plan: Sequence[EvalBatch], k: int) -> tuple[int, str]:
+    """Returns how many of the batches a file of answers holds whole, and their text."""
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    at = done = 0
+    for batch in plan:
+        end = at + len(batch.examples) * k
+        if len(lines) < end or not lines[end - 1].endswith(b"\n"):
+            break
+        wanted = [(batch.held_out.name, example.id) for example in batch.examples]
+        for number, (line, of) in enumerate(
+            zip(lines[at:end], [w for w in wanted for _ in range(k)], strict=True), at + 1
+        ):
+            _check_line(file, number, line, of)
+        at, done = end, done + 1
+    return done, b"".join(lines[:at]).decode()
+
+
+def _check_line(file: Path, number: int, line: bytes, of: tuple[str, str]) -> None:
+    remedy = "remove the file or choose another --out"
+    try:
+        row = json.loads(line)
+        found = (row["set"], row["id"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{file}:{number}: not an answer; {remedy}") from None
+    if found != of:
+        raise UserError(
+            f"{file}:{number}: answers {found[1]} of {found[0]}, but {of[1]} of {of[0]} comes "
+            f"here; {remedy}"
+        )
+
+
+def note_skipped(task: Task, listed: int = 10) -> None:
+    """Prints how many rows of the task's files are not used, and which, up to `listed`."""
+    if task.skipped:
+        hosts.note(f"{task.name}: {len(task.skipped)} rows skipped")
+    for row in task.skipped[:listed]:
+        hosts.note(f"  {row.file}:{row.row}: {row.reason}")
+
+
+def check_same_examples(name: str, examples: Sequence[Example]) -> None:
+    """Raises UserError where processes have read different examples; looks at up to 1000."""
+    looked_at = [examples[i] for i in range(0, len(examples), max(len(examples) // 1000, 1))]
+    texts = [to_json(asdict(example)) for example in looked_at]
+    hosts.check_same(
+        f"{name}: its examples", [len(examples), *texts], "give every host the same files"
+    )

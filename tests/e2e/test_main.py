@@ -1,0 +1,333 @@
+import dataclasses
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from sdjax import config
+from sdjax.config.load import job_classes
+from sdjax.errors import UserError
+from sdjax.main import main
+
+ROOT = Path(__file__).parents[2]
+HEAD = "from sdjax.config import *\nfrom sdjax.tasks.arithmetic import Arithmetic\n"
+GOOD = HEAD + 'config = Train(out="runs/x", task=Arithmetic())\n'
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Returns a function that writes a config file into an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text, name="configs/mine.py"):
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """Puts a job in place of each real one; returns the configs they are run with."""
+    seen = []
+    for job in job_classes():
+        name = f"sdjax.jobs.{job.__name__.lower()}"
+        module = types.ModuleType(name)
+        module.run = seen.append
+        monkeypatch.setitem(sys.modules, name, module)
+    return seen
+
+
+def error_line(capsys, argv):
+    """Returns the one line on stderr of a run that must end with exit code 2."""
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("sdjax: error: ") and captured.out == ""
+    return line.removeprefix("sdjax: error: ")
+
+
+BAD_FILES = {
+    "syntax": (GOOD + "x = (1,\n", ["configs/mine.py, line 4", "never closed"]),
+    "indentation": (GOOD + "  x = 1\n", ["configs/mine.py, line 4", "indent"]),
+    "name": (HEAD + "config = Trian()\n", ["line 3", "'Trian'", "perhaps you meant Train"]),
+    "import": (
+        "from sdjax.config import Trian\n",
+        ["line 1", "Trian", "perhaps you meant Train"],
+    ),
+    "module": ("import no_such_package\n", ["line 1", "no_such_package"]),
+    "keyword": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), optim=Optim(lrr=1))\n",
+        ["line 3", "'lrr'", "perhaps you meant lr"],
+    ),
+    "strange keyword": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), log=Log(verbosity=1))\n",
+        ["line 3", "'verbosity'", "its fields are tensorboard, rollouts, "],
+    ),
+    "missing field": (HEAD + "config = Train(out='x')\n", ["line 3", "'task'"]),
+    "value": (
+        HEAD + "optim = Optim(\n    lr=-1.0,\n)\nconfig = Train(out='x', task=Arithmetic())\n",
+        ["configs/mine.py, line 3: optim.lr is -1.0: must not be negative"],
+    ),
+    "combination": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), optim=Optim(minibatches=5))\n",
+        ["line 3", "optim.minibatches is 5: must divide rollout.prompts_per_step (32)"],
+    ),
+    "group size": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), rollout=Rollout(group_size=1))\n",
+        ["line 3", "rollout.group_size is 1: needs at least 2"],
+    ),
+    "type that fails early": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), optim=Optim(lr='fast'))\n",
+        ["line 3", "Optim.lr is 'fast': must be float"],
+    ),
+    "type": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), data=Data(seed=1.5))\n",
+        ["configs/mine.py: data.seed is 1.5: must be int"],
+    ),
+    "bool for a number": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), seed=True)\n",
+        ["seed is True: must be int"],
+    ),
+    "choice": (
+        HEAD + "config = Train(out='x', task=Arithmetic(), teacher=Teacher(kind='frozen'))\n",
+        ["teacher.kind is 'frozen': must be one of 'initial', 'live'"],
+    ),
+    "optional": (
+        HEAD + "config = Evaluate(out='x', task=Arithmetic(), enable_thinking='no')\n",
+        ["enable_thinking is 'no': must be bool or None"],
+    ),
+    "section": (
+        HEAD + "config = Train(out='x', task=Model())\n",
+        ["task is Model(", "must be Task"],
+    ),
+    "no config": (HEAD, ["configs/mine.py: does not bind `config`", "Train, Evaluate, Export"]),
+    "wrong config": (HEAD + "config = Model()\n", ["of type Model", "Train, Evaluate, Export"]),
+    "class": (HEAD + "config = Train\n", ["of type type", "Train, Evaluate, Export"]),
+    "own error": ("raise RuntimeError('one\\ntwo')\n", ["line 1: RuntimeError: one two"]),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_bad_config_file_is_one_line_with_file_thing_and_remedy(write, capsys, text, said):
+    line = error_line(capsys, ["--config", write(text)])
+    assert "configs/mine.py" in line
+    for part in said:
+        assert part in line
+
+
+BAD_ARGUMENTS = {
+    "--optim.lrr 3": ["--optim.lrr", "perhaps you meant --optim.lr"],
+    "--group_size 4": ["--group_size", "perhaps you meant --rollout.group_size"],
+    "--optim.lrr 3 --policy.clip_hihg 1": ["--optim.lr", "--policy.clip_high"],
+    "--nothing.like.it 3": ["--nothing.like.it", "--help lists every field"],
+    "--optim.lr fast": ["--optim.lr", "'fast'", "--help"],
+    "--rollout.group_size 4.5": ["--rollout.group_size", "'4.5'", "--help"],
+    "--rollout.group_size": ["--rollout.group_size", "Missing value"],
+    "--optim.lr -1": ["optim.lr is -1.0: must not be negative"],
+    "--loss.alpha 1.5": ["loss.alpha is 1.5: must lie in [0, 1]"],
+    "--optim.microbatch 7": ["optim.microbatch is 7: must divide the 256 completions"],
+    "--reprompt.demonstration frist": ["'frist'", "--reprompt.demonstration", "'first'"],
+    "--resume yes": ["yes", "--help"],
+    "stray": ["stray", "--help"],
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD_ARGUMENTS.items(), ids=BAD_ARGUMENTS)
+def test_a_bad_override_is_one_line_with_name_and_remedy(write, capsys, arguments, said):
+    line = error_line(capsys, ["--config", write(GOOD), *arguments.split()])
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["no config", "--config FILE", "--help"]),
+        (["--optim.lr", "1"], ["no config", "--config FILE"]),
+        (["--config"], ["--config needs a file"]),
+        (["--config", "--seed"], ["--config needs a file"]),
+        (["--config="], ["--config needs a file"]),
+        (["--config", "configs/mien.py"], ["mien.py", "perhaps you meant configs/mine.py"]),
+        (["--config", "configs"], ["configs: not a readable config file"]),
+    ],
+)
+def test_a_missing_config_file_is_one_line_with_a_remedy(write, capsys, arguments, said):
+    write(GOOD)
+    line = error_line(capsys, arguments)
+    for part in said:
+        assert part in line
+
+
+def test_a_file_that_is_not_text_is_one_line(write, capsys):
+    write(GOOD)
+    Path("configs/model.gguf").write_bytes(b"GGUF\xff\xfe\x00")
+    assert "not a readable config file" in error_line(capsys, ["--config", "configs/model.gguf"])
+    assert "null bytes" in error_line(capsys, ["--config", write("x = 1\x00")])
+
+
+def test_overrides_reach_the_job_and_the_task_keeps_its_class(write, jobs):
+    arguments = "--task.held-out 7 --task.held_out 9 --optim.lr 1e-6 --loss.token_clip 2 --resume"
+    assert main(["--config", write(GOOD), *arguments.split()]) == 0
+    (job,) = jobs
+    assert type(job) is config.Train
+    assert type(job.task).__name__ == "Arithmetic" and job.task.held_out == 9
+    assert (job.optim.lr, job.loss.token_clip, job.resume) == (1e-6, 2.0, True)
+    assert job.optim.warmup_steps == config.Optim().warmup_steps
+
+
+def test_the_order_of_arguments_is_free(write, jobs):
+    file = write(GOOD)
+    assert main(["--steps", "3", f"--config={file}", "--seed", "4"]) == 0
+    assert (jobs[0].steps, jobs[0].seed) == (3, 4)
+
+
+def test_combinations_are_checked_with_all_overrides_applied(write, jobs, capsys):
+    file = write(GOOD.replace("Arithmetic()", "Arithmetic(), optim=Optim(microbatch=4)"))
+    assert main(["--config", file, "--rollout.prompts_per_step", "1"]) == 0
+    line = error_line(
+        capsys, ["--config", file, "--optim.microbatch", "16", "--rollout.prompts_per_step", "1"]
+    )
+    assert "must divide the 8 completions" in line
+
+
+def test_a_config_file_may_define_its_own_task_and_start_from_its_neighbour(write, jobs):
+    write(GOOD, "configs/first_config.py")
+    file = write(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from first_config import config as base\n"
+        "from sdjax.config import Task\n"
+        "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
+        "class Mine(Task):\n"
+        "    '''My questions.'''\n"
+        "    names: tuple[str, ...] = ('a',)\n"
+        "config = dataclasses.replace(base, task=Mine())\n",
+        "configs/second_config.py",
+    )
+    before = list(sys.path)
+    assert main(["--config", file, "--task.names", "x", "y"]) == 0
+    assert sys.path == before
+    assert jobs[0].task.names == ("x", "y")
+
+
+def test_a_job_goes_to_its_own_module(write, jobs):
+    file = write(HEAD + "config = Export(run='runs/x', out='model')\n")
+    assert main(["--config", file, "--step", "3"]) == 0
+    assert jobs == [config.Export(run="runs/x", out="model", step=3)]
+
+
+def raising(error):
+    def run(job):
+        raise error
+
+    return run
+
+
+def test_a_users_mistake_inside_a_job_is_one_line_and_a_traceback_with_debug(write, jobs, capsys):
+    sys.modules["sdjax.training.loop"].run = raising(UserError("data.csv: row 3\nis empty"))
+    assert error_line(capsys, ["--config", write(GOOD)]) == "data.csv: row 3 is empty"
+    assert main(["--config", write(GOOD), "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and shown.splitlines()[-1].startswith("sdjax: error: data.csv")
+
+
+def test_a_bug_keeps_its_traceback(write, jobs):
+    sys.modules["sdjax.training.loop"].run = raising(ValueError("ours"))
+    with pytest.raises(ValueError, match="ours"):
+        main(["--config", write(GOOD)])
+
+
+def test_an_interrupted_run_exits_with_130(write, jobs, capsys):
+    sys.modules["sdjax.training.loop"].run = raising(KeyboardInterrupt())
+    assert main(["--config", write(GOOD)]) == 130
+    assert capsys.readouterr().err == "sdjax: interrupted\n"
+
+
+def test_debug_shows_where_a_config_file_failed(write, capsys):
+    assert main(["--debug", "--config", write("x = 1\nraise KeyError('why')\n")]) == 2
+    shown = capsys.readouterr().err
+    assert "raise KeyError('why')" in shown or "KeyError: 'why'" in shown
+    assert "Traceback" in shown
+
+
+def test_help_of_a_config_documents_every_field_with_its_default(write, capsys):
+    assert main(["--config", write(GOOD), "--help"]) == 0
+    shown = capsys.readouterr().out
+
+    def check(section, prefix):
+        for field in dataclasses.fields(section):
+            value = getattr(section, field.name)
+            if dataclasses.is_dataclass(value):
+                check(value, f"{prefix}{field.name}.")
+            elif value != {}:  # the names of out_of_domain are given in a config file
+                assert f"--{prefix}{field.name}" in shown
+
+    check(config.Train(out="runs/x", task=config.TaskConfig()), "")
+    assert "--task.name" in shown  # the task's own
+    for part in ("(default: 1e-05)", "0 is greedy", "Completions of each prompt", "{initial,live"):
+        assert part in shown
+
+
+def run(*argv):
+    start = time.monotonic()
+    command = [sys.executable, *argv]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return done, time.monotonic() - start
+
+
+def test_help_is_fast_names_the_jobs_and_imports_nothing_heavy():
+    done, seconds = run("-X", "importtime", "-m", "sdjax.main", "--help")
+    assert done.returncode == 0 and seconds < 3
+    for job in job_classes():
+        assert f"  {job.__name__} " in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert "sdjax.config" in imported
+    assert not imported & {"jax", "numpy", "transformers", "tyro", "torch", "flax"}
+
+
+def test_nothing_of_jax_is_imported_before_the_job_starts(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    script = (
+        "import sys, time; from sdjax.config.load import load, override\n"
+        "from pathlib import Path\n"
+        "job = override(load(Path(sys.argv[1])), ['--steps', '3'], prog='x')\n"
+        "heavy = {'jax', 'flax', 'transformers', 'tensorflow_datasets', 'grain', 'torch'}\n"
+        "print(job.steps, heavy & set(sys.modules))\n"
+    )
+    done, seconds = run("-c", script, str(file))
+    assert done.stdout == "3 set()\n", done.stderr
+    assert seconds < 5
+
+
+def test_a_config_as_it_stands_needs_no_parser(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    script = (
+        "import sys; sys.modules['tyro'] = None\n"
+        "from sdjax.config.load import load, override\n"
+        "from pathlib import Path\n"
+        "print(override(load(Path(sys.argv[1])), [], prog='x').out)\n"
+    )
+    done, _ = run("-c", script, str(file))
+    assert done.stdout == "runs/x\n", done.stderr
+
+
+def test_a_missing_model_ends_the_real_command_with_one_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD)
+    out = tmp_path / "run"
+    done, _ = run(
+        "-m", "sdjax.main", "--config", str(file), "--out", str(out), "--model.path", "./no_such",
+        "--task.size", "300",
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sdjax: error: ") and "no_such" in line
+    assert not out.exists()

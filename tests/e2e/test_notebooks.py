@@ -1,0 +1,142 @@
+"""The notebooks run from top to bottom, on a CPU, with a tiny model."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+import tiny
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+# What stands in a notebook's own settings, small enough for a test.
+SETTINGS = {
+    "quickstart": """
+OUT = "runs/test_notebook"
+SMALL = {"steps": 1, "task.size": 32,
+    "rollout.prompts_per_step": 4, "rollout.max_completion_tokens": 160,
+    "eval.k": 1, "eval.examples": 8, "eval.max_completion_tokens": 96}
+OVERRIDES = [x for run in ("sdpo", "grpo") for name, value in SMALL.items()
+    for x in (f"--runs.{run}.{name}", str(value))]
+""",
+    "epistemic": """
+MODELS = {"tiny": MODEL}
+QUESTIONS, ANSWERS, TOKENS = 2, 2, 8
+""",
+    "plan_tpu": """
+TRAIN, TOPOLOGY, COMPILE, PRICE = "configs/math/sdpo_qwen3_1_7b.py", "h100:8", False, 2.0
+""",
+}
+RUNS = ("sdpo", "grpo")
+# arXiv:2603.24472: substrings, in any case.
+WORDS = (
+    *("wait", "hmm", "perhaps", "maybe", "actually"),
+    *("alternatively", "seems", "might", "likely", "check"),
+)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """Returns a folder with what a clone of the repository has, but nothing that a run writes."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("sdjax", "configs", "tpu", "notebooks", "pyproject.toml", ".git"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+def executed(name, clone, model):
+    """Returns what the cells of a notebook put out, as one text, with its settings small."""
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in book.cells), "outputs are not kept"
+    chosen = [c for c in book.cells if "settings" in c.metadata.get("tags", [])]
+    assert len(chosen) == 1
+    chosen[0].source = f"MODEL = {str(model)!r}\n{SETTINGS[name]}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("MPLBACKEND", "agg")
+        NotebookClient(book, timeout=300, resources={"metadata": {"path": str(clone)}}).execute()
+    text = json.dumps(book.cells)
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("epistemic", ("per 1,000 tokens", "'likely': 1")), ("plan_tpu", ("chip",))],
+)
+def test_a_notebook_runs_from_top_to_bottom(name, says, clone, tmp_path):
+    text = executed(name, clone, tiny.model_folder(tmp_path / "model"))
+    assert all(words in text for words in says)
+
+
+@pytest.fixture(scope="module")
+def quickstart(clone):
+    """Returns what the quickstart's notebook said, in a small form, and where it wrote."""
+    return executed("quickstart", clone, model=None), clone / "runs" / "test_notebook"
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("run", RUNS)
+def test_quickstart_losses_are_finite_and_its_counts_those_of_the_texts(quickstart, run):
+    folder = quickstart[1] / run / "0"
+    steps = [m for m in lines(folder / "metrics.jsonl") if m["step"]]
+    rows = lines(folder / "rollouts.jsonl")
+    assert [m["step"] for m in steps] == [1] and len(rows) == 4 * 4
+    for metrics in steps:
+        assert all(
+            math.isfinite(v) for n, v in metrics.items() if n.startswith(("loss/", "optim/"))
+        )
+        assert metrics["optim/skipped"] == 0
+        mine = [row for row in rows if row["step"] == metrics["step"]]
+        counted = [sum(row["completion"].lower().count(w) for w in WORDS) for row in mine]
+        assert metrics["rollout/epistemic_per_response"] == pytest.approx(sum(counted) / 16)
+        assert metrics["rollout/length"] == pytest.approx(sum(r["length"] for r in mine) / 16)
+        assert metrics["rollout/correct"] == pytest.approx(sum(r["correct"] for r in mine) / 16)
+
+
+@pytest.mark.heavy
+def test_the_shipped_model_reasons_and_reads_a_solution(quickstart):
+    rows = lines(quickstart[1] / "sdpo" / "0" / "rollouts.jsonl")
+    first = [row for row in rows if row["step"] == 1]
+    assert sum(row["correct"] for row in first) >= 3  # of 16; two in five are right
+    assert sum("</think>" in row["completion"] for row in first) >= 12
+    assert any("Correct solution" in (row.get("reprompt") or "") for row in first)
+
+
+@pytest.mark.heavy
+def test_quickstart_puts_both_trainings_into_one_table_and_report(quickstart):
+    text, out = quickstart
+    before = [lines_of[0]["accuracy"] for lines_of in map(evaluations, (out / r for r in RUNS))]
+    assert before[0] == before[1]
+    table = (out / "coverage.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in table[2:]] == ["before", *RUNS]
+    assert "divide: score" in table[0] and table[0] in text
+    assert "report.html (32 rollouts" in text and (out / "report.html").stat().st_size > 100_000
+
+
+def evaluations(folder):
+    return json.loads((folder / "0" / "evaluations.json").read_text())
+
+
+def test_the_first_cell_makes_a_clone_where_there_is_none(tmp_path, monkeypatch):
+    book = nbformat.read(ROOT / "notebooks" / f"{NAMES[0]}.ipynb", as_version=4)
+    cells = [c for c in book.cells if c.cell_type == "code"][:1]
+    assert all(
+        nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[1].source
+        == cells[0].source
+        for name in NAMES
+    )
+    book.cells = [*cells, nbformat.v4.new_code_cell("import os; print(os.listdir('configs'))")]
+    monkeypatch.setenv("SDJAX_SOURCE", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT)]))
+    NotebookClient(book, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert "quickstart.py" in book.cells[1].outputs[0].text
+    assert (tmp_path / "sdjax-clone" / "sdjax" / "main.py").exists()

@@ -1,0 +1,321 @@
+"""Supervised finetuning: what is learned of a conversation, the loss, and whole runs of the job."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import learning
+import numpy as np
+import optax
+import other_process
+import pytest
+import tiny
+from flax import nnx
+from test_train import lines, timeless
+
+from sdjax import config
+from sdjax.config.load import override
+from sdjax.data import conversations
+from sdjax.jobs import export_job, sft_job
+from sdjax.learner import adamw, state, supervised
+from sdjax.learner.supervised import Conversation, SFTShape
+from sdjax.models.files import weights
+from sdjax.models.network.transformer import Transformer, head_weight, hidden_states, logits
+from sdjax.tasks.arithmetic import Arithmetic
+from sdjax.tokenizer import Tokenizer
+
+SUMS = Arithmetic(
+    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=6
+)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """Returns a model folder without weights."""
+    folder = tmp_path_factory.mktemp("bare") / "model"
+    tiny.write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(tiny.config("qwen3")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory):
+    """Returns a file of 40 conversations of different lengths."""
+    file = tmp_path_factory.mktemp("data") / "sums.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"{a} + {b}?"},
+                {"role": "assistant", "content": "so " * (a % 3) + str(a + b)},
+            ]
+        }
+        for a in range(8)
+        for b in range(5)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def job(model: Path, source: Path, out: Path, **changes) -> config.SFT:
+    """Returns a run of 6 updates of 8 conversations on a tiny model with random weights."""
+    base = config.SFT(
+        out=str(out),
+        source=str(source),
+        steps=6,
+        batch=8,
+        log_every=1,
+        max_tokens=200,
+        max_prompt_tokens=300,
+        model=config.Model(path=str(model), init_seed=3, compute_dtype="float32", remat="none"),
+        optim=config.Optim(lr=1e-2, warmup_steps=0, microbatch=2, row_tokens=128),
+        checkpoint=config.Checkpoint(every=3),
+        log=config.Log(progress=False),
+    )
+    return replace(base, **changes)
+
+
+EVALUATED = {
+    "task": SUMS,
+    "out_of_domain": {"longer": replace(SUMS, options={**SUMS.options, "max_terms": 3})},
+    "eval": config.Eval(every=3, k=2, examples=4, batch=4, max_completion_tokens=8),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(bare, sums, tmp_path_factory):
+    """Returns the directory of a finished run that evaluates two tasks."""
+    out = tmp_path_factory.mktemp("run") / "sft"
+    sft_job.run(job(bare, sums, out, **EVALUATED))
+    return out
+
+
+def load(tmp_path, *rows, turns="last", on_bad_row="error"):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return conversations.load(str(file), turns=turns, on_bad_row=on_bad_row)
+
+
+CHAT = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "1 + 1?"},
+    {"role": "assistant", "content": "<think>easy</think>2"},
+    {"role": "user", "content": "And 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "Thanks."},
+]
+
+
+def test_only_the_assistants_turn_and_its_end_are_learned(bare, tmp_path):
+    tokenizer = Tokenizer.load(bare)
+    (one,), _ = load(tmp_path, {"messages": CHAT})
+    (made,) = sft_job.encode([one], tokenizer, None)
+    assert tokenizer.decode_raw(made.tokens[made.start :]) == "4<|im_end|>"
+    assert tokenizer.decode_raw(made.tokens[: made.start]).endswith(
+        "And 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_every_turn_is_learned_in_the_context_in_which_it_is_said(bare, tmp_path):
+    tokenizer = Tokenizer.load(bare)
+    found, _ = load(tmp_path, {"messages": CHAT}, turns="all")
+    said = [tokenizer.decode_raw(m.tokens[m.start :]) for m in _encoded(found, tokenizer)]
+    assert said == ["<think>easy</think>2<|im_end|>", "4<|im_end|>"]
+    assert [len(d.messages) for d in found] == [2, 4]
+
+
+def _encoded(found, tokenizer):
+    return sft_job.encode(found, tokenizer, None)
+
+
+def test_prompt_and_completion_are_a_conversation_of_two_turns(tmp_path):
+    as_text = {"prompt": "1 + 1?", "completion": "2"}
+    as_turns = {
+        "prompt": [{"role": "user", "content": "1 + 1?"}],
+        "completion": [{"role": "assistant", "content": "2"}],
+    }
+    (a, b), _ = load(tmp_path, as_text, as_turns)
+    assert replace(b, row=1) == a
+    assert a.messages == ({"role": "user", "content": "1 + 1?"},) and a.completion == "2"
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"text": "hello"}, "neither messages nor prompt and completion.*columns are text"),
+        ({"messages": "hello"}, "field 'messages' is str, not a list"),
+        ({"messages": [{"role": "user"}]}, "message 1: 'content' is not a text"),
+        ({"messages": CHAT[:2]}, "no turn of the assistant"),
+        ({"messages": CHAT[4:5]}, "begins with the assistant"),
+        ({"prompt": "1?", "completion": " "}, "field 'completion' is empty"),
+    ],
+)
+def test_a_row_that_is_no_conversation_is_named(row, says, tmp_path):
+    good = {"messages": CHAT}
+    with pytest.raises(config.UserError, match=rf"rows.jsonl:2: .*{says}"):
+        load(tmp_path, good, row)
+    kept, skipped = load(tmp_path, good, row, on_bad_row="skip")
+    assert len(kept) == 1 and [s.row for s in skipped] == [2]
+
+
+def random_conversations(number=9):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(4, 40, number)
+    return [
+        Conversation(tokens=rng.integers(3, 200, n).astype(np.int32), start=int(n) // 2)
+        for n in lengths
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(bare):
+    """Returns a model's params, their loss on the conversations from whole logits, its gradient."""
+    cfg = weights.read_config(bare, compute_dtype="float32", remat="none")
+    params = nnx.split(Transformer(cfg, rngs=nnx.Rngs(0)))[1]
+    made = random_conversations()
+    width = max(len(c.tokens) for c in made)
+    tokens = jnp.stack([jnp.pad(c.tokens, (0, width - len(c.tokens))) for c in made])
+    places = jnp.arange(width - 1)
+    learned = jnp.stack([(places >= c.start - 1) & (places < len(c.tokens) - 1) for c in made])
+
+    def loss(params):
+        model = nnx.merge(tiny.graph(cfg), params)
+        positions = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+        scores = logits(hidden_states(model, tokens, positions, None), head_weight(model))
+        each = optax.softmax_cross_entropy_with_integer_labels(scores[:, :-1], tokens[:, 1:])
+        return jnp.mean(each, where=learned)
+
+    return cfg, params, *jax.jit(jax.value_and_grad(loss))(params)
+
+
+def updated(cfg, params, made, sizes=(1, 1, 1), *, remat="none", chunk_tokens=2048, **packing):
+    """Returns the state after one update of a model on a mesh of these sizes, and its metrics."""
+    job_cfg = config.SFT(
+        out="unused",
+        source="unused",
+        batch=len(made),
+        chunk_tokens=chunk_tokens,
+        model=config.Model(compute_dtype="float32", remat=remat),
+        optim=config.Optim(warmup_steps=0, clip_norm=1e9, **packing),
+    )
+    mesh = learning.make_mesh(*sizes)
+    tx, teacher = adamw.make(job_cfg.optim), config.Teacher(kind="live")
+    shardings = state.shardings(jax.eval_shape(lambda: params), tx, teacher, mesh)
+    start = state.initialiser(tx, teacher, shardings)(jax.device_put(params, shardings.params))
+    with jax.set_mesh(mesh):
+        graph = tiny.graph(replace(cfg, remat=remat))
+        update = supervised.make_step(graph, job_cfg, mesh, shardings)
+        packed = supervised.pack(made, SFTShape.of(made, len(made), job_cfg.optim), 0)
+        return update(start, jax.device_put(packed, update.batch_shardings(packed, mesh)))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"row_tokens": 0, "microbatch": 9},
+        {"row_tokens": 64, "microbatch": 2, "chunk_tokens": 50},
+        {"row_tokens": 100, "microbatch": 1, "remat": "full", "chunk_tokens": 64},
+    ],
+)
+def test_neither_packing_nor_microbatches_nor_chunks_change_an_update(reference, how):
+    cfg, params, want, grads = reference
+    made = random_conversations()
+    after, metrics = updated(cfg, jax.tree.map(jnp.copy, params), made, **how)
+    np.testing.assert_allclose(metrics["sft/loss"], want, rtol=1e-5)
+    np.testing.assert_allclose(metrics["optim/grad_norm"], optax.tree.norm(grads), rtol=1e-4)
+    assert metrics["sft/learned_tokens"] == sum(len(c.tokens) - c.start for c in made)
+    # Adam's first update is the sign of the gradient: its moments say more.
+    moments = jax.tree.leaves(after.opt_state[0].mu)
+    for got, grad in zip(moments, jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(got, 0.1 * grad, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.heavy
+def test_devices_do_not_change_an_update():
+    other_process.on_eight_devices("import test_sft; test_sft.compare_devices()")
+
+
+def compare_devices():
+    assert jax.device_count() == 8
+    cfg = learning.CFG
+    made = random_conversations()
+    results = []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        params = nnx.split(Transformer(cfg, rngs=nnx.Rngs(0)))[1]
+        packing = {"row_tokens": 64, "microbatch": 4}
+        after, metrics = updated(cfg, params, made, sizes, remat="full", **packing)
+        results.append(jax.device_get((after.opt_state[0].mu, metrics)))
+    for one, eight in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-7)
+
+
+def test_any_batch_of_the_conversations_fits_the_shape():
+    rng = np.random.default_rng(1)
+    made = [
+        Conversation(tokens=np.zeros(n, np.int32), start=1)
+        for n in rng.choice([2, 30, 51, 64, 99, 128], 400)
+    ]
+    cfg = config.Optim(microbatch=4, row_tokens=128)
+    shape = SFTShape.of(made, 40, cfg)
+    for _ in range(50):
+        chosen = [made[i] for i in rng.choice(400, 40, replace=False)]
+        batch = supervised.pack(chosen, shape, 0)
+        assert batch.rows.target.shape == (shape.microbatches, 4, 128)
+        assert int((batch.rows.packed.segment_ids > 0).sum()) == sum(len(c.tokens) for c in chosen)
+        assert int(batch.rows.learned.sum()) == batch.learned_tokens
+
+
+@pytest.mark.heavy
+def test_a_run_from_random_weights_learns_and_is_evaluated_and_exported(finished):
+    metrics = lines(finished / "metrics.jsonl")
+    assert [m["step"] for m in metrics] == [0, 1, 2, 3, 4, 5, 6]
+    # Of 264 tokens; what is learned are few digits.
+    assert metrics[1]["sft/loss"] == pytest.approx(np.log(264), rel=0.05)
+    assert metrics[6]["sft/loss"] < 0.8 * metrics[1]["sft/loss"]
+    assert metrics[6]["sft/token_accuracy"] > 0.2
+    assert all(m["sft/tokens_per_s"] > 0 and m["optim/skipped"] == 0 for m in metrics[1:])
+    scored = [m["step"] for m in metrics if "eval/avg@2" in m and "ood/longer/avg@2" in m]
+    assert scored == [0, 3, 6]
+    history = json.loads((finished / "evaluations.json").read_text())
+    assert [h["step"] for h in history] == [0, 3, 6] and "longer" in history[0]["out_of_domain"]
+    assert len(lines(finished / "answers" / "000006.jsonl")) == 2 * 4 * 2
+    assert Tokenizer.load(finished / "model").vocab_size == 259
+    cfg = weights.read_config(finished / "model", compute_dtype="float32")
+    assert all(
+        np.all(np.isfinite(x)) for x in jax.tree.leaves(weights.load(finished / "model", cfg))
+    )
+
+
+@pytest.mark.heavy
+def test_a_resumed_finetuning_equals_an_uninterrupted_one(finished, bare, sums, tmp_path):
+    whole = job(bare, sums, tmp_path / "parts", **EVALUATED)
+    sft_job.run(replace(whole, steps=3))
+    sft_job.run(replace(whole, resume=True))
+    for file in (finished / "model").iterdir():
+        assert (tmp_path / "parts" / "model" / file.name).read_bytes() == file.read_bytes()
+    assert timeless(finished) == timeless(tmp_path / "parts")
+
+
+@pytest.mark.heavy
+def test_a_checkpoint_of_a_finetuning_can_be_exported(finished, tmp_path):
+    export_job.run(config.Export(run=str(finished), out=str(tmp_path / "model")))
+    for file in (finished / "model").iterdir():
+        assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_conversation_over_the_limit_is_left_out_or_named(bare, sums, tmp_path):
+    data = config.Data(on_overlong="error")
+    with pytest.raises(config.UserError, match=r"sums.jsonl:1: \d+ tokens, over max_tokens \(9\)"):
+        sft_job.run(job(bare, sums, tmp_path / "run", max_tokens=9, data=data))
+    with pytest.raises(config.UserError, match="every one of the 40 conversations is longer"):
+        sft_job.run(job(bare, sums, tmp_path / "run", max_tokens=9))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_section_that_may_be_none_is_changed_field_by_field(bare, sums, tmp_path):
+    with_task = job(bare, sums, tmp_path, **EVALUATED)
+    args = ["--task.held_out", "5", "--steps", "2"]
+    assert override(with_task, args, prog="sdjax").task == replace(SUMS, held_out=5)
+    assert override(job(bare, sums, tmp_path), ["--steps", "2"], prog="sdjax").task is None

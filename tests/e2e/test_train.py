@@ -1,0 +1,232 @@
+"""Whole runs of the train job on a tiny model: what they write, keep and say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from sdjax import config
+from sdjax.analysis import trace
+from sdjax.jobs import export_job
+from sdjax.tasks.arithmetic import Arithmetic
+from sdjax.training import evaluation, host_step, loaded_model
+
+SUMS = Arithmetic(
+    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=6
+)
+
+
+def job(model: Path, out: Path, **changes) -> config.Train:
+    """Returns a run of 4 steps of 4 prompts x 4 on a tiny model."""
+    sections = {
+        "rollout": {"prompts_per_step": 4, "group_size": 4, "temperature": 0.7},
+        "reprompt": {"max_tokens": 400, "success_threshold": -1.0},
+        "optim": {"microbatch": 8, "lr": 1e-3, "warmup_steps": 0},
+        "eval": {"every": 2, "k": 2, "examples": 6, "batch": 6, "max_completion_tokens": 12},
+        "checkpoint": {"every": 2},
+        "log": {"progress": False},
+    }
+    sections["rollout"] |= {"max_prompt_tokens": 300, "max_completion_tokens": 12}
+    plain = {k: changes.pop(k) for k in list(changes) if not isinstance(changes[k], dict)}
+    base = config.Train(
+        out=str(out),
+        task=SUMS,
+        steps=4,
+        model=config.Model(path=str(model), compute_dtype="float32", remat="none"),
+    )
+    for name in {*sections, *changes}:
+        values = sections.get(name, {}) | changes.get(name, {})
+        base = replace(base, **{name: replace(getattr(base, name), **values)})
+    return replace(base, **plain)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def timeless(out: Path) -> list[dict]:
+    """Returns the metrics of a run but for what depends on the clock."""
+    return [
+        {k: v for k, v in m.items() if not k.startswith("time/") and not k.endswith("per_s")}
+        for m in lines(out / "metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
+
+
+COMPILED = []
+"""Seconds of every compilation (or of a look-up in the cache of programs) of this process."""
+
+
+def count(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(seconds)
+
+
+jax.monitoring.register_event_duration_secs_listener(count)
+
+
+class Calls:
+    """A jitted function that takes nothing from the host.
+
+    It remembers the shapes and static arguments it was called with, and at each call how many
+    programs had been compiled.
+    """
+
+    def __init__(self, function):
+        self.function = function
+        self.shapes = set()
+        self.count = 0
+        self.compiled = []
+
+    def __call__(self, *args, **static):
+        leaves = tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
+        self.shapes.add((leaves, tuple(static.items())))
+        self.count += 1
+        self.compiled.append(len(COMPILED))
+        with jax.transfer_guard("disallow"):
+            return self.function(*args, **static)
+
+
+@pytest.fixture(scope="module")
+def finished(model, tmp_path_factory):
+    """Returns the directory of a finished SDPO run and the jitted functions that it called."""
+    out = tmp_path_factory.mktemp("run") / "sdpo"
+    called = {}
+    make_steps, make_sampler = host_step.make_steps, loaded_model.samplers.make
+
+    def steps(*args):
+        made = make_steps(*args)
+        called.update(train=Calls(made.train), after=Calls(made.after))
+        return replace(made, **{k: called[k] for k in ("train", "after")})
+
+    def sampler(*args, **kwargs):
+        made = make_sampler(*args, **kwargs)
+        programs = {name: Calls(program) for name, program in vars(made.programs).items()}
+        called.update(weights=Calls(made.weights), **programs)
+        programs = replace(made.programs, **programs)
+        return replace(made, weights=called["weights"], programs=programs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_step, "make_steps", steps)
+        patch.setattr(loaded_model.samplers, "make", sampler)
+        train_job.run(job(model, out, steps=5, profile=str(out / "profile")))
+    return out, called
+
+
+def test_a_run_writes_metrics_rollouts_evaluations_checkpoints_and_a_model(finished):
+    out, _ = finished
+    metrics = lines(out / "metrics.jsonl")
+    assert [m["step"] for m in metrics] == [0, 1, 2, 3, 4, 5]
+    assert all(np.isfinite(m["loss/total"]) and m["optim/grad_norm"] > 0 for m in metrics[1:])
+    assert [m["step"] for m in metrics if "eval/avg@2" in m] == [0, 2, 4, 5]
+    rollouts = lines(out / "rollouts.jsonl")
+    assert len(rollouts) == 5 * 4 * 4
+    for r in rollouts:
+        assert len(r["tokens"]) == len(r["sampler_logprobs"]) == len(r["teacher_logprobs"])
+        assert r["prompt"] != r["reprompt"] and "Correct solution:" in r["reprompt"]
+        np.testing.assert_allclose(r["student_logprobs"], r["sampler_logprobs"], atol=2e-4)
+    assert (out / "config.json").exists() and (out / "evaluations.json").exists()
+    assert list((out / "tensorboard").iterdir())
+    assert {p.name for p in (out / "checkpoints").iterdir()} >= {"4", "5"}
+    assert (out / "model" / "config.json").exists()
+
+
+def test_no_function_compiles_twice_for_one_shape(finished):
+    _, called = finished
+    assert set(called) >= {"train", "after", "weights", "prefill", "insert", "decode"}
+    for name, calls in called.items():
+        assert calls.function._cache_size() == len(calls.shapes), name
+    assert len(called["after"].shapes) == len(called["weights"].shapes) == 1
+    # Evaluation and training sample different shapes.
+    assert 1 <= len(called["decode"].shapes) <= 3 and 1 <= len(called["train"].shapes) <= 3
+
+
+def test_decode_weights_are_made_once_for_each_state_of_the_parameters(finished):
+    _, called = finished
+    assert called["train"].count == 5 and called["weights"].count == 1 + 5
+
+
+def test_a_step_after_the_first_compiles_nothing(finished):
+    _, called = finished
+    train = called["train"]
+    # Its completions fall into one bucket of lengths, as its prompts do.
+    assert len(train.compiled) == 5 and len(train.shapes) == 1
+    after_first = {n for calls in called.values() for n in calls.compiled if n >= train.compiled[1]}
+    assert after_first == {train.compiled[-1]}
+
+
+def test_a_profile_is_one_trace_of_the_run(finished):
+    out, _ = finished
+    assert len(list((out / "profile").glob("**/*.xplane.pb"))) == 1
+    assert trace.read(out / "profile").devices == 0
+
+
+def test_the_exported_model_scores_as_the_trained_one(finished, tmp_path):
+    out, _ = finished
+    cfg = job(out / "model", tmp_path)
+    evaluation.run(
+        config.Evaluate(
+            out=str(tmp_path / "again"),
+            task=SUMS,
+            model=cfg.model,
+            max_prompt_tokens=300,
+            eval=cfg.eval,
+        )
+    )
+    scores = json.loads((tmp_path / "again" / "scores.json").read_text())
+    last = json.loads((out / "evaluations.json").read_text())[-1]
+    # Export rounds to bfloat16, so a token may differ; the lengths hardly do.
+    assert abs(scores["lengths"]["mean"] - last["lengths"]["mean"]) < 2
+    assert len(lines(tmp_path / "again" / "answers.jsonl")) == 6 * 2
+
+
+def test_a_checkpoint_exports_to_the_bytes_of_the_run_s_own_export(finished, tmp_path):
+    out, _ = finished
+    export_job.run(config.Export(run=str(out), out=str(tmp_path / "model")))
+    for file in (out / "model").iterdir():
+        assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.heavy
+def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
+    for name, row_tokens in (("alone", 0), ("packed", 1000)):
+        packing = {"microbatch": 4, "row_tokens": row_tokens}
+        train_job.run(job(model, tmp_path / name, steps=1, optim=packing))
+    alone, packed = (lines(tmp_path / name / "rollouts.jsonl") for name in ("alone", "packed"))
+    for a, b in zip(alone, packed, strict=True):
+        for kind in ("student_logprobs", "teacher_logprobs"):
+            # They are written with four decimals.
+            np.testing.assert_allclose(b.pop(kind), a.pop(kind), atol=1.01e-4)
+        assert a == b
+    alone, packed = (lines(tmp_path / name / "metrics.jsonl")[-1] for name in ("alone", "packed"))
+    assert packed["update/padding"] < alone["update/padding"]
+    # What is sampled after the update may differ by the rounding of its parameters.
+    other = ("time/", "rollout/tokens_per_s", "update/padding", "eval/")
+    for name in alone:
+        if not name.startswith(other):
+            np.testing.assert_allclose(packed[name], alone[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_directory_that_holds_a_run_is_not_overwritten(finished, model):
+    out, _ = finished
+    before = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(config.UserError, match="holds a run; pass --resume"):
+        train_job.run(job(model, out))
+    assert (out / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.heavy
+def test_a_model_without_successes_learns_nothing_and_says_so(model, tmp_path):
+    train_job.run(job(model, tmp_path / "none", steps=1, reprompt={"success_threshold": 2.0}))
+    last = lines(tmp_path / "none" / "metrics.jsonl")[-1]
+    assert last["reprompt/masked_fraction"] == 1.0
+    assert last["loss/total"] == 0.0 and last["optim/grad_norm"] == 0.0
+    assert all(r["student_logprobs"] is None for r in lines(tmp_path / "none" / "rollouts.jsonl"))

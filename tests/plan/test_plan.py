@@ -1,0 +1,346 @@
+"""The plan job: arithmetic, the search, what compiled programs say, and mistakes in one line."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import other_process
+import pytest
+import tiny
+
+from sdjax import config
+from sdjax.errors import UserError
+from sdjax.jobs import plan_job
+from sdjax.main import main
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.parallel import mesh as meshes
+from sdjax.plan import hlo, memory, programs, search, seconds, slices, workload
+from sdjax.rollout.engine.sizes import Schedule
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "configs" / "math" / "sdpo_qwen3_8b.py"
+QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+def training(**sections):
+    """Returns a small training, with sections replaced field by field."""
+    base = config.Train(
+        out="unused",
+        task=config.TaskConfig(),
+        rollout=config.Rollout(
+            prompts_per_step=8, group_size=4, max_prompt_tokens=64, max_completion_tokens=192
+        ),
+        reprompt=config.Reprompt(max_tokens=256),
+        teacher=config.Teacher(dtype="float32"),
+        loss=config.Loss(chunk_tokens=256),
+        optim=config.Optim(microbatch=4),
+    )
+    changed = {k: replace(getattr(base, k), **v) for k, v in sections.items()}
+    return replace(base, **changed)
+
+
+def model(**changes):
+    sizes = {
+        "vocab_size": 16_384,
+        "num_layers": 4,
+        "embed": 512,
+        "mlp": 1536,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "head_dim": 64,
+    }
+    sizes |= changes
+    return ModelConfig(
+        family="qwen3",
+        max_positions=4096,
+        windows=(None,) * sizes["num_layers"],
+        qk_norm="head",
+        attention="plain",
+        compute_dtype="float32",
+        **sizes,
+    )
+
+
+def step_of(cfg, shape, mesh=(1, 1, 1), rollout_tensor=0, slots=8):
+    data, fsdp, tensor = mesh
+    on = workload.MeshSizes(data=data, fsdp=fsdp, tensor=tensor, rollout_tensor=rollout_tensor)
+    return workload.make(cfg, shape, on, slots=slots, mean_prompt=32, mean_completion=96)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("cfg", "shape"),
+    [
+        (training(), model()),
+        (training(loss={"chunk_tokens": 512}), model(vocab_size=65_536)),
+        (training(teacher={"kind": "live"}), model(num_layers=12)),
+        (training(lora={"rank": 8}), replace(model(), lora=config.Lora(rank=8))),
+    ],
+    ids=["layers and head", "a large vocabulary", "no copy of the teacher", "adapters"],
+)
+def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape):
+    w = step_of(cfg, shape)
+    compiled = programs.train_step(w, meshes.over(jax.devices()[:1], (1, 1, 1)))
+    assert memory.update(w).total == pytest.approx(compiled.total, rel=0.15)
+
+
+def test_bytes_of_a_gpu_and_seconds_of_a_step_are_near_those_measured():
+    # docs/performance.md.
+    from sdjax.models.files import published
+
+    shape = published.read_config("Qwen/Qwen3-1.7B")
+    base = training(
+        rollout={"group_size": 8, "max_prompt_tokens": 128, "max_completion_tokens": 512},
+        reprompt={"max_tokens": 640},
+        teacher={"dtype": "bfloat16"},
+    )
+    for microbatch, chunk, measured in ((16, 1024, 36.1e9), (16, 512, 35.1e9)):
+        cfg = replace(
+            base,
+            optim=replace(base.optim, microbatch=microbatch),
+            loss=replace(base.loss, chunk_tokens=chunk),
+        )
+        on = workload.MeshSizes(data=1, fsdp=1, tensor=1, rollout_tensor=0)
+        w = workload.make(cfg, shape, on, slots=64, mean_prompt=128, mean_completion=512)
+        assert memory.update(w).total == pytest.approx(measured, rel=0.06)
+    parts = seconds.by_phase(w, slices.parse("h100:1"))
+    assert parts["update"] == pytest.approx(1.73, rel=0.3)
+    assert parts["decode"] == pytest.approx(1.83, rel=0.3)
+
+
+@pytest.mark.heavy
+def test_collectives_of_a_program_are_counted_as_often_as_its_loops_run():
+    other_process.on_eight_devices("import test_plan; test_plan.count_collectives()")
+
+
+def count_collectives():
+    """Runs in the subprocess: 5 sums of 4 MB, one gathering of 1 MB, over 8 or 4 devices."""
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    mesh = meshes.over(jax.devices(), (2, 4, 1))
+
+    def shard(x, y):
+        for_all = jax.lax.fori_loop(0, 5, lambda i, t: t + jax.lax.psum(t * i, "fsdp"), x)
+        return for_all, jax.lax.all_gather(y, ("data", "fsdp"), tiled=True)
+
+    def args(spec, *shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    everywhere = P(("data", "fsdp"))
+    f = jax.jit(
+        jax.shard_map(
+            shard, mesh=mesh, in_specs=(P(), everywhere), out_specs=(P(), P()), check_vma=False
+        )
+    )
+    text = f.lower(args(P(), 1024, 1024), args(everywhere, 256, 1024)).compile().as_text()
+    found = hlo.by_kind(hlo.collectives(text, 8))
+    assert found == {"all-reduce": 5 * 2 * 3 / 4 * 2**22, "all-gather": 7 / 8 * 2**20}, found
+
+
+FUSED = """\
+%all-reduce-scatter.1 (a: bf16[64,8], b: bf16[32]) -> (bf16[16,8], bf16[8]) {
+  %a = bf16[64,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[32]{0} parameter(1)
+  %all-reduce.1 = (bf16[64,8]{1,0:T(8,128)(2,1)}, bf16[32]{0}) all-reduce(%a, %b), channel_id=1, \
+replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  %of_a = bf16[64,8]{1,0:T(8,128)(2,1)} get-tuple-element(%all-reduce.1), index=0
+  %first = u32[] multiply(%id, %rows)
+  %slice.1 = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} dynamic-slice(%of_a, %first, %zero)
+  %of_b = bf16[32]{0} get-tuple-element(%all-reduce.1), index=1
+  SECOND
+  ROOT %both = (bf16[16,8]{1,0}, bf16[8]{0}) tuple(%slice.1, %slice.2)
+}
+
+ENTRY %main (a: bf16[64,8], b: bf16[32]) -> (bf16[16,8], bf16[8]) {
+  ROOT %fusion = (bf16[16,8]{1,0}, bf16[8]{0}) fusion(%a, %b), kind=kCustom, \
+calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_a_sum_of_which_a_fusion_keeps_parts_is_a_reduce_scatter():
+    parts = FUSED.replace("SECOND", "%slice.2 = bf16[8]{0} dynamic-slice(%of_b, %first)")
+    (found,) = hlo.collectives(parts, 8)
+    assert (found.kind, found.group) == ("reduce-scatter", 4)
+    assert found.bytes == 3 / 4 * 2 * (64 * 8 + 32)
+    # One that is kept whole, as in a fusion of other work, is summed for all.
+    whole = FUSED.replace("SECOND", "%slice.2 = bf16[32]{0} negate(%of_b)")
+    (found,) = hlo.collectives(whole, 8)
+    assert found.kind == "all-reduce" and found.bytes == 2 * 3 / 4 * 2 * (64 * 8 + 32)
+
+
+def test_the_search_takes_the_smallest_slice_that_arithmetic_says_will_do():
+    from sdjax.models.files import published
+
+    cfg = plan_job.training(str(PAPER))
+    shape = published.read_config("Qwen/Qwen3-8B")
+    pieces = slices.ladder(slices.CHIPS["v5e"])
+    found = search.smallest(cfg, shape, pieces, (256, 10_240), lambda _: True)
+    assert found is not None and seconds.fits(found.work, found.piece)
+    smaller = [p for p in pieces if p.chips < found.piece.chips]
+    assert smaller and not any(search.candidates(cfg, shape, p, (256, 10_240)) for p in smaller)
+    # What is found is a config that training takes.
+    w = found.work
+    data, fsdp, tensor = meshes.sizes(search.as_config(w.mesh), found.piece.chips)
+    assert data * fsdp * tensor == found.piece.chips and w.microbatch % (data * fsdp) == 0
+    # A candidate that the compiler refuses is passed over for the next.
+    tried = []
+
+    def only_the_second(candidate):
+        tried.append(candidate)
+        return len(tried) == 2
+
+    assert search.smallest(cfg, shape, pieces, (256, 10_240), only_the_second) is tried[1]
+
+
+def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
+    argv = [
+        *("--config", str(ROOT / "configs/plan.py"), "--train", str(PAPER)),
+        *("--topology", "v6e:4x4", "--no_compile", "--out", str(tmp_path)),
+        *("--change", "mesh.fsdp=16", "optim.microbatch=16"),
+    ]
+    assert main(argv) == 0
+    (made,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    assert not made["fits"] and any("mesh.tensor" in change for change in made["changes"])
+    said = capsys.readouterr().out
+    assert "does not fit v6e:4x4" in said and said in (tmp_path / "plan.md").read_text()
+    # And with the first that is marked it does.
+    change = next(c for c in made["changes"] if c.endswith(", fits")).split(":")[0]
+    names = change.split(" (")[0].replace("--", "").split()
+    pairs = [f"{n}={v}" for n, v in zip(names[::2], names[1::2], strict=True)]
+    assert main([*argv[:-2], "--change", *dict.fromkeys(pairs)]) == 0
+    (made,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    assert made["fits"], change
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--topology", "v9:2x2"], ["topology is 'v9:2x2'", "v5p"]),
+        (["--topology", "v5e:two"], ["topology is 'v5e:two'", "v5e:4x4"]),
+        (["--topology", "h100:4x4"], ["topology is 'h100:4x4'", "h100:4"]),
+        (["--train", "configs/export.py"], ["train is 'configs/export.py'", "Export"]),
+        (["--train", "configs/nothing.py"], ["configs/nothing.py", "no such config file"]),
+        (["--change", "optim.microbatch"], ["change is 'optim.microbatch'", "NAME=VALUE"]),
+        (["--change", "optim.microbach=8"], ["optim.microbach", "microbatch"]),
+        (["--change", "optim.microbatch=8"], ["optim.microbatch is 8", "multiple of 64"]),
+        (["--change", "mesh.fsdp=3"], ["mesh", "64"]),
+        (["--change", "model.path=nowhere/at-all.gguf"], ["model.path", "nowhere"]),
+        (["--topology", "v5e:2x2", "--search"], ["topology is 'v5e:2x2'", "no slice"]),
+    ],
+)
+def test_a_mistake_in_a_plan_is_one_line(args, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    out = tmp_path / "plan"
+    argv = ["--config", "configs/plan.py", "--no_compile", "--out", str(out), *args]
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert all(word in line for word in says), line
+    assert not (out / "plan.json").exists()
+
+
+@pytest.mark.heavy
+def test_a_plan_without_the_tpu_compiler_says_how_to_install_it(tmp_path):
+    out = other_process.run(
+        "import sys; sys.modules['libtpu'] = None\n"
+        "from sdjax.main import main\n"
+        "import contextlib, io\n"
+        "with contextlib.redirect_stderr(io.StringIO()) as said:\n"
+        f"    code = main(['--config', {str(ROOT / 'configs/plan.py')!r}, '--train', "
+        f"{str(PAPER)!r}, '--out', {str(tmp_path)!r}])\n"
+        "print(code, said.getvalue())",
+        JAX_PLATFORMS="cpu",
+    )
+    assert out.startswith("2 ") and "pip install 'sdjax[tpu]'" in out
+
+
+TRAIN = """
+from sdjax.config import *
+config = Train(
+    out="unused", task=Task(), model=Model(path={folder!r}),
+    rollout=Rollout(prompts_per_step=16, group_size=4, max_prompt_tokens=128,
+                    max_completion_tokens={completion}),
+    reprompt=Reprompt(max_tokens=128 + {completion}), optim=Optim(microbatch=8),
+    loss=Loss(chunk_tokens={chunk}), mesh=Mesh(fsdp={fsdp}, tensor={tensor}),
+)
+"""
+
+
+# The compiler takes the longer the larger the arrays.
+SMALL = (512, 2048, {"completion": 128, "chunk": 256})
+LARGE = (1024, 4096, {"completion": 384, "chunk": 512})
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("topology", "fsdp", "tensor", "sizes"),
+    [
+        ("v5e:2x2", 4, 1, SMALL),
+        pytest.param("v5e:2x4", 8, 1, LARGE, marks=pytest.mark.slow),
+        pytest.param("v5e:2x4", 4, 2, LARGE, marks=pytest.mark.slow),
+    ],
+    ids=["fsdp", "a larger fsdp", "fsdp and tensor"],
+)
+def test_a_plan_compiles_for_a_slice_and_its_traffic_is_that_of_the_formula(
+    topology, fsdp, tensor, sizes, tmp_path
+):
+    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    embed, vocabulary, lengths = sizes
+    shape = {
+        "hidden_size": embed, "intermediate_size": 2 * embed, "num_hidden_layers": 2,
+        "num_attention_heads": embed // 128, "num_key_value_heads": embed // 256, "head_dim": 128,
+        "vocab_size": vocabulary, "max_position_embeddings": 2048,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(tiny.config("qwen3", **shape)))
+    train = tmp_path / "train.py"
+    train.write_text(TRAIN.format(folder=str(folder), fsdp=fsdp, tensor=tensor, **lengths))
+    other_process.run(
+        "from sdjax.main import main\n"
+        f"assert main(['--config', {str(ROOT / 'configs/plan.py')!r}, '--train', {str(train)!r}, "
+        f"'--topology', {topology!r}, '--out', {str(tmp_path)!r}]) == 0",
+        XLA_FLAGS="",
+        **QUIET,
+    )
+    (made,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+    by_name = {one["name"]: one for one in made["compiled"]}
+    assert made["fits"] and set(by_name) == {"update", "prefill", "decode"}
+    assert not any(one["rematerialized"] for one in by_name.values())
+    # State is 14 bytes a parameter; the compiler has the same, and the batch.
+    state = sum(made["bytes"]["update"][use] for use in ("parameters", "Adam", "teacher"))
+    assert by_name["update"]["arguments"] == pytest.approx(state, rel=0.1)
+    moved, said = by_name["update"]["traffic"], made["traffic_bytes_an_update"]
+    summed = moved["all-reduce"] + moved["reduce-scatter"]
+    assert summed == pytest.approx(said["gradients"] + said["activations"] / 2, rel=0.25)
+    # Where the compiler passes shards around a ring while it multiplies, it sends them both ways.
+    gathered = moved["all-gather"] + moved.get("collective-permute", 0.0)
+    assert 0.7 < gathered / (said["weights"] + said["activations"] / 2) < 1.8
+    # Weights lie whole, or by heads, where completions are drawn: nothing of them moves then. Over
+    # tensor a layer's two sums of hidden states do, in float32, for every slot of a copy.
+    slots = made["slots"] * tensor / made["chips"]
+    sums = Schedule().steps * 2 * 2 * slots * embed * 4 * 2 * (tensor - 1) / tensor
+    assert sum(by_name["decode"]["traffic"].values()) - sums < 0.1 * 2 * 4e6 * made["chips"]
+
+
+@pytest.mark.heavy
+def test_of_several_slices_data_runs_from_one_to_the_next():
+    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
+    other_process.run("import test_plan; test_plan.make_two_slices()", **QUIET)
+
+
+def make_two_slices():
+    """Runs in the subprocess."""
+    two = slices.parse("v5e:2x2", 2)
+    mesh = programs.topology_mesh(two, (2, 2, 2))
+    of_replicas = [{d.slice_index for d in part.flat} for part in mesh.devices]
+    assert of_replicas == [{0}, {1}]
+    # Rollouts take the same devices in the same order, so that weights move in one program.
+    rollouts = meshes.for_rollouts(mesh, 4)
+    assert rollouts.shape == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert list(rollouts.devices.flat) == list(mesh.devices.flat)
+    with pytest.raises(UserError, match=r"mesh\.data is 1: must be a multiple of the 2 slices"):
+        programs.topology_mesh(two, (1, 4, 2))

@@ -1,0 +1,227 @@
+"""The sampler: right tokens, right distribution, honest log-probabilities, no recompilation."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import learning
+import numpy as np
+import other_process
+import pytest
+from flax import nnx
+
+from sdjax import config
+from sdjax.models.network.transformer import Transformer, hidden_states, logits
+from sdjax.rollout.engine import draw, sampler
+
+STOPS = (1, 2)
+PROMPTS = [np.arange(3, 9), np.arange(40, 43), np.arange(100, 117)]
+HOT = config.Sampling(temperature=1.0, max_completion_tokens=24)
+
+
+class Setting:
+    """A tiny model's sampler on a mesh."""
+
+    def __init__(self, mesh=(1, 1, 1)):
+        self.mesh = learning.make_mesh(*mesh)
+        model = nnx.eval_shape(lambda: Transformer(learning.CFG, rngs=nnx.Rngs(0)))
+        self.graphdef, abstract = nnx.split(model)
+        self.params = jax.device_put(
+            learning.random_params(abstract),
+            learning.rules.param_shardings(abstract, self.mesh),
+        )
+        self.sampler = sampler.make(
+            self.graphdef, learning.CFG, self.mesh, stop_ids=STOPS, pad_id=0
+        )
+        with jax.set_mesh(self.mesh):
+            self.weights = self.sampler.weights(self.params)
+
+    def sample(self, prompts=PROMPTS, group_size=4, sampling=HOT, key=0):
+        with jax.set_mesh(self.mesh):
+            return self.sampler.sample(
+                self.weights,
+                prompts,
+                group_size=group_size,
+                sampling=sampling,
+                key=jax.random.key(key),
+            )
+
+
+@pytest.fixture(scope="module")
+def setting():
+    return Setting()
+
+
+def tokens(groups):
+    return [[c.tokens.tolist() for c in group] for group in groups]
+
+
+def scored(setting, groups, temperature):
+    """Returns float32[N, 24, V]: log-probabilities along every completion, by a forward pass."""
+    rows = np.zeros((sum(map(len, groups)), 48), np.int32)
+    starts = []
+    for row, (prompt, c) in zip(
+        rows, [(p, c) for p, g in zip(PROMPTS, groups, strict=True) for c in g], strict=True
+    ):
+        whole = np.concatenate([prompt, c.tokens])
+        row[: len(whole)] = whole
+        starts.append(len(prompt) - 1)
+
+    @jax.jit
+    def run(params, rows):
+        model = nnx.merge(setting.graphdef, params)
+        positions = jnp.broadcast_to(jnp.arange(48), rows.shape)
+        hidden = hidden_states(model, rows, positions, jnp.ones_like(rows))
+        raw = logits(hidden, model.embedding.get_value().T)
+        return jax.nn.log_softmax(raw / temperature)
+
+    out = np.asarray(run(setting.params, rows))
+    return np.stack([o[start : start + 24] for o, start in zip(out, starts, strict=True)])
+
+
+def test_logprobs_are_those_of_a_forward_pass_at_the_sampling_temperature(setting):
+    for temperature in (1.0, 0.7):
+        groups = setting.sample(sampling=replace(HOT, temperature=temperature))
+        forward = scored(setting, groups, temperature)
+        for logprobs, c in zip(forward, [c for g in groups for c in g], strict=True):
+            expected = logprobs[np.arange(len(c.tokens)), c.tokens]
+            np.testing.assert_allclose(c.logprobs, expected, atol=1e-5)
+
+
+def test_greedy_takes_the_likeliest_token_with_logprob_zero(setting):
+    groups = setting.sample(sampling=replace(HOT, temperature=0.0))
+    forward = scored(setting, groups, 1.0)
+    for logprobs, c in zip(forward, [c for g in groups for c in g], strict=True):
+        np.testing.assert_array_equal(c.tokens, logprobs.argmax(-1)[: len(c.tokens)])
+        assert not c.logprobs.any()
+
+
+def test_a_completion_ends_with_its_first_stop_token_or_at_the_limit(setting):
+    completions = [c for g in setting.sample(group_size=32) for c in g]
+    for c in completions:
+        stops = np.isin(c.tokens, STOPS)
+        assert not stops[:-1].any()
+        assert (c.finish == "stop") == bool(stops[-1])
+        assert c.finish == "stop" or len(c.tokens) == HOT.max_completion_tokens
+    assert {c.finish for c in completions} == {"stop", "length"}
+
+
+def test_a_completion_depends_neither_on_its_batch_nor_on_padding(setting):
+    alone = setting.sample(prompts=PROMPTS[:1])
+    beside = setting.sample(prompts=[PROMPTS[0], np.arange(5, 75)])
+    assert tokens(alone)[0] == tokens(beside)[0]
+
+
+def test_every_sample_and_every_key_draws_its_own_noise(setting):
+    one, again, other = setting.sample(), setting.sample(), setting.sample(key=1)
+    assert tokens(one) == tokens(again)
+    flat = [tuple(t) for groups in (one, other) for g in tokens(groups) for t in g]
+    assert len(set(flat)) == len(flat)
+
+
+def test_sampling_settings_and_limits_compile_nothing(setting):
+    setting.sample()
+    programs = vars(setting.sampler.programs)
+    compiled = {name: program._cache_size() for name, program in programs.items()}
+    for changed in (
+        {"temperature": 0.3},
+        {"temperature": 0.0},
+        {"top_p": 0.5},
+        {"top_k": 7},
+        {"max_completion_tokens": 9},
+    ):
+        groups = setting.sample(sampling=replace(HOT, **changed))
+        assert max(len(c.tokens) for g in groups for c in g) <= 24
+    assert {name: program._cache_size() for name, program in programs.items()} == compiled
+
+
+def test_a_certain_token_is_drawn_with_logprob_zero():
+    keys = jax.random.split(jax.random.key(0), 2)
+    certain = jnp.full((2, 50), -1e9).at[:, 1].set(0.0)
+    token, logprob = draw.draw(certain, keys, draw.settings(HOT))
+    assert token.tolist() == [1, 1] and np.allclose(logprob, 0)
+
+
+@pytest.mark.parametrize("size", [7, 300])
+def test_draws_follow_the_distribution(size):
+    rng = np.random.default_rng(size)
+    raw = jnp.asarray(rng.normal(0, 2, size), jnp.float32)
+    probs = np.asarray(jax.nn.softmax(raw / 0.8), np.float64)
+    n = 40_000
+    keys = jax.random.split(jax.random.key(5), n)
+    how = draw.settings(config.Sampling(temperature=0.8))
+    token, logprob = draw.draw(jnp.broadcast_to(raw, (n, size)), keys, how)
+    counts = np.bincount(np.asarray(token), minlength=size)
+    common = probs * n > 5
+    statistic = np.sum((counts - probs * n)[common] ** 2 / (probs * n)[common])
+    freedom = common.sum() - 1
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom), "chi-square is 5 sigma off"
+    np.testing.assert_allclose(logprob, np.log(probs)[np.asarray(token)], atol=1e-5)
+
+
+def test_top_k_and_top_p_draw_only_from_their_sets_and_renormalise():
+    raw = jnp.log(jnp.asarray([0.05, 0.4, 0.15, 0.3, 0.1]))
+    keys = jax.random.split(jax.random.key(1), 4000)
+    wide = jnp.broadcast_to(raw, (4000, 5))
+    cases = (
+        (config.Sampling(top_k=2), {1: 4 / 7, 3: 3 / 7}),
+        (config.Sampling(top_p=0.65), {1: 4 / 7, 3: 3 / 7}),
+        (config.Sampling(top_p=0.75), {1: 0.4 / 0.85, 3: 0.3 / 0.85, 2: 0.15 / 0.85}),
+        # top-p takes its share of what top-k leaves.
+        (config.Sampling(top_k=3, top_p=0.8), {1: 4 / 7, 3: 3 / 7}),
+        (config.Sampling(top_p=0.01), {1: 1.0}),
+    )
+    for cfg, expected in cases:
+        token, logprob = draw.draw(wide, keys, draw.settings(cfg))
+        assert set(np.asarray(token).tolist()) == set(expected), cfg
+        for t, lp in zip(np.asarray(token)[:50], np.asarray(logprob)[:50], strict=True):
+            assert abs(lp - np.log(expected[int(t)])) < 1e-5
+
+
+def test_impossible_tokens_are_never_drawn():
+    raw = jnp.full((5000, 200), -jnp.inf).at[:, 60].set(0.0).at[:, 61].set(-12.0)
+    token, logprob = draw.draw(
+        raw, jax.random.split(jax.random.key(2), 5000), draw.settings(config.Sampling())
+    )
+    assert set(np.asarray(token).tolist()) <= {60, 61}
+    assert np.isfinite(logprob).all()
+
+
+def test_a_search_never_ends_at_an_entry_without_mass():
+    # 20 of 151,936 entries have mass; sums by parts are not quite flat between them.
+    logits = 3 * np.random.default_rng(0).standard_normal((64, 151_936))
+    order = np.sort(logits, axis=-1)
+    logits = np.where(logits >= order[:, -20:-19], logits, -np.inf)
+    probs = np.exp(logits - order[:, -1:]).astype(np.float32)
+    mass = jnp.asarray(probs.reshape(64, -1, draw.BLOCK).sum(-1))
+    edges = np.cumsum(mass, axis=-1) / np.sum(mass, axis=-1, keepdims=True)
+    search = jax.jit(draw._search)
+
+    def found(u):
+        return np.take_along_axis(mass, search(mass, u)[:, None], axis=1)
+
+    for share in (0.83619726, *np.linspace(0, 1, 50, endpoint=False)):
+        assert np.all(found(np.full(64, share, np.float32)))
+    for entry in np.argsort(-mass, axis=-1)[:, :20].T:
+        for nudge in (-1, 0, 1):
+            at = np.take_along_axis(edges, entry[:, None], 1)[:, 0].astype(np.float32)
+            u = np.clip(at + nudge * np.spacing(at), 0, np.float32(1 - 2**-24))
+            assert np.all(found(u))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("mesh", ["8x1x1", "2x2x2"])
+def test_tokens_on_a_mesh_are_those_of_one_device(mesh):
+    other_process.on_eight_devices(
+        f"import test_sampler; test_sampler.compare_with_one_device({mesh!r})"
+    )
+
+
+def compare_with_one_device(name):
+    """Runs in the subprocess."""
+    mesh = tuple(int(n) for n in name.split("x"))
+    one, many = Setting().sample(), Setting(mesh).sample()
+    assert tokens(one) == tokens(many)
+    for a, b in zip(one, many, strict=True):
+        for c, d in zip(a, b, strict=True):
+            np.testing.assert_allclose(c.logprobs, d.logprobs, atol=1e-5)

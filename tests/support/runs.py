@@ -1,0 +1,140 @@
+"""Runs of the train job that cost little, and what makes two of them equal."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from sdjax import config
+from sdjax.records import Example, Grade
+from sdjax.rollout.engine import sampler
+from sdjax.tasks import Task
+from sdjax.training import host_step, loaded_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Letters(config.TaskConfig):
+    """Any text is an answer; its reward is the share of bytes of the alphabet's first half."""
+
+    questions: int = 64
+
+
+def load(cfg: Letters, data: config.Data) -> Task:
+    def example(side: str, i: int) -> Example:
+        letters = "".join(random.Random(f"{side}{i}").choices("abcdefghij", k=4))
+        messages = ({"role": "user", "content": f"Say {letters}."},)
+        return Example(id=f"{side}-{i}", messages=messages, answer=letters, task="letters")
+
+    def grade(attempt) -> Grade:
+        text = attempt.text.encode(errors="replace")
+        reward = sum(byte % 2 for byte in text) / max(len(text), 1)
+        return Grade(reward=reward, correct=reward > 0.5, details={"prediction": attempt.text[:1]})
+
+    return Task(
+        name="letters",
+        train=[example("train", i) for i in range(cfg.questions)],
+        held_out=[example("held", i) for i in range(cfg.held_out)],
+        grader=lambda attempts: [grade(attempt) for attempt in attempts],
+    )
+
+
+def job(model: Path, out: Path, **changes: Any) -> config.Train:
+    """Returns a run of 6 steps of 4 prompts x 2, with a checkpoint after every third.
+
+    A change is a field's value, or the values of some of a section's fields.
+    """
+    made = config.Train(
+        out=str(out),
+        task=Letters(held_out=4),
+        steps=6,
+        model=config.Model(path=str(model), compute_dtype="float32", remat="none"),
+        rollout=config.Rollout(
+            prompts_per_step=4,
+            group_size=2,
+            temperature=0.7,
+            max_prompt_tokens=96,
+            max_completion_tokens=6,
+        ),
+        reprompt=config.Reprompt(max_tokens=160, success_threshold=-1.0),
+        optim=config.Optim(microbatch=4, lr=1e-3, warmup_steps=0),
+        eval=config.Eval(every=2, k=2, examples=4, batch=4, max_completion_tokens=6),
+        checkpoint=config.Checkpoint(every=3, export=False),
+        log=config.Log(progress=False, tensorboard=False, alternatives=0),
+    )
+    sections = {n: replace(getattr(made, n), **v) for n, v in changes.items() if type(v) is dict}
+    return replace(made, **changes | sections)
+
+
+_STEPS: dict[str, host_step.StepFunctions] = {}
+_programs = functools.cache(sampler.slots.programs)
+
+
+@contextlib.contextmanager
+def compiled_once() -> Iterator[None]:
+    """Makes runs of this process share their compiled functions where their configs allow it."""
+    make, kept = host_step.make_steps, jax.config.jax_persistent_cache_min_compile_time_secs
+
+    def steps(cfg: config.Train, shop: loaded_model.LoadedModel) -> host_step.StepFunctions:
+        parts = (cfg.loss, cfg.policy, cfg.teacher, cfg.rollout, cfg.log, cfg.mesh, cfg.lora)
+        key = repr((replace(cfg.optim, most_skipped=0), *parts, shop.cfg))
+        if key not in _STEPS:
+            _STEPS[key] = make(cfg, shop)
+        return _STEPS[key]
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_step, "make_steps", steps)
+        patch.setattr(sampler.slots, "programs", _programs)
+        yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", kept)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def timeless(path: Path) -> list[dict]:
+    """Returns the metrics of a run but for those that are times."""
+    times = ("time/", "rollout/tokens_per_s")
+    return [
+        {k: v for k, v in row.items() if not k.startswith(times)}
+        for row in lines(path / "metrics.jsonl")
+    ]
+
+
+def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a checkpoint by their paths."""
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+        state = reader.restore(checkpoint.absolute() / "state")
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_equal(a: Path, b: Path, step: int = 6) -> None:
+    """Asserts that two runs wrote the same, but for times."""
+    assert timeless(a) == timeless(b)
+    for folder in ("answers", "model"):
+        names = sorted(p.name for p in (a / folder).glob("*"))
+        assert names == sorted(p.name for p in (b / folder).glob("*"))
+        for name in names:
+            assert (a / folder / name).read_bytes() == (b / folder / name).read_bytes(), name
+    for name in ("rollouts.jsonl", "evaluations.json"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    ours, theirs = (arrays(run / "checkpoints" / str(step)) for run in (a, b))
+    assert ours.keys() == theirs.keys() and ours
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype
+        assert array.tobytes() == theirs[name].tobytes(), name
+    kept = [json.loads((r / f"checkpoints/{step}/host/metadata").read_text()) for r in (a, b)]
+    assert kept[0] == kept[1]

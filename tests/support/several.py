@@ -1,0 +1,91 @@
+"""The real command in several processes of one machine, joined on loopback (gloo).
+
+Run as a program it does the jobs of several config files one after the other, joined once: what
+they share is imported and compiled once.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+    seconds: float
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Run:
+    """Started processes, each with its own folder to work in where `cwd` names some."""
+
+    def __init__(self, args, *, processes=2, devices=4, cwd=None, program=("-m", "sdjax.main")):
+        flags = []
+        if processes > 1:
+            flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes)]
+        self.start = time.monotonic()
+        self.processes = []
+        for i in range(processes):
+            env = os.environ | {
+                "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} "
+                f"--xla_force_host_platform_device_count={devices}",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
+            }
+            own = [*args, *flags, "--process", str(i)] if flags else args
+            started = subprocess.Popen(
+                [sys.executable, *program, *own],
+                cwd=cwd[i] if cwd else ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            self.processes.append(started)
+
+    def ended(self, timeout=500):
+        """Waits for all; returns how each ended. None outlives the timeout."""
+        results = []
+        try:
+            for process in self.processes:
+                left = max(self.start + timeout - time.monotonic(), 0.1)
+                out, err = process.communicate(timeout=left)
+                results.append(Ended(process.returncode, out, err, time.monotonic() - self.start))
+        finally:
+            for process in self.processes:
+                process.kill()
+        return results
+
+
+def run(args, **how):
+    return Run(args, **how).ended()
+
+
+def jobs(files, **how):
+    """Returns how the processes ended that did the jobs of these config files."""
+    return run([str(f) for f in files], program=(str(Path(__file__)),), **how)
+
+
+if __name__ == "__main__":
+    # transformers would import it, for nothing that is needed here: half of a process's start.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    from sdjax.main import launch_flags, load
+    from sdjax.parallel import launch
+
+    given, files = launch_flags(sys.argv[1:])
+    with launch.together(launch.launch(given), {"files": files}):
+        for file in files:
+            job = load(Path(file))
+            {"Train": train, "Evaluate": evaluate}[type(job).__name__].run(job)

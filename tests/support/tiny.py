@@ -1,0 +1,135 @@
+"""Tiny models and a tiny tokenizer, for tests of every layer.
+
+`model_folder` needs neither torch nor a download; `torch_model` makes transformers' own model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from sdjax.models.families import registry
+from sdjax.models.files import shards, tensors, weights
+from sdjax.models.network import transformer
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.transformer import Transformer
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CHAT_TEMPLATE = """\
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"""
+
+# A byte each, the special tokens, and some that no text gives.
+VOCABULARY = 256 + len(SPECIAL) + 5
+
+FAMILIES = tuple(registry.FAMILIES)
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+
+
+def config(family: str, **changes: Any) -> dict[str, Any]:
+    """Returns config.json of a tiny model of a family, with some fields changed."""
+    token_ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return {"model_type": family, **SIZES, **token_ids, **changes}
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Writes a tokenizer that gives each byte a token, and a chat template."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
+    fast = Tokenizer(models.BPE(vocabulary, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save(str(folder / "tokenizer.json"))
+    fields = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 512,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def random_tensors(fields: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
+    """Returns float32 weights of a model under their Hugging Face names.
+
+    Large enough that every part of the model shows in its output.
+    """
+    rng = np.random.default_rng(seed)
+    out = {}
+    for tensor in tensors.of(registry.from_hf(fields)):
+        shape = tensor.stored_shape
+        noise = rng.standard_normal(shape).astype(np.float32)
+        if "norm" in tensor.name:
+            out[tensor.name] = 1 + 0.3 * noise
+        elif len(shape) == 1:
+            out[tensor.name] = 0.3 * noise
+        else:
+            out[tensor.name] = noise * (1.5 / math.sqrt(shape[1]))
+    return out
+
+
+def model_folder(folder: Path, family: str = "qwen3", seed: int = 0, **changes: Any) -> Path:
+    """Writes a model folder with random weights and a tokenizer, and returns it."""
+    write_tokenizer(folder)
+    fields = config(family, **changes)
+    (folder / "config.json").write_text(json.dumps(fields))
+    generation = {"eos_token_id": [2, 0], "bos_token_id": 1}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    arrays = random_tensors(fields, seed)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    shards.write(folder, shapes, "float32", arrays.values(), max_bytes=40_000)
+    return folder
+
+
+def torch_model(folder: Path):
+    """Returns transformers' float32 model of a folder, in eager attention."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype="float32", attn_implementation="eager"
+    ).eval()
+
+
+def load(folder: Path, **runtime: Any):
+    """Returns a folder's ModelConfig, the graph of its module, and its params."""
+    cfg = weights.read_config(folder, **{"compute_dtype": "float32", **runtime})
+    return cfg, graph(cfg), weights.load(folder, cfg)
+
+
+def graph(cfg: ModelConfig) -> nnx.GraphDef:
+    """Returns the structure of a model, to be merged with params."""
+    return nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
+
+
+def with_room(cache: transformer.Cache, cfg: ModelConfig, slots: int) -> transformer.Cache:
+    """Returns a cache with so many slots more."""
+    room = [(0, 0)] * 4
+    room[transformer.slot_axis(cfg)] = (0, slots)
+    keys, values = jax.tree.map(lambda x: jnp.pad(x, room), (cache.keys, cache.values))
+    return transformer.Cache(keys=keys, values=values, length=cache.length)

@@ -1,0 +1,115 @@
+"""What a run says where a step has nothing to learn from, and when it says so."""
+
+from dataclasses import replace
+
+import learning
+import numpy as np
+import pytest
+
+from sdjax import config
+from sdjax.logs import writers
+from sdjax.records import Completion, Example, Grade, Group, TeacherPrompt
+from sdjax.training import alerts
+
+
+def group(*rewards, finish="stop"):
+    tokens = np.zeros(1, np.int32)
+    drawn = Completion(tokens=tokens, logprobs=np.zeros(1, np.float32), text="x", finish=finish)
+    return Group(
+        example=Example(id="0", messages=(), answer="", task=""),
+        prompt=tokens,
+        completions=(drawn,) * len(rewards),
+        grades=tuple(Grade(reward=r, correct=r >= 1) for r in rewards),
+    )
+
+
+def plain(groups, truncated=False):
+    """Returns reprompts that tell the teacher nothing."""
+    one = TeacherPrompt(
+        tokens=groups[0].prompt, demonstration=None, feedback_used=False, truncated=truncated
+    )
+    return [[one] * len(g.completions) for g in groups]
+
+
+def said(groups, reprompts=None, **sections):
+    return alerts.warnings(groups, reprompts, learning.train_config(**sections))
+
+
+def test_nothing_is_said_of_a_step_that_can_be_learned_from():
+    mixed = [group(0.0, 0.0), group(0.0, 1.0)]
+    assert said(mixed) == {}
+    reprompts = plain(mixed)
+    reprompts[1][0] = replace(reprompts[1][0], demonstration=1)
+    assert said(mixed, reprompts) == {}
+    # The reward of a completion alone in its group is its advantage.
+    one = {"rollout": {"group_size": 1}, "optim": {"microbatch": 4}}
+    assert said([group(0.0)], loss={"distillation": 0.0}, **one) == {}
+
+
+@pytest.mark.parametrize(
+    ("groups", "remedy"),
+    [
+        ([group(0.0, 0.0), group(0.5, 0.5)], "rollout.group_size"),
+        ([group(1.0, 1.0)], "harder examples"),
+        ([group(0.0, 0.0, finish="length")], "100% of completions are cut off (raise rollout.max"),
+    ],
+)
+def test_flat_rewards_are_said_with_the_likeliest_cause_and_remedy(groups, remedy):
+    warnings = said(groups, loss={"distillation": 0.0})
+    assert list(warnings) == ["flat"] and remedy in warnings["flat"]
+    assert "\n" not in warnings["flat"]
+
+
+@pytest.mark.parametrize(
+    ("truncated", "asked", "remedy"),
+    [
+        (False, {}, "best reward is 0, under reprompt.success_threshold 0.5"),
+        (False, {"success_threshold": 0.0}, "reprompt.own_success"),
+        (True, {}, "reprompt.max_tokens is 4096, too few"),
+        (False, {"demonstration": "solution"}, "the data has no solutions"),
+        (False, {"demonstration": "none", "feedback": True}, "the grader gave no feedback"),
+    ],
+)
+def test_a_step_without_demonstration_or_feedback_says_why(truncated, asked, remedy):
+    groups = [group(0.0, 0.0)]
+    warnings = said(groups, plain(groups, truncated), reprompt=asked)
+    assert list(warnings) == ["masked"] and remedy in warnings["masked"]
+    assert "\n" not in warnings["masked"]
+
+
+def test_a_step_whose_regenerated_answers_were_all_wrong_says_so():
+    groups = [group(0.0, 1.0)]
+    warnings = said(groups, plain(groups), reprompt={"regenerate": True})
+    assert "no answer given with a demonstration in sight was right" in warnings["masked"]
+    assert "\n" not in warnings["masked"]
+
+
+def test_a_signal_is_what_the_loss_has_a_gradient_on():
+    mixed, right, wrong = group(0.0, 1.0), group(1.0, 1.0), group(0.0, 0.0)
+    for distillation, expected in ((0.0, [True, False, False]), (1.0, [True, True, False])):
+        cfg = learning.train_config(loss={"distillation": distillation})
+        assert [alerts.has_signal(g, cfg) for g in (mixed, right, wrong)] == expected
+    # Two rewards under the threshold differ: a blend learns from them by its policy part.
+    cfg = learning.train_config(loss={"distillation": 0.5})
+    assert alerts.has_signal(group(0.0, 0.2), cfg)
+
+
+def test_a_warning_is_printed_once_for_as_long_as_it_lasts_and_again_when_it_returns(
+    tmp_path, capsys
+):
+    log = config.Log(tensorboard=False)
+    with writers.Writer(tmp_path, log, steps=9, primary=True) as writer:
+        kinds = ["", "flat", "flat", "flat masked", "masked", "", "flat"]
+        for step, now in enumerate(kinds, 1):
+            writer.warn(step, {kind: f"{kind}!" for kind in now.split()})
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: step 2: flat!",
+        "warning: step 4: masked!",
+        "warning: step 7: flat!",
+    ]
+
+
+def test_a_teacher_who_can_be_shown_nothing_is_an_error_at_the_start():
+    with pytest.raises(config.UserError, match=r"reprompt.demonstration is 'none': needs"):
+        learning.train_config(reprompt={"demonstration": "none"})
+    learning.train_config(reprompt={"demonstration": "none"}, loss={"distillation": 0.0})

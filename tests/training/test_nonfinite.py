@@ -1,0 +1,228 @@
+"""Numbers that go wrong and batches without anything in them: skipped, counted, shown."""
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import runs
+import tiny
+from safetensors.numpy import load_file, save_file
+
+from sdjax import config
+from sdjax.data.pipeline import Batches
+from sdjax.errors import UserError
+from sdjax.tasks import Task
+from sdjax.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoned(runs.Letters):
+    """Letters whose answers to some questions have no number for a reward."""
+
+    poisoned: tuple[str, ...] = ()
+    system: str = ""
+    long: tuple[str, ...] = ()
+    """Examples whose system prompt has a character more."""
+
+
+def load(cfg: Poisoned, data: config.Data) -> Task:
+    task = runs.load(cfg, data)
+
+    def grader(attempts):
+        return [
+            replace(grade, reward=float("nan")) if attempt.id in cfg.poisoned else grade
+            for attempt, grade in zip(attempts, task.grader(attempts), strict=True)
+        ]
+
+    def said(examples):
+        def system(e):
+            return {"role": "system", "content": cfg.system + "x" * (e.id in cfg.long)}
+
+        if not cfg.system:
+            return examples
+        return [replace(e, messages=(system(e), *e.messages)) for e in examples]
+
+    return replace(task, grader=grader, train=said(task.train), held_out=said(task.held_out))
+
+
+GRPO = {"loss": {"distillation": 0.0}}
+
+
+def job(model, out, **changes):
+    """Returns a run of three steps with a checkpoint after each."""
+    few = {"steps": 3, "checkpoint": {"every": 1, "keep": 3}, "eval": {"every": 0}}
+    return runs.job(model, out, **few | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module")
+def second_step():
+    """Returns an example of the second step."""
+    order = Batches(runs.load(runs.Letters(held_out=4), config.Data()).train, 4, 0)
+    next(order)
+    return next(order)[1].id
+
+
+def replayed(model, out, file, capsys, **changes):
+    """Returns what --replay prints of a file, its last two lines."""
+    cfg = job(model, out, **changes)
+    train_job.run(replace(cfg, replay=str(file)))
+    return capsys.readouterr().out.strip().splitlines()[-2:]
+
+
+def test_an_update_without_numbers_is_skipped_and_counted_and_the_run_goes_on(
+    model, tmp_path, second_step
+):
+    task = Poisoned(held_out=4, poisoned=(second_step,))
+    train_job.run(job(model, tmp_path / "out", task=task, **GRPO))
+    metrics = runs.lines(tmp_path / "out" / "metrics.jsonl")
+    assert [m["optim/skipped"] for m in metrics[1:]] == [0, 1, 0]
+    assert [m["optim/skipped_total"] for m in metrics[1:]] == [0, 1, 1]
+    assert metrics[2]["loss/total"] == "NaN" and np.isfinite(metrics[3]["loss/total"])
+    before, after, later = (
+        runs.arrays(tmp_path / "out" / "checkpoints" / str(step)) for step in (1, 2, 3)
+    )
+    for name, array in before.items():
+        assert np.isfinite(later[name]).all()
+        same = np.array_equal(array, after[name])
+        assert same or "step" in name, name
+    assert any(not np.array_equal(after[name], later[name]) for name in after if "params" in name)
+
+
+@pytest.mark.heavy
+def test_too_many_in_a_row_end_the_run_with_the_batch_to_look_at(
+    model, tmp_path, second_step, capsys
+):
+    task = Poisoned(held_out=4, poisoned=(second_step,))
+    changes = {"task": task, "optim": {"most_skipped": 1}, **GRPO}
+    out = tmp_path / "out"
+    file = out / "nonfinite" / "2.npz"
+    with pytest.raises(UserError) as caught:
+        train_job.run(job(model, out, **changes))
+    said = str(caught.value)
+    assert f"--replay {file}" in said and "step 2" in said and "\n" not in said
+    assert "the checkpoint of step 1 is whole" in said
+    assert [m["step"] for m in runs.lines(out / "metrics.jsonl")] == [0, 1, 2]
+
+    numbers, first = replayed(model, out, file, capsys, **changes)
+    assert numbers == "step 2  loss nan  gradient norm nan"
+    assert first.startswith("not finite, first: the batch's samples.advantage at [")
+
+    with np.load(file, allow_pickle=False) as arrays:
+        mended = dict(arrays)
+    mended["samples.advantage"] = np.nan_to_num(mended["samples.advantage"])
+    np.savez(file, **mended)
+    numbers, first = replayed(model, out, file, capsys, **changes)
+    assert "nan" not in numbers and first == "not finite, first: nothing"
+
+
+@pytest.mark.heavy
+def test_a_model_that_has_blown_up_ends_the_run(model, tmp_path, capsys):
+    out = tmp_path / "out"
+    changes = {"optim": {"lr": 1e25, "most_skipped": 2}, "steps": 9}
+    with pytest.raises(UserError, match="not finite in 2 updates in a row"):
+        train_job.run(job(model, out, **changes))
+    metrics = runs.lines(out / "metrics.jsonl")
+    skipped = [m["optim/skipped"] for m in metrics[1:]]
+    assert skipped[0] == 0 and skipped[-2:] == [1, 1]
+    number = metrics[-1]["step"]
+    last = out / "nonfinite" / f"{number}.npz"
+    numbers, first = replayed(model, out, last, capsys, **changes)
+    assert numbers.startswith(f"step {number}  loss ") and numbers.endswith("gradient norm nan")
+    assert first.startswith("not finite, first: the ")
+
+
+def test_a_run_that_goes_on_counts_on(model, tmp_path, second_step):
+    task = Poisoned(held_out=4, poisoned=(second_step,))
+    out = tmp_path / "out"
+    train_job.run(job(model, out, task=task, steps=2, **GRPO))
+    train_job.run(job(model, out, task=task, resume=True, **GRPO))
+    assert runs.lines(out / "metrics.jsonl")[-1]["optim/skipped_total"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "No such file"), (b"no zip file", "not a batch"), ("empty", "not a batch")],
+)
+def test_what_is_no_saved_batch_is_named(model, tmp_path, content, why):
+    file = tmp_path / "1.npz"
+    if content == "empty":
+        np.savez(file, tokens=np.zeros(3))
+    elif content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=f"replay is '{file}': {why}"):
+        train_job.run(job(model, tmp_path / "out", replay=str(file)))
+
+
+def mute(source, folder):
+    """Returns a model that ends every completion with its first token."""
+    fields = json.loads((source / "config.json").read_text())
+    tiny.model_folder(folder, **{k: fields[k] for k in ("num_hidden_layers",)})
+    # The final norm leaves one coordinate. Whatever its sign, one of the two stop tokens wins.
+    head = np.zeros((tiny.VOCABULARY, 32), np.float32)
+    head[2, 0], head[0, 0] = 1e4, -1e4
+    changed = {"model.norm.weight": np.eye(1, 32, dtype=np.float32)[0], "lm_head.weight": head}
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        save_file({name: changed.get(name, array) for name, array in tensors.items()}, file)
+    return folder
+
+
+def test_completions_that_are_all_empty_teach_nothing_and_are_counted(model, tmp_path):
+    silent = mute(model, tmp_path / "mute")
+    train_job.run(job(silent, tmp_path / "out", steps=1))
+    last = runs.lines(tmp_path / "out" / "metrics.jsonl")[-1]
+    assert last["rollout/empty"] == 1.0 and last["rollout/length"] == 1.0
+    # They succeeded, by the threshold, but there is nothing to show of them.
+    assert last["reprompt/success_group_fraction"] == 1.0
+    assert last["reprompt/demonstration_group_fraction"] == 0.0
+    assert last["reprompt/masked_fraction"] == 1.0
+    assert last["loss/total"] == 0.0 and last["optim/skipped"] == 0.0
+    rows = runs.lines(tmp_path / "out" / "rollouts.jsonl")
+    assert len(rows) == 8 and all(row["completion"] == "" for row in rows)
+
+
+@pytest.mark.heavy
+def test_a_prompt_as_long_as_the_context_allows_is_trained_on_and_a_longer_one_is_counted(
+    model, tmp_path, capsys
+):
+    # A token a byte: 512 positions, 6 of them for the completion.
+    longest = {
+        "rollout": {"max_prompt_tokens": 506},
+        "reprompt": {"max_tokens": 506},
+        "loss": {"distillation": 0.5},
+        "steps": 1,
+    }
+
+    tokenizer = Tokenizer.load(str(model))
+
+    def task(length):
+        """Returns a task whose prompts have so many tokens, but for one, which has one more."""
+        one = load(Poisoned(held_out=4, system="x"), config.Data()).train[0]
+        tokens = len(tokenizer.encode_prompt(one.messages, enable_thinking=None))
+        return Poisoned(held_out=4, system="x" * (1 + length - tokens), long=("train-5",))
+
+    train_job.run(job(model, tmp_path / "out", task=task(506), **longest))
+    assert "63 training examples (1 over 506 prompt tokens left out)" in capsys.readouterr().out
+    rows = runs.lines(tmp_path / "out" / "rollouts.jsonl")
+    assert {len(tokenizer.encode(row["prompt"])) for row in rows} == {506}
+    last = runs.lines(tmp_path / "out" / "metrics.jsonl")[-1]
+    # No room is left for a demonstration, so only the policy's part of the loss learns.
+    assert last["reprompt/dropped_fraction"] == 1.0 and last["optim/grad_norm"] > 0
+    with pytest.raises(UserError, match="every one of the 64 prompts is longer"):
+        train_job.run(job(model, tmp_path / "longer", task=task(507), **longest))
+    with pytest.raises(UserError, match=r"rollout.max_prompt_tokens is 507: .* context of 512"):
+        train_job.run(
+            job(model, tmp_path / "no", **longest | {"rollout": {"max_prompt_tokens": 507}})
+        )

@@ -1,0 +1,170 @@
+"""A signal stops a run where nothing is lost; a second one stops it at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import runs
+import several
+import tiny
+
+from sdjax.errors import RESUME
+from sdjax.main import main
+from sdjax.training import evaluation, host_step
+
+CONFIG = """
+from pathlib import Path
+import runs
+config = runs.job(Path({model!r}), Path({out!r}), checkpoint={{"every": {every}}})
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with runs.compiled_once():
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    """Returns the directory of a run that nothing disturbed."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    train_job.run(runs.job(model, out))
+    return out
+
+
+@pytest.fixture
+def start(model, tmp_path, monkeypatch):
+    """Returns a function that runs a config by the command line's way and gives its exit code."""
+
+    def run(*args, every=3):
+        out = tmp_path / "out"
+        text = CONFIG.format(model=str(model), out=str(out), every=every)
+        (tmp_path / "config.py").write_text(text)
+        return main(["--config", str(tmp_path / "config.py"), *args]), out
+
+    return run
+
+
+def send_in(patch, owner, name, call, number=signal.SIGTERM):
+    """Sends this process a signal as a function is entered for the n-th time."""
+    function, calls = getattr(owner, name), []
+
+    def called(*args):
+        calls.append(name)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+            time.sleep(0.1)  # until the thread that listens has heard
+        return function(*args)
+
+    patch.setattr(owner, name, called)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "saved", "number"),
+    [
+        # During a rollout the run goes back to the end of the step before.
+        pytest.param(host_step, "_rollout", 2, [1], signal.SIGTERM, marks=pytest.mark.heavy),
+        (host_step, "_move", 5, [3, 5], signal.SIGINT),
+        # An evaluation is done again: its step is not, nor is its line written twice.
+        (evaluation.EvaluationHistory, "measure", 3, [3, 4], signal.SIGTERM),
+    ],
+    ids=["rollout", "update", "evaluation"],
+)
+def test_a_signal_saves_and_the_run_that_goes_on_ends_the_same(
+    start, whole, capfd, owner, name, call, saved, number
+):
+    with pytest.MonkeyPatch.context() as patch:
+        send_in(patch, owner, name, call, number)
+        code, out = start()
+    assert code == RESUME == 75
+    said = capfd.readouterr().err
+    assert f"sdjax: {number.name}: saving, then stopping" in said
+    assert f"stopped: the checkpoint of step {saved[-1]} is written; --resume" in said
+    steps = sorted(int(p.name) for p in (out / "checkpoints").iterdir())
+    assert steps == saved
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    code, out = start("--resume")
+    assert code == 0
+    runs.assert_equal(whole, out)
+
+
+def test_a_signal_before_the_first_update_leaves_nothing_to_go_on_from(start, whole, capfd):
+    with pytest.MonkeyPatch.context() as patch:
+        send_in(patch, evaluation.EvaluationHistory, "measure", 1)
+        code, out = start()
+    assert code == RESUME and not (out / "checkpoints").exists()
+    assert "with --resume it starts again" in capfd.readouterr().err
+    code, out = start("--resume")
+    assert code == 0
+    runs.assert_equal(whole, out)
+
+
+def test_without_checkpoints_an_interrupt_interrupts(start):
+    with pytest.MonkeyPatch.context() as patch:
+        send_in(patch, train_step, "_rollout", 1, signal.SIGINT)
+        code, out = start(every=0)
+    assert code == 130 and not (out / "checkpoints").exists()
+
+
+SECOND = """
+import hashlib, os, signal, sys, threading, time
+from sdjax.training.stopping import Stop
+
+def send():
+    for _ in range(2):
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+with Stop().listening(True):
+    threading.Thread(target=send, daemon=True).start()
+    # The main thread runs no instruction of Python meanwhile, as when it waits for devices.
+    hashlib.pbkdf2_hmac("sha512", b"", b"", 200_000_000)
+print("came back")
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once_even_while_it_waits_for_devices():
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 128 + signal.SIGTERM and done.stdout == ""
+    assert done.stderr.count("a second signal stops at once") == 1
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("process", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    model, tmp_path, process, number
+):
+    out = tmp_path / "out"
+    # More steps than both could do before the signal.
+    text = CONFIG.format(model=str(model), out=str(out), every=100)
+    text += "from dataclasses import replace\nconfig = replace(config, steps=60)\n"
+    (tmp_path / "config.py").write_text(text)
+    started = several.Run(["--config", str(tmp_path / "config.py")], devices=2)
+    while not (out / "metrics.jsonl").exists() or len(runs.lines(out / "metrics.jsonl")) < 4:
+        assert all(p.poll() is None for p in started.processes)
+        time.sleep(0.05)
+    started.processes[process].send_signal(number)
+    ended = started.ended()
+    assert [e.code for e in ended] == [RESUME, RESUME], [e.err[-2000:] for e in ended]
+    [step] = [int(p.name) for p in (out / "checkpoints").iterdir()]
+    said = f"stopped: the checkpoint of step {step} is written"
+    assert all(said in e.err for e in ended) and 3 <= step < 60
+    # Its line is still to come where its evaluation is.
+    assert runs.lines(out / "metrics.jsonl")[-1]["step"] in (step - 1, step)
