@@ -12,6 +12,8 @@ import tiny
 from report_browser import SHOWN, count, listed, open_rollout, said, tokens, written
 from test_train import job
 
+from sdjax.jobs import train_job
+
 pytestmark = pytest.mark.heavy  # a browser
 
 

@@ -15,7 +15,7 @@ import tiny
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError
-from sdjax.jobs import export_job
+from sdjax.jobs import export_job, train_job
 from sdjax.learner.checkpoint import CHECKSUMS, COMMITTED, TIMES, Checkpoints
 
 # What says when and that a checkpoint was saved; nothing is read from it.

@@ -36,7 +36,7 @@ def jobs(monkeypatch):
     """Puts a job in place of each real one; returns the configs they are run with."""
     seen = []
     for job in job_classes():
-        name = f"sdjax.jobs.{job.__name__.lower()}"
+        name = f"sdjax.jobs.{job.__name__.lower()}_job"
         module = types.ModuleType(name)
         module.run = seen.append
         monkeypatch.setitem(sys.modules, name, module)
@@ -230,7 +230,7 @@ def raising(error):
 
 
 def test_a_users_mistake_inside_a_job_is_one_line_and_a_traceback_with_debug(write, jobs, capsys):
-    sys.modules["sdjax.training.loop"].run = raising(UserError("data.csv: row 3\nis empty"))
+    sys.modules["sdjax.jobs.train_job"].run = raising(UserError("data.csv: row 3\nis empty"))
     assert error_line(capsys, ["--config", write(GOOD)]) == "data.csv: row 3 is empty"
     assert main(["--config", write(GOOD), "--debug"]) == 2
     shown = capsys.readouterr().err
@@ -238,13 +238,13 @@ def test_a_users_mistake_inside_a_job_is_one_line_and_a_traceback_with_debug(wri
 
 
 def test_a_bug_keeps_its_traceback(write, jobs):
-    sys.modules["sdjax.training.loop"].run = raising(ValueError("ours"))
+    sys.modules["sdjax.jobs.train_job"].run = raising(ValueError("ours"))
     with pytest.raises(ValueError, match="ours"):
         main(["--config", write(GOOD)])
 
 
 def test_an_interrupted_run_exits_with_130(write, jobs, capsys):
-    sys.modules["sdjax.training.loop"].run = raising(KeyboardInterrupt())
+    sys.modules["sdjax.jobs.train_job"].run = raising(KeyboardInterrupt())
     assert main(["--config", write(GOOD)]) == 130
     assert capsys.readouterr().err == "sdjax: interrupted\n"
 

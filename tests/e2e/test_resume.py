@@ -10,6 +10,7 @@ import pytest
 import runs
 import tiny
 
+from sdjax.jobs import train_job
 from sdjax.training import host_step
 
 KINDS = {

@@ -11,8 +11,7 @@ from test_train import job as training
 
 from sdjax import config
 from sdjax.analysis import coverage
-from sdjax.jobs import sweep_job
-from sdjax.training import loop
+from sdjax.jobs import sweep_job, train_job
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +86,7 @@ def test_a_resumed_sweep_runs_only_what_is_not_finished(finished, model, tmp_pat
         ran.append((cfg.out, cfg.resume))
         run(cfg)
 
-    monkeypatch.setattr(loop, "run", counted)
+    monkeypatch.setattr(train_job, "run", counted)
     sweep_job.run(job(model, finished, resume=True))
     assert ran == [] and (finished / "coverage.md").read_bytes() == before
     (finished / "grpo" / "1" / "evaluations.json").unlink()  # as if it had been interrupted

@@ -11,9 +11,9 @@ import tiny
 
 from sdjax import config
 from sdjax.analysis import trace
-from sdjax.jobs import export_job
+from sdjax.jobs import evaluate_job, export_job, train_job
 from sdjax.tasks.arithmetic import Arithmetic
-from sdjax.training import evaluation, host_step, loaded_model
+from sdjax.training import host_step, loaded_model
 
 SUMS = Arithmetic(
     options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=6
@@ -172,7 +172,7 @@ def test_a_profile_is_one_trace_of_the_run(finished):
 def test_the_exported_model_scores_as_the_trained_one(finished, tmp_path):
     out, _ = finished
     cfg = job(out / "model", tmp_path)
-    evaluation.run(
+    evaluate_job.run(
         config.Evaluate(
             out=str(tmp_path / "again"),
             task=SUMS,

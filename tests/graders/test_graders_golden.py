@@ -132,7 +132,7 @@ def test_docs_list_where_math_differs_from_its_references():
 
 @pytest.mark.parametrize(
     ("kind", "reference", "module"),
-    [("mcq", "choice_reference", choice), ("tooluse", "tooluse_reference", tooluse)],
+    [("mcq", "choice_reference", choice), ("tooluse", "tooluse_reference", tool_calls)],
 )
 def test_docs_list_where_choice_and_tooluse_differ(kind, reference, module):
     given = rewards(kind)

@@ -10,7 +10,7 @@ import pytest
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.io import hub, redact
+from sdjax.io import hub, redact, run_dir
 from sdjax.io.files import to_json
 from sdjax.jobs import bench_job
 from sdjax.logs.writers import Lines

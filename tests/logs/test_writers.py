@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sdjax import config
-from sdjax.logs import writers
+from sdjax.io import files
+from sdjax.logs import terminal, writers
 
 QUIET = config.Log(tensorboard=False)
 

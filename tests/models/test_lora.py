@@ -20,7 +20,7 @@ from test_train import job, lines
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.jobs import export_job
+from sdjax.jobs import export_job, train_job
 from sdjax.models.files import tensors, weights
 from sdjax.models.network import lora, transformer
 from sdjax.models.network.layer import LayerWeights

@@ -12,6 +12,7 @@ from test_train import Calls, job, lines
 
 from sdjax import config
 from sdjax.graders.workers.grade_batch import Attempt
+from sdjax.jobs import train_job
 from sdjax.records import Completion, Example, Grade, Group
 from sdjax.rollout import dynamic_sampling
 from sdjax.tasks import Task

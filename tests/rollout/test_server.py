@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import runs
 import serving
+import test_evaluation
 import test_train
 import tiny
 
 from sdjax import config, main
 from sdjax.errors import UserError
+from sdjax.jobs import evaluate_job, train_job
 from sdjax.rollout.server import client
-from sdjax.training import evaluation
 
 PROMPTS = [np.arange(5, 12), np.arange(40, 43), np.arange(100, 117)]
 GREEDY = config.Sampling(temperature=0.0, max_completion_tokens=16)
@@ -283,26 +284,26 @@ def test_a_server_that_dies_in_a_step_ends_the_run_with_one_line(folder, tmp_pat
 
 @pytest.mark.heavy
 def test_an_evaluation_on_a_server_scores_what_the_sampler_here_would(folder, tmp_path):
-    cfg = test_evaluate.job(str(folder), tmp_path / "here")
+    cfg = test_evaluation.job(str(folder), tmp_path / "here")
     greedy = replace(cfg, eval=replace(cfg.eval, temperature=0.0, top_p=1.0))
-    evaluation.run(greedy)
+    evaluate_job.run(greedy)
     with serving.serving(serving.Model(folder)) as server:
         served = config.Server(url=server.url)
-        evaluation.run(replace(greedy, out=str(tmp_path / "there"), server=served))
+        evaluate_job.run(replace(greedy, out=str(tmp_path / "there"), server=served))
     texts = [(tmp_path / out / "answers.jsonl").read_text() for out in ("here", "there")]
     assert texts[0] == texts[1]
 
 
 def test_an_evaluation_from_before_there_were_servers_can_go_on(folder, tmp_path):
-    cfg = replace(test_evaluate.job(str(folder), tmp_path), resume=True)
+    cfg = replace(test_evaluation.job(str(folder), tmp_path), resume=True)
     (tmp_path / "answers.jsonl").touch()
     made = config.to_dict(cfg)
     del made["server"]
     (tmp_path / "config.json").write_text(json.dumps(made))
-    evaluation.run(cfg)
+    evaluate_job.run(cfg)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(cfg)))
     with pytest.raises(UserError, match=r"server\.url is 'http://a:1'"):
-        evaluation.run(replace(cfg, server=config.Server(url="http://a:1", retries=0)))
+        evaluate_job.run(replace(cfg, server=config.Server(url="http://a:1", retries=0)))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +329,7 @@ def test_a_server_that_cannot_train_is_refused_at_the_start(args, says, capsys):
 
 
 def test_an_evaluation_does_not_change_the_server_s_weights(folder, tmp_path):
-    cfg = test_evaluate.job(str(folder), tmp_path)
+    cfg = test_evaluation.job(str(folder), tmp_path)
     with pytest.raises(UserError, match=r"server\.reload is 'folder'"):
         replace(cfg, server=config.Server(url="http://a:1", reload="folder"))
     assert json.loads(json.dumps(config.to_dict(cfg)))["server"]["url"] is None

@@ -81,6 +81,7 @@ def jobs(files, **how):
 if __name__ == "__main__":
     # transformers would import it, for nothing that is needed here: half of a process's start.
     sys.modules["torch"] = None  # type: ignore[assignment]
+    from sdjax.jobs import evaluate_job, train_job
     from sdjax.main import launch_flags, load
     from sdjax.parallel import launch
 
@@ -88,4 +89,4 @@ if __name__ == "__main__":
     with launch.together(launch.launch(given), {"files": files}):
         for file in files:
             job = load(Path(file))
-            {"Train": train, "Evaluate": evaluate}[type(job).__name__].run(job)
+            {"Train": train_job, "Evaluate": evaluate_job}[type(job).__name__].run(job)

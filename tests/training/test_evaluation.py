@@ -16,6 +16,7 @@ from sdjax import config, main, tasks
 from sdjax.analysis import accuracy, epistemic
 from sdjax.analysis.lengths import split_thinking
 from sdjax.errors import UserError
+from sdjax.jobs import evaluate_job, train_job
 from sdjax.models.files import weights
 from sdjax.records import Group
 from sdjax.rollout.collect import collect
@@ -63,7 +64,7 @@ def lines(path: Path) -> list[dict]:
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation") / "whole"
-    evaluation.run(job(model, out))
+    evaluate_job.run(job(model, out))
     return out
 
 
@@ -96,7 +97,7 @@ def test_figures_are_those_of_the_answers_in_the_file(finished):
 
 
 def test_the_table_is_printed_and_written(finished, model, capsys):
-    evaluation.run(job(model, finished, resume=True))
+    evaluate_job.run(job(model, finished, resume=True))
     printed = capsys.readouterr().out
     table = (finished / "scores.md").read_text()
     assert table in printed and "batch" not in printed
@@ -122,7 +123,7 @@ def test_an_interrupted_evaluation_continues_to_the_bytes_of_a_whole_one(
     shutil.copy(finished / "config.json", out)
     text = (finished / "answers.jsonl").read_bytes().splitlines(keepends=True)
     (out / "answers.jsonl").write_bytes(b"".join(text[:whole]) + text[whole][:40])
-    evaluation.run(job(model, out, resume=True))
+    evaluate_job.run(job(model, out, resume=True))
     assert capsys.readouterr().out.count("\nbatch ") == batches
     for name in ("answers.jsonl", "scores.json", "scores.md"):
         assert (out / name).read_bytes() == (finished / name).read_bytes(), name
@@ -134,7 +135,7 @@ def test_a_batch_in_the_file_is_not_sampled_again(model, finished, tmp_path):
     rows = lines(out / "answers.jsonl")[:6]
     rows[2]["completion"] = "marked"
     (out / "answers.jsonl").write_text(evaluation.jsonl(rows))
-    evaluation.run(job(model, out, resume=True))
+    evaluate_job.run(job(model, out, resume=True))
     after = lines(out / "answers.jsonl")
     assert after[2]["completion"] == "marked" and len(after) == 24
 
@@ -146,9 +147,9 @@ def test_an_evaluation_that_fails_before_its_first_batch_leaves_no_answers(model
         file.write_bytes(b"cut off")
     out = tmp_path / "run"
     with pytest.raises(UserError):
-        evaluation.run(job(str(folder), out))
+        evaluate_job.run(job(str(folder), out))
     assert not (out / "answers.jsonl").exists()
-    evaluation.run(job(model, out, resume=False))
+    evaluate_job.run(job(model, out, resume=False))
     assert len(lines(out / "answers.jsonl")) == 24
 
 
@@ -156,9 +157,9 @@ def test_resuming_under_another_config_is_refused(model, finished):
     before = (finished / "answers.jsonl").read_bytes()
     other = replace(job(model, finished).eval, temperature=0.9)
     with pytest.raises(UserError, match=r"eval.temperature is 0.9: .* was made with 0.6"):
-        evaluation.run(job(model, finished, resume=True, eval=other))
+        evaluate_job.run(job(model, finished, resume=True, eval=other))
     with pytest.raises(UserError, match="holds a run; pass --resume"):
-        evaluation.run(job(model, finished))
+        evaluate_job.run(job(model, finished))
     assert (finished / "answers.jsonl").read_bytes() == before
 
 
@@ -176,16 +177,16 @@ def test_a_file_of_other_answers_is_refused(model, finished, tmp_path, line, say
     rows = (out / "answers.jsonl").read_text().splitlines(keepends=True)
     (out / "answers.jsonl").write_text("".join([rows[0], line + "\n", *rows[2:]]))
     with pytest.raises(UserError, match=says):
-        evaluation.run(job(model, out, resume=True))
+        evaluate_job.run(job(model, out, resume=True))
 
 
 def test_a_set_s_answers_depend_on_the_seed_but_on_no_other_set(model, finished, tmp_path):
     alone = job(model, tmp_path / "alone", out_of_domain={})
-    evaluation.run(alone)
+    evaluate_job.run(alone)
     first = (tmp_path / "alone" / "answers.jsonl").read_bytes()
     assert (finished / "answers.jsonl").read_bytes().startswith(first)
     assert "out_of_domain" not in json.loads((tmp_path / "alone" / "scores.json").read_text())
-    evaluation.run(replace(alone, out=str(tmp_path / "seed"), eval=replace(alone.eval, seed=1)))
+    evaluate_job.run(replace(alone, out=str(tmp_path / "seed"), eval=replace(alone.eval, seed=1)))
     assert (tmp_path / "seed" / "answers.jsonl").read_bytes() != first
 
 
@@ -213,7 +214,7 @@ def test_training_evaluates_out_of_domain_sets_with_its_own(model, tmp_path):
     assert all("eval/avg@2" in m and "ood/largest/avg@2" in m for m in metrics)
     history = json.loads((tmp_path / "run" / "evaluations.json").read_text())
     assert [h["out_of_domain"]["largest"]["accuracy"]["examples"] for h in history] == [5, 5]
-    evaluation.run(replace(evaluation, out=str(tmp_path / "job")))
+    evaluate_job.run(replace(evaluation, out=str(tmp_path / "job")))
     before = tmp_path / "run" / "answers" / "000000.jsonl"
     assert before.read_bytes() == (tmp_path / "job" / "answers.jsonl").read_bytes()
 

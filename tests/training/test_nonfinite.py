@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sdjax import config
 from sdjax.data.pipeline import Batches
 from sdjax.errors import UserError
+from sdjax.jobs import train_job
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 

@@ -10,6 +10,7 @@ import runs
 import tiny
 
 from sdjax import config
+from sdjax.jobs import train_job
 from sdjax.records import Completion, Example, Grade, Group
 from sdjax.rollout.interface import Sampled
 from sdjax.tasks import Task

@@ -13,9 +13,10 @@ from test_train import job, lines
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.graders.workers.grade_batch import Attempt
+from sdjax.jobs import evaluate_job, train_job
 from sdjax.records import Example, Grade
 from sdjax.tasks import Task
-from sdjax.training import alarm, evaluation
+from sdjax.training import alarm
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -130,7 +131,7 @@ def test_the_closing_table_shows_epistemic_words_in_and_out_of_domain(run):
 def test_a_lexicon_that_is_not_there_is_an_error_before_anything_is_read(tmp_path):
     given = {"out": str(tmp_path / "out"), "task": Parity(), "lexicon": "nowhere.json"}
     model = config.Model(path=str(tmp_path / "no model"))
-    for kind, run_it in ((config.Train, train_job.run), (config.Evaluate, evaluation.run)):
+    for kind, run_it in ((config.Train, train_job.run), (config.Evaluate, evaluate_job.run)):
         with pytest.raises(UserError, match=r"epistemic lexicon 'nowhere\.json': no such file"):
             run_it(kind(**given, model=model))
     assert not (tmp_path / "out").exists()

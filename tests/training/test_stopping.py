@@ -12,6 +12,7 @@ import several
 import tiny
 
 from sdjax.errors import RESUME
+from sdjax.jobs import train_job
 from sdjax.main import main
 from sdjax.training import evaluation, host_step
 
@@ -110,7 +111,7 @@ def test_a_signal_before_the_first_update_leaves_nothing_to_go_on_from(start, wh
 
 def test_without_checkpoints_an_interrupt_interrupts(start):
     with pytest.MonkeyPatch.context() as patch:
-        send_in(patch, train_step, "_rollout", 1, signal.SIGINT)
+        send_in(patch, host_step, "_rollout", 1, signal.SIGINT)
         code, out = start(every=0)
     assert code == 130 and not (out / "checkpoints").exists()
 

@@ -14,6 +14,7 @@ from test_dynamic_sampling import of
 from test_train import job, lines
 
 from sdjax import config
+from sdjax.jobs import train_job
 from sdjax.learner import alternatives
 from sdjax.logs import writers
 from sdjax.tokenizer import Tokenizer
