@@ -202,9 +202,9 @@ def test_a_config_file_may_define_its_own_task_and_start_from_its_neighbour(writ
         "from __future__ import annotations\n"
         "import dataclasses\n"
         "from first_config import config as base\n"
-        "from sdjax.config import Task\n"
+        "from sdjax.config import TaskConfig\n"
         "@dataclasses.dataclass(frozen=True, kw_only=True)\n"
-        "class Mine(Task):\n"
+        "class Mine(TaskConfig):\n"
         "    '''My questions.'''\n"
         "    names: tuple[str, ...] = ('a',)\n"
         "config = dataclasses.replace(base, task=Mine())\n",

@@ -1,7 +1,6 @@
-"""The references' graders give what the papers' code gave; docs/graders.md lists what differs."""
+"""The references' graders return what the papers' code returned, and ours differ where listed."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -100,12 +99,14 @@ def test_dapo_questions_are_rewritten_as_the_paper_does():
         assert prompt(before["content"]) == after["content"]
 
 
-def documented(reference: str) -> dict[str, bool]:
-    """Returns the verdict of ours on every row that docs/graders.md says it differs on."""
-    text = (ROOT / "docs" / "graders.md").read_text("utf-8")
-    section = text.partition(f" and `{reference}`\n")[2].partition("\n#")[0]
-    lines = re.findall(r"^\| ([a-z]+-[\d a-z-]+) \| (right|wrong) \|", section, re.MULTILINE)
-    return {row: verdict == "right" for ids, verdict in lines for row in ids.split()}
+def listed(reference: str) -> dict[str, bool]:
+    """Returns the verdict of ours on every row that differences.json lists for a reference.
+
+    An entry of the file is {"ours": "right" or "wrong", "why": text, "rows": ids}. docs/graders.md
+    states the counts of rows.
+    """
+    entries = json.loads((GOLDEN / "differences.json").read_text("utf-8"))[reference]
+    return {row: entry["ours"] == "right" for entry in entries for row in entry["rows"]}
 
 
 def differing(given, grades, expected) -> dict[str, bool]:
@@ -121,29 +122,29 @@ def reward(row: dict) -> bool:
 
 
 @pytest.mark.heavy
-def test_docs_list_where_math_differs_from_its_references():
+def test_math_differs_from_its_references_where_listed():
     given = rewards("math")
     grades = grade_math.ours()(attempts(given))
-    assert differing(given, grades, reward) == documented("math_reference")
+    assert differing(given, grades, reward) == listed("math_reference")
     given = rows("eval_grader.jsonl")
     grades = grade_math.ours()(attempts(given))
-    assert differing(given, grades, lambda r: r["is_correct"]) == documented("math_eval_reference")
+    assert differing(given, grades, lambda r: r["is_correct"]) == listed("math_eval_reference")
 
 
 @pytest.mark.parametrize(
     ("kind", "reference", "module"),
     [("mcq", "choice_reference", choice), ("tooluse", "tooluse_reference", tool_calls)],
 )
-def test_docs_list_where_choice_and_tooluse_differ(kind, reference, module):
+def test_choice_and_tooluse_differ_where_listed(kind, reference, module):
     given = rewards(kind)
     grades = [
         module.grade(r["response"], r["ground_truth"], truncated=r["truncated"]) for r in given
     ]
-    assert differing(given, grades, reward) == documented(reference)
+    assert differing(given, grades, reward) == listed(reference)
 
 
-def test_docs_list_where_code_differs_from_its_reference(sandboxed):
+def test_code_differs_from_its_reference_where_listed(sandboxed):
     # Programs that run out of time are wrong for both, and slow to find so.
     given = [row for row in rewards("code") if not row["expected"]["timed_out"]]
     grades = grade_code.grader()(attempts(given))
-    assert differing(given, grades, reward) == documented("code_reference")
+    assert differing(given, grades, reward) == listed("code_reference")

@@ -35,9 +35,9 @@ GRADERS = {
     "choice_reference": each(choice.grade_reference),
     "tooluse": each(tool_calls.grade),
     "tooluse_reference": each(tool_calls.grade_reference),
-    "math": grade_math.ours(pool("symbolic:same")),
-    "math_reference": grade_math.reference(pool("symbolic:reference")),
-    "math_eval_reference": paper_grade.reference(pool("eval_symbolic:same")),
+    "math": grade_math.ours(pool("math.symbolic:same")),
+    "math_reference": grade_math.reference(pool("math.symbolic:reference")),
+    "math_eval_reference": paper_grade.reference(pool("math.paper_symbolic:same")),
 }
 CALLS = '[{"Action": "f", "Action_Input": "{\\"k\\": 1}"}]'
 RIGHT = {

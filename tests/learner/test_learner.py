@@ -91,7 +91,7 @@ def test_a_live_teacher_without_a_reprompt_pushes_nowhere():
     cfg = learning.train_config(teacher={"kind": "live"})
     groups = learning.groups()
     same = [
-        [learning.Reprompt(tokens=g.prompt, demonstration=0, feedback_used=False)] * 4
+        [learning.TeacherPrompt(tokens=g.prompt, demonstration=0, feedback_used=False)] * 4
         for g in groups
     ]
     batch = learning.batches.pack(
@@ -114,7 +114,7 @@ def test_an_update_without_any_demonstration_has_no_loss_and_no_gradient():
     cfg = learning.train_config()
     groups = learning.groups(prompts=4)
     plain = [
-        [learning.Reprompt(tokens=g.prompt, demonstration=None, feedback_used=False)] * 4
+        [learning.TeacherPrompt(tokens=g.prompt, demonstration=None, feedback_used=False)] * 4
         for g in groups
     ]
     epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
@@ -281,13 +281,13 @@ def test_the_rate_warms_up_by_steps_not_updates():
     rates = {"first": [0.25, 0.5, 0.75, 1.0, 1.0], "zero": [0.0, 0.25, 0.5, 0.75, 1.0]}
     for start, expected in rates.items():
         cfg = learning.train_config(optim={"lr": 1.0, "warmup_steps": 4, "warmup_from": start})
-        got = [float(learning.optim.learning_rate(np.int32(i), cfg.optim)) for i in range(5)]
+        got = [float(learning.adamw.learning_rate(np.int32(i), cfg.optim)) for i in range(5)]
         np.testing.assert_allclose(got, expected)
 
 
 def test_the_rate_falls_to_nothing_between_two_steps():
     cfg = config.Optim(lr=1.0, warmup_steps=2, decay=(3, 7))
-    got = [float(learning.optim.learning_rate(np.int32(i), cfg)) for i in range(9)]
+    got = [float(learning.adamw.learning_rate(np.int32(i), cfg)) for i in range(9)]
     np.testing.assert_allclose(got, [0.5, 1, 1, 1, 0.75, 0.5, 0.25, 0, 0])
     with pytest.raises(UserError, match=r"optim\.decay"):
         config.Optim(decay=(5, 5))

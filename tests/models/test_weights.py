@@ -299,7 +299,7 @@ def test_a_file_that_is_no_gguf_is_a_one_line_error(tmp_path):
 @pytest.mark.parametrize("family", gguf.ARCHITECTURES)
 def test_a_gguf_file_gives_the_weights_it_was_written_from(family, tmp_path):
     fields = tiny.config(family, tie_word_embeddings=False)
-    cfg = weights.families.from_hf(fields)
+    cfg = weights.registry.from_hf(fields)
     path = tmp_path / "model.gguf"
     arrays = tiny.random_tensors(fields)
     write_gguf(path, fields, arrays)

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import logging
 logging.basicConfig()
-from sdjax.jobs import setup
-setup.keep_programs()
+from sdjax.training import loaded_model
+loaded_model.keep_programs()
 import jax, jax.numpy as jnp
 found = []
 jax.monitoring.register_event_listener(lambda name, **_: found.append(name))

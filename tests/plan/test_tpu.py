@@ -86,7 +86,7 @@ def compile_train_step(name, shape, teacher=None, optim=None):
     mesh = slice_mesh(name, shape)
     cfg = learning.train_config(teacher=teacher or {}, optim=optim or {})
     _, graphdef, abstract = model_parts()
-    tx = learning.optim.make(cfg.optim)
+    tx = learning.adamw.make(cfg.optim)
     shardings = learning.state.shardings(abstract, tx, cfg.teacher, mesh)
     step = learning.step.make_train_step(graphdef, cfg, mesh, shardings)
     init = learning.state.initialiser(tx, cfg.teacher, shardings)
