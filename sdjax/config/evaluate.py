@@ -17,7 +17,6 @@ class Evaluate:
     out: str
     """Directory of answers.jsonl, scores.json and scores.md."""
     task: TaskConfig
-    """The task in domain."""
     out_of_domain: dict[str, TaskConfig] = field(default_factory=dict)
     """Other tasks; their keys name their scores."""
     resume: bool = False
@@ -29,18 +28,14 @@ class Evaluate:
     """Epistemic words that are counted. paper: substrings, as in arXiv:2603.24472. word: whole
     words with inflections. Or a JSON file {"word": ["form", ...], ...}, counted as whole words."""
     model: Model = field(default_factory=Model)
-    """The model that is scored."""
     data: Data = field(default_factory=Data)
-    """What happens at rows that cannot be read and at prompts that are too long."""
     max_prompt_tokens: int = 1024
     """Longest prompt in tokens, after the chat template. Examples with a longer prompt are left out
     and counted."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None passes nothing."""
     mesh: Mesh = field(default_factory=Mesh)
-    """How devices share the work."""
     eval: Eval = field(default_factory=lambda: Eval(every=0))
-    """How answers are drawn, and how many."""
     server: Server = field(default_factory=Server)
     """A server that serves the same model and draws the answers; by default the local sampler
     does."""

@@ -58,19 +58,12 @@ class SFT:
     chunk_tokens: int = 2048
     """Positions whose logits exist at the same time. Changes memory and speed, not results."""
     model: Model = field(default_factory=Model)
-    """The model that is trained."""
     data: Data = field(default_factory=Data)
-    """Order and filtering of the conversations."""
     optim: Optim = field(default_factory=Optim)
-    """The optimizer and the size of an update."""
     mesh: Mesh = field(default_factory=Mesh)
-    """How devices share the work."""
     eval: Eval = field(default_factory=lambda: Eval(every=0))
-    """Evaluations before, during and after training."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    """Which checkpoints are kept."""
     log: Log = field(default_factory=Log)
-    """What is written while the run goes on."""
 
     def __post_init__(self) -> None:
         require_names("out_of_domain", self.out_of_domain)
@@ -116,7 +109,6 @@ class Study:
     """Directory of collected.jsonl, answers/CONDITION.jsonl, trajectories.jsonl, scores.json and
     scores.md. It also gets d_ug.jsonl and d_sg.jsonl, which SFT reads."""
     task: TaskConfig
-    """The task whose examples are studied."""
     split: Literal["train", "held_out"] = "train"
     """Which examples of the task are the problems, in their order."""
     problems: int = 100
@@ -144,9 +136,7 @@ class Study:
     resume: bool = False
     """Continue after the last batch in `out`; without one, start from the beginning."""
     model: Model = field(default_factory=Model)
-    """The model that is studied."""
     data: Data = field(default_factory=Data)
-    """Filtering of the problems."""
     max_prompt_tokens: int = 1024
     """Longest prompt in tokens, after the chat template and without a solution. Problems with a
     longer prompt are left out and counted. A solution is never cut."""
@@ -155,7 +145,6 @@ class Study:
     reprompt: Reprompt = field(default_factory=_study_templates)
     """How a solution is shown: template and solution_template. The other fields have no effect."""
     mesh: Mesh = field(default_factory=Mesh)
-    """How devices share the work."""
     eval: Eval = field(default_factory=lambda: Eval(every=0, k=8, top_k=20))
     """How answers are drawn; each problem has eval.k answers under each condition."""
     server: Server = field(default_factory=Server)

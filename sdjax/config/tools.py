@@ -58,7 +58,6 @@ class Export:
     step: int | None = None
     """Step of the checkpoint; None is the newest."""
     mesh: Mesh = field(default_factory=Mesh)
-    """How devices share the work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +99,6 @@ class Bench:
     model: Model = field(default_factory=Model)
     """weights=model: the model; also how the forward pass runs."""
     lora: Lora = field(default_factory=Lora)
-    """Adapters, if only these are trained."""
     prompts: tuple[int, ...] = (8,)
     """Numbers of prompts sampled at the same time; each number is measured."""
     group_size: int = 8
@@ -128,15 +126,10 @@ class Bench:
     seed: int = 0
     """Seed of weights, tokens and sampling."""
     teacher: Teacher = field(default_factory=Teacher)
-    """Which weights the teacher has."""
     loss: Loss = field(default_factory=Loss)
-    """The minimised loss."""
     policy: Policy = field(default_factory=Policy)
-    """The policy gradient part of the loss."""
     optim: Optim = field(default_factory=Optim)
-    """The optimizer and the size of an update."""
     mesh: Mesh = field(default_factory=Mesh)
-    """How devices share the work."""
 
     def __post_init__(self) -> None:
         require(bool(self.phases), "phases", self.phases, "needs at least one")

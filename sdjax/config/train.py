@@ -20,7 +20,6 @@ class Train:
     out: str
     """Run directory: resolved config, metrics, rollouts, checkpoints, exported model."""
     task: TaskConfig
-    """The task that is trained; its held-out examples are evaluated."""
     out_of_domain: dict[str, TaskConfig] = field(default_factory=dict)
     """Other tasks whose held-out examples are evaluated too. Their keys name their metrics:
     ood/NAME/..."""
@@ -42,33 +41,19 @@ class Train:
     words with inflections. Or a JSON file {"word": ["form", ...], ...}, counted as whole words.
     Metrics epistemic/... and loss.token_weights use the tokens of these words."""
     model: Model = field(default_factory=Model)
-    """The model that is trained."""
     lora: Lora = field(default_factory=Lora)
-    """Adapters, if only these are trained."""
     data: Data = field(default_factory=Data)
-    """Order and filtering of the training examples."""
     rollout: Rollout = field(default_factory=Rollout)
-    """How the completions of a step are drawn."""
     reprompt: Reprompt = field(default_factory=Reprompt)
-    """What the teacher reads."""
     teacher: Teacher = field(default_factory=Teacher)
-    """Which weights the teacher has."""
     loss: Loss = field(default_factory=Loss)
-    """The minimised loss."""
     policy: Policy = field(default_factory=Policy)
-    """The policy gradient part of the loss."""
     optim: Optim = field(default_factory=Optim)
-    """The optimizer and the size of an update."""
     mesh: Mesh = field(default_factory=Mesh)
-    """How devices share the work."""
     eval: Eval = field(default_factory=Eval)
-    """Evaluations before, during and after training."""
     alarm: Alarm = field(default_factory=Alarm)
-    """When an evaluation prints a warning."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    """Which checkpoints are kept."""
     log: Log = field(default_factory=Log)
-    """What is written while the run goes on."""
 
     def __post_init__(self) -> None:
         require_names("out_of_domain", self.out_of_domain)

@@ -103,7 +103,6 @@ class Rollout(Sampling):
     enable_thinking: bool | None = None
     """Passed to the chat template of student and teacher; None passes nothing."""
     server: Server = field(default_factory=Server)
-    """A server that draws the completions; by default the local sampler does."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
