@@ -28,8 +28,8 @@ from sdjax.errors import UserError
 MODULE = "sdjax_config_file"
 """Module name of the loaded config file, so that Python finds the classes that it defines."""
 BOOLEANS = (
-    "A boolean field takes True or False, such as --log.progress False. Without a value it is "
-    "True; with no_ before its name, as in --log.no_progress, it is False."
+    "A boolean field takes True or False, as in `--log.progress False`. Without a value it is "
+    "True; with no_ before its name, as in `--log.no_progress`, it is False."
 )
 """What --help says about boolean fields."""
 
