@@ -55,7 +55,7 @@ def page() -> str:
 
 
 def _sections(cls: Any) -> Iterator[Any]:
-    """Yields the dataclasses of a class's fields, each before those of its own fields."""
+    """Yields the dataclasses of a class's fields, each before the dataclasses inside it."""
     for hint in typing.get_type_hints(cls).values():
         for section in filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))):
             yield section

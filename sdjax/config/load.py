@@ -42,8 +42,8 @@ def job_classes() -> tuple[type, ...]:
 def load(file: Path) -> configs.Job:
     """Returns the config that a file binds to `config`.
 
-    Raises UserError, with file and line, if the file cannot be read or run, if it does not bind
-    `config` to a job config, or if a value has a wrong type.
+    Raises UserError, with file and line, if the file cannot be read or run or if a value has a
+    wrong type. Also raises it if the file does not bind `config` to a job config.
     """
     try:
         code = file.read_text(encoding="utf-8")
