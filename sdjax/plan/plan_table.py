@@ -145,7 +145,10 @@ def _memory(found: Found) -> list[str]:
             sizes = (one.arguments, one.temporaries, found.fullest[one.name])
             rows.append(f"| {one.name} | " + " | ".join(f"{x / GB:.1f}" for x in sizes) + " |")
         if any(one.rematerialized for one in found.compiled):
-            rows += ["", "The compiler gathers a whole array because it finds no better way: a defect."]
+            rows += [
+                "",
+                "The compiler gathers a whole array because it finds no better way: a defect.",
+            ]
     return rows
 
 
