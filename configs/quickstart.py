@@ -25,7 +25,7 @@ from sdjax.config import (
 from sdjax.tasks.countdown import Countdown
 
 sdpo = Train(
-    out="",  # the sweep's
+    out="",  # the sweep sets it
     task=Countdown(name="times", needs="*"),
     out_of_domain={"divide": Countdown(operations="+-*/", needs="/", target_low=2, target_high=99)},
     steps=11,

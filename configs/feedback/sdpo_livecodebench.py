@@ -2,7 +2,7 @@
 
     python -m sdjax.main --config configs/feedback/sdpo_livecodebench.py
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
 Expected: best avg@4 of 48.8, from 27.9 at the start; easy, medium and hard 91.7, 46.6 and 18.9
 (arXiv:2601.20802, its runs on LiveCodeBench v6). Table 6: 48.3 with feedback and solution, 39.9
 with feedback alone, 42.6 with the solution alone.

@@ -2,7 +2,7 @@
 
     python -m sdjax.main --config configs/math/grpo_qwen3_8b.py
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: AIME24 about as at the start or better, where SDPO loses 12.1% of its value
 (arXiv:2603.24472, its runs with thinking; no figure of GRPO's is at hand).
 
@@ -21,6 +21,6 @@ config = replace(
     sdpo,
     out="runs/math/grpo_qwen3_8b",
     loss=replace(sdpo.loss, distillation=0.0),
-    teacher=Teacher(kind="live"),  # none is run: this one needs no weights of its own
+    teacher=Teacher(kind="live"),  # no teacher runs; a live one takes no memory
     optim=replace(sdpo.optim, lr=1e-6),
 )

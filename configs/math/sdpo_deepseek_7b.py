@@ -4,7 +4,7 @@
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/sdpo_deepseek_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: AIME24 54.7 to 40.7 at worst, AMC23 down by about 15% of its value; "wait" 60.8, "maybe"
 and "perhaps" 17.1 fewer a completion (arXiv:2603.24472, its first runs).
 """

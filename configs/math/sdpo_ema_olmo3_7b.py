@@ -4,7 +4,7 @@
     python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
         --model.path runs/math/sdpo_ema_olmo3_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: length and score fall faster than with the initial teacher (arXiv:2603.24472, its
 ablation of the teacher's rate).
 """

@@ -4,7 +4,7 @@
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/sdpo_ema_qwen3_1_7b/model
 
-Slice: v5p-32 (16 chips, topology v5p:2x2x4), one row a chip.
+Slice: v5p-32 (16 chips, topology v5p:2x2x4), one row per chip.
 Expected: length and score fall faster than with the initial teacher (arXiv:2603.24472, its
 ablation of the teacher's rate).
 """

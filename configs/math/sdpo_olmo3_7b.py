@@ -4,7 +4,7 @@
     python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
         --model.path runs/math/sdpo_olmo3_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: AIME24 below its start (arXiv:2603.24472; no figure is at hand).
 """
 

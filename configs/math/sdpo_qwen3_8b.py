@@ -4,7 +4,7 @@
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/sdpo_qwen3_8b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: AIME24 falls by 12.1% of its value in 100 steps, and completions shorten
 (arXiv:2603.24472, its runs with thinking). The paper's figures in these configs are second-hand:
 quoted from notes on it. Its scores are of the second command: 16 answers of up to 38,912 tokens.

@@ -4,7 +4,7 @@
     python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
         --model.path runs/math/sdpo_qwen3_8b_think_off/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: AMC23 .67 to .73 with completions half as long, AIME24 .25 to .23 (arXiv:2603.24472, its
 runs without thinking).
 """

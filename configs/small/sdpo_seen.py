@@ -5,7 +5,7 @@
         --out runs/small/sdpo_seen_1x64
 
 The other sizes: seen_1x64 (one question, 64 times), seen_8x8, seen_128, seen_512.
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: in domain better than GRPO for |D| <= 128, with completions up to 8 times as short, worse
 at 512; out of domain (AIME24, MATH-500) worse the smaller |D|, and at 512 still below the start
 (arXiv:2603.24472 section 6.2, figures).

@@ -19,7 +19,7 @@ SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 SYSTEM = "Reply in one short sentence."
 
 sdpo = Train(
-    out="",  # the sweep's
+    out="",  # the sweep sets it
     task=Arithmetic(name="chain_sum", options=SUMS, system=SYSTEM, size=512, held_out=40),
     out_of_domain={
         "longer": Arithmetic(
@@ -36,7 +36,7 @@ sdpo = Train(
         max_prompt_tokens=256,
         max_completion_tokens=100,
     ),
-    # A 135M model imitates the wording of its instructions; this one has next to none.
+    # A 135M model imitates the wording of its instructions, so this template has almost none.
     reprompt=Reprompt(
         template="{prompt}{solution}",
         solution_template="\nThe answer is known: {demonstration}",
