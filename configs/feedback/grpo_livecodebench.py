@@ -3,8 +3,8 @@
     python -m sdjax.main --config configs/feedback/grpo_livecodebench.py
 
 Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
-Expected: best avg@4 of 41.2, from 27.9 at the start; easy, medium and hard 90.1, 37.8 and 11.6
-(arXiv:2601.20802, its runs on LiveCodeBench v6).
+Expected (arXiv:2601.20802, LiveCodeBench v6): best avg@4 of 41.2, from 27.9 at the start; easy,
+medium and hard 90.1, 37.8 and 11.6.
 """
 
 from dataclasses import replace

@@ -10,9 +10,8 @@ Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 73.2 within 
 5 h of 4 GPUs, from 41.2 at the start. The second command, Olmo: 68.0 and 80.0, from 22.8. Table 8:
 completions of 256 tokens, against GRPO's 821.
 
-The other files of this folder start from this one. Settings are those of the paper's code, where
-they differ from the defaults here by name; 30 epochs. The paper's figures are second-hand: quoted
-from notes on it.
+The other files of this folder start from this one. Settings are those of the paper's code, with 30
+epochs. The paper's figures are second-hand, quoted from notes on it.
 """
 
 from sdjax.config import (

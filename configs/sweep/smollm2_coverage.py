@@ -1,12 +1,12 @@
-"""SDPO and GRPO on 1, 8, 64, 128 and 512 sums, SmolLM2-135M-Instruct (section 6.2).
+"""SDPO and GRPO with SmolLM2-135M-Instruct on 1 to 512 sums (arXiv:2603.24472 section 6.2).
 
     python -m sdjax.main --config configs/sweep/smollm2_coverage.py
 
-Each training is a run directory of its own, such as runs/coverage_smollm2/sdpo/8, for the report
-too. Interrupted, it goes on with --resume. In domain are held-out sums like those trained on, out
-of domain the largest of a list of numbers and longer sums.
+Each training has a separate run directory, such as runs/coverage_smollm2/sdpo/8, which the report
+job reads. An interrupted run continues with --resume. In domain: held-out sums like those of the
+training. Out of domain: the largest of a list of numbers, and longer sums.
 
-configs/sweep/smollm2_cpu.py is the same in minutes on a CPU.
+configs/sweep/smollm2_cpu.py shows the same in minutes on a CPU.
 """
 
 from dataclasses import replace
@@ -46,7 +46,7 @@ sdpo = Train(
     eval=Eval(
         every=25, k=8, examples=40, batch=40, temperature=0.7, top_p=1.0, max_completion_tokens=100
     ),
-    # So that an interrupted sweep loses little.
+    # Frequent checkpoints, because an interrupted sweep then loses little.
     checkpoint=Checkpoint(every=25, keep=1, export=False),
 )
 
