@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import learning
 import numpy as np
 import pytest
+from paths import ROOT
 
 from sdjax import config, tasks
 from sdjax.config.load import load, override
 from sdjax.main import launch_flags
 from sdjax.objectives import divergences, token_weights
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -289,14 +289,6 @@ def test_other_tool_calls_are_wrong_and_feedback_does_not_tell_the_expected_ones
     assert "deep" in tool_calls.grade(text, GOLD, reveal=True).feedback
 
 
-@pytest.fixture(scope="module")
-def sandboxed():
-    try:
-        sandbox.require()
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def cases(kind: str, expected: dict[str, str], name: str = "") -> str:
     return json.dumps(
         {

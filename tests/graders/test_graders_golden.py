@@ -2,20 +2,16 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from paths import GOLDEN
 
-from sdjax.errors import UserError
 from sdjax.graders import tool_calls
 from sdjax.graders.answer import choice
-from sdjax.graders.code import grade_code, sandbox
+from sdjax.graders.code import grade_code
 from sdjax.graders.math import grade_math, paper_grade, paper_strings
 from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.tasks.math import prompt
-
-ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden"
 
 
 def rows(name: str) -> list[dict]:
@@ -31,14 +27,6 @@ def attempts(given: list[dict]) -> list[Attempt]:
         Attempt(r["response"], r.get("ground_truth", r.get("gold")), r.get("truncated", False))
         for r in given
     ]
-
-
-@pytest.fixture(scope="module")
-def sandboxed():
-    try:
-        sandbox.require()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def test_math_reference_gives_the_papers_reward_and_all_that_comes_with_it():

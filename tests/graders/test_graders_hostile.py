@@ -10,10 +10,9 @@ import marks
 import pytest
 
 from sdjax import config, tasks
-from sdjax.errors import UserError
 from sdjax.graders import tool_calls
 from sdjax.graders.answer import choice, number
-from sdjax.graders.code import grade_code, sandbox
+from sdjax.graders.code import grade_code
 from sdjax.graders.math import grade_math, paper_grade
 from sdjax.graders.workers.grade_batch import Attempt, each
 from sdjax.graders.workers.pool import Pool
@@ -188,14 +187,6 @@ def test_generators_that_evaluate_answers_get_nothing_to_evaluate(name, tmp_path
     assert not mark.exists()
     right = f"<answer>{task.train[1].answer}</answer>"
     assert task.grade(right, task.train[1], truncated=False).correct
-
-
-@pytest.fixture(scope="module")
-def sandboxed():
-    try:
-        sandbox.require()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 HOME_FILE = str(Path.home() / "sdjax-was-here")

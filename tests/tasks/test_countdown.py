@@ -2,10 +2,10 @@
 
 import json
 import re
-from pathlib import Path
 from random import Random
 
 import pytest
+from paths import ROOT
 
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
@@ -30,7 +30,7 @@ ALL = {
     "divide": Countdown(operations="+-*/", needs="/", target_low=2, size=64, held_out=40),
     "four": Countdown(numbers=4, size=64, held_out=40),
 }
-CONFIG = load_config(Path(__file__).parents[2] / "configs/tiny/traces.py")
+CONFIG = load_config(ROOT / "configs/tiny/traces.py")
 
 
 def task(cfg):

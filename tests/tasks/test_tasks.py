@@ -9,10 +9,10 @@ import zlib
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from sdjax import config, tasks
 from sdjax.errors import UserError
-from sdjax.graders.code import sandbox
 from sdjax.jobs import prepare_job
 from sdjax.tasks.arithmetic import Arithmetic
 from sdjax.tasks.largest_number import LargestNumber
@@ -21,7 +21,6 @@ from sdjax.tasks.math import INSTRUCTION, Math, prompt
 from sdjax.tasks.sciknoweval import SciKnowEval
 from sdjax.tasks.tooluse import ToolUse
 
-ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 EASY = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 
@@ -371,14 +370,6 @@ def problem(date: str, **more) -> dict:
         "private_test_cases": packed(cases),
         "metadata": '{"func_name": "add"}',
     } | more
-
-
-@pytest.fixture(scope="module")
-def sandboxed():
-    try:
-        sandbox.require()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def test_livecodebench_trains_on_a_share_of_the_tests_and_evaluates_on_all(tmp_path, sandboxed):
