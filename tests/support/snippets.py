@@ -30,7 +30,7 @@ def files(page: Path) -> dict[str, str]:
 
 def is_config(code: str) -> bool:
     """Returns whether a block is a whole config file."""
-    return re.search(r"^config = ", code, re.MULTILINE) is not None
+    return re.search(r"^config = (?!load)", code, re.MULTILINE) is not None
 
 
 def write(page: Path, folder: Path) -> None:
