@@ -19,7 +19,7 @@ from sdjax.models.files.resolve import resolve
 from sdjax.records import Completion, Grade, Group
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import Voice, direct, reaches, search, solutions, stated, terms
-from sdjax.tasks.countdown_traces import tell
+from sdjax.tasks.countdown_traces import conversation
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
 
@@ -43,7 +43,9 @@ def graded(text, answer="3 4 5 = 17", **more):
 
 def conversations(count, **changes):
     cfg = Traces(out="", tasks=ALL, **changes)
-    return [tell(list(ALL.values())[i % len(ALL)], cfg, Random(f"{i}")) for i in range(count)]
+    return [
+        conversation(list(ALL.values())[i % len(ALL)], cfg, Random(f"{i}")) for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)
