@@ -60,6 +60,8 @@ def load(cfg: config.TaskConfig, data: config.Data) -> Task:
     Raises UserError if that module has no function `load` or if `load` returns no Task.
     """
     name = type(cfg).__name__
+    if type(cfg) is config.TaskConfig:
+        raise UserError("task is TaskConfig(): name a class that inherits from it")
     module = importlib.import_module(type(cfg).__module__)
     load_task = getattr(module, "load", None)
     if load_task is None:

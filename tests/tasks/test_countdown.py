@@ -82,9 +82,10 @@ def test_fewer_training_questions_are_the_first_of_more():
 
 
 def test_too_many_questions_for_the_range_are_refused():
-    narrow = {"low": 1, "high": 4, "target_low": 10, "target_high": 12}
+    few = {"low": 1, "high": 4, "target_low": 0, "target_high": 64}
     with pytest.raises(UserError, match=r"task.size is 5000: only \d+ distinct questions"):
-        task(Countdown(size=5000, **narrow))
+        task(Countdown(size=5000, **few))
+    narrow = {"low": 1, "high": 4, "target_low": 10, "target_high": 12}
     with pytest.raises(UserError, match=r"needs '/'; widen the range"):
         task(Countdown(numbers=2, operations="/", needs="/", **narrow))
 

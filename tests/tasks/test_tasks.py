@@ -143,8 +143,8 @@ def test_largest_numbers_held_out_are_distinct_and_kept_out_of_training():
     trained = {asked(task.train[i]) for i in range(3000)}
     assert len(trained) > 200
     assert not trained & {asked(e) for e in task.held_out}
-    with pytest.raises(UserError, match=r"task.held_out is 500: only 2\d\d distinct"):
-        load(LargestNumber(held_out=500, **few))
+    with pytest.raises(UserError, match=r"task.held_out is 300: only 2\d\d distinct"):
+        load(LargestNumber(held_out=300, **few))
 
 
 def test_the_largest_number_is_graded_right():
