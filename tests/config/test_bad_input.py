@@ -178,12 +178,6 @@ def test_wrong_data_is_named_by_file_and_row(attempt, kind):
     says(attempt("--data.on_overlong", "error", task="file"), *words)
 
 
-def test_the_tables_have_at_least_sixty_cases():
-    tests = globals().items()
-    marks = [m for name, t in tests if name[:5] == "test_" for m in getattr(t, "pytestmark", [])]
-    assert sum(len(mark.args[1]) for mark in marks) >= 60
-
-
 def test_debug_shows_the_traceback(attempt, capsys):
     assert main(["--config", str(attempt.write(CONFIG, "file")), "--steps", "0", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err

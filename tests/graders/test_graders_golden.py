@@ -9,7 +9,7 @@ from paths import GOLDEN
 from sdjax.graders import tool_calls
 from sdjax.graders.answer import choice
 from sdjax.graders.code import grade_code
-from sdjax.graders.math import grade_math, paper_grade, paper_strings
+from sdjax.graders.math import grade_math, paper_grade
 from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.tasks.math import prompt
 
@@ -42,7 +42,7 @@ def test_math_eval_reference_gives_the_papers_evaluation():
     for row, grade in zip(given, paper_grade.reference()(attempts(given)), strict=True):
         assert grade.details["extracted"] == row["extracted"], row["id"]
         assert grade.details["stripped"] == row["stripped_extracted"], row["id"]
-        assert paper_strings.strip(row["gold"]) == row["stripped_gold"], row["id"]
+        assert paper_grade.strip(row["gold"]) == row["stripped_gold"], row["id"]
         assert grade.correct == row["is_correct"], row["id"]
 
 

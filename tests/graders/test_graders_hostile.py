@@ -163,11 +163,33 @@ def gone(word: str, allowed: int = 0) -> bool:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc to look for processes in")
 def test_closing_a_pool_ends_its_processes():
-    pool = Pool("json:dumps", workers=2, limit_s=7.25)
+    pool = Pool("json:dumps", workers=2, memory_mb=1789)
     assert pool.map([[1], [2]]) == ["1", "2"]
-    assert processes().count("sdjax.graders.workers.worker json:dumps 7.25") >= 2
+    assert processes().count("sdjax.graders.workers.worker json:dumps 1789") >= 2
     pool.close()
-    assert gone("sdjax.graders.workers.worker json:dumps 7.25")
+    assert gone("sdjax.graders.workers.worker json:dumps 1789")
+
+
+def test_a_call_has_the_limit_that_it_is_given_and_renewed_workers_forget_earlier_calls(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "counting.py").write_text(
+        "import time\n"
+        "calls = 0\n"
+        "def call(seconds):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    time.sleep(seconds)\n"
+        "    return calls\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = Pool("counting:call", workers=1, limit_s=LIMIT_S)
+    assert pool.map([[0], [0]]) == [1, 2]
+    pool.renew()
+    assert pool.map([[0]]) == [1]
+    assert pool.map([[0.3]], limit_s=0.1)[0].reason == "late"
+    assert pool.map([[0.3]]) == [3]
+    pool.close()
 
 
 @pytest.mark.heavy
