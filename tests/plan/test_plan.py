@@ -40,7 +40,7 @@ def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape)
 
 
 def test_bytes_of_a_gpu_and_seconds_of_a_step_are_near_those_measured():
-    # docs/performance.md.
+    # Measured on one H100: dev/log/2026-11-performance.md.
     from sdjax.models.files import published
 
     shape = published.read_config("Qwen/Qwen3-1.7B")
