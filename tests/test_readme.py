@@ -1,64 +1,94 @@
-"""What README shows works as it is printed."""
+"""README and docs: what they show works as it is printed."""
 
 import importlib
 import re
 import shlex
-from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import learning
 import numpy as np
 import pytest
+import snippets
+from paths import ROOT
 
 from sdjax import config, tasks
 from sdjax.config.load import load, override
 from sdjax.main import launch_flags
 from sdjax.objectives import divergences, token_weights
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [*snippets.DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
-def added(file):
-    """Returns the name and the function that README's diff of a file adds."""
-    diff = re.search(rf"```diff\n--- a/{file}\n(.*?)```", README, re.DOTALL)[1]
-    lines = [line[1:] for line in diff.splitlines() if re.match(r"\+(?!\+\+)", line)]
-    code, entry = lines[:-1], lines[-1]
-    name, function = re.fullmatch(r'\s+"(\w+)": (\w+),', entry).groups()
-    space = {"jax": jax, "jnp": jnp}
-    exec("\n".join(code), space)
-    return name, space[function]
+@pytest.fixture(autouse=True)
+def own_tables(monkeypatch):
+    """Undoes what a snippet adds to the tables."""
+    monkeypatch.setattr(divergences, "DIVERGENCES", dict(divergences.DIVERGENCES))
+    monkeypatch.setattr(token_weights, "TOKEN_WEIGHTS", dict(token_weights.TOKEN_WEIGHTS))
 
 
-def test_the_divergence_of_readme_trains(monkeypatch):
-    name, function = added("sdjax/objectives/divergences.py")
-    monkeypatch.setitem(divergences.DIVERGENCES, name, function)
-    cfg = learning.train_config(loss={"divergence": name})
+def block_with(text):
+    """Returns the one Python block of README that contains a text."""
+    (code,) = [code for code in snippets.python(README) if text in code]
+    return code
+
+
+def defined(code):
+    """Returns the names that a block of README defines."""
+    space = {}
+    exec(code, space)
+    return space
+
+
+def test_readme_fits_one_sitting():
+    assert len(README.read_text().split()) < 1400
+
+
+@pytest.mark.parametrize("code", [c for c in snippets.python(README) if snippets.is_config(c)])
+def test_a_config_of_readme_loads(code, tmp_path):
+    (tmp_path / "mine.py").write_text(code)
+    assert isinstance(load(tmp_path / "mine.py"), config.Train)
+
+
+def test_the_divergence_of_readme_keeps_the_contract():
+    import contracts
+
+    made = defined(block_with("DIVERGENCES["))
+    assert divergences.DIVERGENCES["hellinger"] is made["hellinger"]
+    contracts.check_divergence(made["hellinger"], made["config"].loss)
+
+
+def test_the_divergence_of_readme_trains():
+    defined(block_with("DIVERGENCES["))
+    cfg = learning.train_config(loss={"divergence": "hellinger"})
     metrics = learning.Learner(cfg, learning.make_mesh()).update(learning.pack(cfg))
     # The squared Hellinger distance lies between 0 and 1.
     assert 0 < metrics["distill/divergence"] < 1 and metrics["optim/grad_norm"] > 0
 
 
+def test_the_token_weighting_of_readme_keeps_the_contract():
+    import contracts
+
+    made = defined(block_with("TOKEN_WEIGHTS["))
+    contracts.check_token_weights(made["first_tokens"], config.Loss(token_weights="first_tokens"))
+
+
 @pytest.mark.heavy
-def test_the_token_weighting_of_readme_trains(monkeypatch):
-    name, function = added("sdjax/objectives/token_weights.py")
-    monkeypatch.setitem(token_weights.TOKEN_WEIGHTS, name, function)
+def test_the_token_weighting_of_readme_trains():
+    defined(block_with("TOKEN_WEIGHTS["))
     losses = {}
-    for scheme in (name, "uniform"):
+    for scheme in ("first_tokens", "uniform"):
         cfg = learning.train_config(loss={"token_weights": scheme})
         learner = learning.Learner(cfg, learning.make_mesh())
         losses[scheme] = learner.update(learning.pack(cfg))["loss/total"]
     # No completion of these tests reaches 32 tokens, so all of them weigh 1.
-    np.testing.assert_allclose(losses[name], losses["uniform"], rtol=1e-6)
+    np.testing.assert_allclose(losses["first_tokens"], losses["uniform"], rtol=1e-6)
 
 
 def commands():
-    """Yields the arguments of every sdjax command in README and docs, once each."""
+    """Returns the arguments of every sdjax command in README and docs, once each."""
     found = set()
-    for doc in DOCS:
-        text = re.sub(r"\\\n\s*", "", doc.read_text())
+    for page in PAGES:
+        text = re.sub(r"\\\n\s*", "", page.read_text())
         for line in re.findall(r"python -m sdjax\.main (--config [^`\n|&]*)", text):
             found.add(line.strip())
     return sorted(c for c in found if "FILE" not in c)
@@ -68,7 +98,24 @@ def commands():
 def test_a_command_of_the_docs_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, file, *rest = launch_flags(shlex.split(command))[1]
-    override(load(Path(file)), rest, prog="sdjax")
+    override(load(ROOT / file), rest, prog="sdjax")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    for target in snippets.links(page):
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), target
+        assert not anchor or anchor in snippets.anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_exists(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    written = snippets.files(page)
+    for name in re.findall(r"`((?:configs|sdjax|tests|dev|tpu)/[\w/.-]+?\.\w+)`", text):
+        assert name in written or (ROOT / name).exists(), name
 
 
 def test_the_task_of_the_docs_works(tmp_path, monkeypatch):
@@ -81,8 +128,3 @@ def test_the_task_of_the_docs_works(tmp_path, monkeypatch):
     one = task.held_out[0]
     assert task.grade("It is duolc", one, truncated=False).correct
     assert task.grade("It is cloud", one, truncated=False).feedback == "Spell it first."
-
-
-def test_every_config_that_readme_names_exists():
-    for name in re.findall(r"`(configs/[\w/]+\.py)`", README):
-        assert (ROOT / name).exists(), name

@@ -33,7 +33,7 @@ class Skipped:
 
 
 def text_field(row: dict[str, Any], *names: str) -> str:
-    """Returns the text at row[names[0]][names[1]]…; raises RowError unless it is there."""
+    """Returns the text at `row[names[0]][names[1]]…`; raises RowError unless it is there."""
     value: Any = row
     path = ".".join(names)
     for name in names:

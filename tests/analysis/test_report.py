@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_runs
+from paths import ROOT
 
 from sdjax.analysis.report import blocks, read, rollouts, run_families, words
 from sdjax.config import Report
 from sdjax.errors import UserError
 from sdjax.jobs import report_job
 from sdjax.main import main
-
-ROOT = Path(__file__).parents[2]
 
 
 def block(file: Path, name: str):
