@@ -1,4 +1,4 @@
-"""A training checkpoint as a Hugging Face folder.
+"""Writes a training checkpoint as a Hugging Face folder.
 
 python -m sdjax.main --config configs/export.py --run runs/sdpo_chain_sum --out exported
 """

@@ -1,13 +1,13 @@
-"""Whether a training fits a slice, what its steps take and cost: no chip, no weights.
+"""Estimates whether a training fits a slice, how long its steps take and what they cost.
 
     python -m sdjax.main --config configs/plan.py
     python -m sdjax.main --config configs/plan.py --train configs/math/sdpo_qwen3_1_7b.py \
         --topology v6e --search --price 2.7
     python -m sdjax.main --config configs/plan.py --topology h100:8 --change optim.microbatch=8
 
-The first compiles the train step, prefill and decode for 64 TPU v5p, in minutes on two cores;
-`pip install 'sdjax[tpu]'` brings the compiler. The second looks for the smallest slice of v6e. The
-third is arithmetic, as all of it is with --no_compile.
+No command needs a chip or weights. The first compiles the train step, prefill and decode for 64
+TPU v5p, in minutes on two cores; `pip install 'sdjax[tpu]'` installs the compiler. The second
+searches for the smallest slice of v6e. The third uses arithmetic, as --no_compile does for TPUs.
 """
 
 from sdjax.config import Plan

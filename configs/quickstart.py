@@ -1,11 +1,11 @@
-"""SDPO beside GRPO on a tiny reasoner, in four minutes on a laptop: what becomes of its doubt?
+"""Trains a tiny reasoner with SDPO and with GRPO, in four minutes on a laptop, and compares them.
 
     python -m sdjax.main --config configs/quickstart.py
 
-5 million parameters (docs/miniature.md) look for sums, differences and products that make a number,
-out loud: "Hmm, too small. Maybe ...". In domain are the problems trained on, out of domain those
-that need a division. The table at the end says what happened to both; the report, an HTML file,
-shows it word by word. configs/tiny/methods.py is the experiment, with seeds; this is a glimpse.
+A model of 5 million parameters (docs/miniature.md) searches aloud for sums, differences and
+products that make a number: "Hmm, too small. Maybe ...". The problems in domain are trained on;
+those out of domain need a division. The table at the end shows scores and epistemic words of both.
+The report, an HTML file, shows every answer. configs/tiny/methods.py is the full experiment.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ from sdjax.config import (
 from sdjax.tasks.countdown import Countdown
 
 sdpo = Train(
-    out="",  # the sweep's
+    out="",  # the sweep sets it
     task=Countdown(name="times", needs="*"),
     out_of_domain={"divide": Countdown(operations="+-*/", needs="/", target_low=2, target_high=99)},
     steps=11,

@@ -1,4 +1,4 @@
-"""Runs side by side in one HTML file that opens offline.
+"""Shows runs side by side in one HTML file that opens offline.
 
 python -m sdjax.main --config configs/report.py --runs runs/quickstart/sdpo/0 runs/quickstart/grpo/0
 """

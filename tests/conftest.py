@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+# Fixtures import jax themselves, because it reads these settings as it starts.
 # Tiny programs: compiling them well takes longer than running them badly, and many tests (and the
 # processes that some start) compile the same ones.
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
@@ -28,6 +29,43 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 def logs():
     """Logs, also after a test of what runs in the graders' own processes, where none may."""
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Returns the folder of a tiny model of one layer, which no test may change."""
+    import tiny
+
+    folder = tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
+    written = contents(folder)
+    yield folder
+    assert contents(folder) == written, "a test changed the model that all tests share"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Returns the bytes of every file of a folder."""
+    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """Makes a module's runs share their compiled functions."""
+    import runs
+
+    with runs.compiled_once():
+        yield
+
+
+@pytest.fixture(scope="session")
+def sandboxed():
+    """Skips where the code sandbox cannot run."""
+    from sdjax.errors import UserError
+    from sdjax.graders.code import sandbox
+
+    try:
+        sandbox.require()
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,25 @@
-"""Imports point down, and what must never stand in a tracked file."""
+"""Imports point down, names are unique, functions are short; no tracked file holds a secret."""
 
 import ast
+import functools
 import os
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sdjax"
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-# What each room may import of the others; its own modules always, jobs and main never.
+# What each room, or a module of it, may import from other rooms. Its own modules are always
+# allowed, jobs and main never. A moved file needs a change here only if it changes rooms.
 ALLOWED = {
     "errors": (),
     "io.redact": (),
@@ -56,12 +59,20 @@ ALLOWED = {
     ),
     "main": ("config", "errors", "parallel.launch", "io.redact"),
 }
+# Rooms and modules that neither import jax nor load it, directly or through others.
 WITHOUT_JAX = (
     *("errors", "io.files", "io.hub", "io.redact", "io.storage", "records", "config", "main"),
     *("logs.writers", "logs.terminal", "tokenizer"),
     *("graders", "analysis", "tasks", "data", "teacher.reprompt"),
+    *("jobs.report_job", "jobs.prepare_job", "jobs.traces_job"),
 )
+# Those of them that load neither transformers nor matplotlib either, so that they start at once.
+LIGHT = ("errors", "records", "config", "main", "analysis", "jobs.report_job")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+# Rooms whose functions take 8 arguments at most, and the kernels that Pallas calls with a reference
+# per array.
+FEW_ARGUMENTS = ("learner", "training", "models.network", "rollout")
+KERNELS = {"models.network.decode_kernels": {"attend", "_attend"}}
 
 
 def imports(path):
@@ -135,26 +146,38 @@ def test_nothing_private_is_imported_from_another_module():
     assert not wrong
 
 
-def test_rooms_without_jax_do_not_name_it():
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line} imports {module}"
-        for path in modules_of(*WITHOUT_JAX).values()
-        for line, module, _ in imports(path)
-        if module.split(".")[0] in JAX
-    ]
+def test_rooms_without_jax_import_none_that_names_it():
+    """Also inside functions, where an import is missing from the test below."""
+    names_jax = {
+        name
+        for name, path in MODULES.items()
+        if any(module.split(".")[0] in JAX for _, module, _ in imports(path))
+    }
+    wrong = []
+    for start in modules_of(*WITHOUT_JAX).keys() - {"sdjax.main"}:  # which starts every job
+        reached, todo = {start: start}, [start]
+        for name in todo:
+            new = {f"sdjax.{module}" for _, module in own_imports(MODULES[name])} - reached.keys()
+            todo += sorted(new & MODULES.keys())
+            reached |= {module: f"{reached[name]} -> {module}" for module in new}
+        wrong += [way for module, way in reached.items() if module in names_jax]
     assert not wrong
 
 
 def test_rooms_without_jax_do_not_load_it():
-    names = sorted(modules_of(*WITHOUT_JAX))
+    """One process for all of them: first the light ones, then the others."""
+    light, every = (sorted(modules_of(*rooms)) for rooms in (LIGHT, WITHOUT_JAX))
     script = (
-        f"import importlib, sys\nfor name in {names}:\n    importlib.import_module(name)\n"
-        f"print(sorted({JAX} & set(sys.modules)))"
+        "import importlib, sys\n"
+        f"for names, unwanted in (({light}, {JAX | {'transformers', 'matplotlib'}}),"
+        f" ({every}, {JAX})):\n"
+        "    for name in names:\n        importlib.import_module(name)\n"
+        "    print(sorted(unwanted & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert done.stdout == "[]\n", done.stderr
+    assert done.stdout == "[]\n[]\n", done.stderr
 
 
 def test_objectives_know_arrays_only():
@@ -166,6 +189,80 @@ def test_objectives_know_arrays_only():
         if module.split(".")[0] not in known
     ]
     assert not wrong
+
+
+def repeated(places):
+    """Returns the names that stand in several places, with these."""
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_no_two_module_files_share_a_name():
+    places = defaultdict(list)
+    for name, path in MODULES.items():
+        if path.stem != "__init__":
+            places[path.stem].append(name)
+    assert repeated(places) == {}
+
+
+def test_no_two_public_types_share_a_name():
+    """Classes, and aliases of types such as `Array = jax.Array | np.ndarray`."""
+    places = defaultdict(list)
+    for name, path in MODULES.items():
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef):
+                found = [node.name]
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found = [t.id for t in targets if isinstance(t, ast.Name) and not t.id.isupper()]
+            else:
+                continue
+            for one in found:
+                if one[0].isupper():
+                    places[one].append(name)
+    assert repeated(places) == {}
+
+
+def functions(*rooms):
+    """Yields (module without the prefix "sdjax.", node) of every function, also inside others."""
+    for name, path in modules_of(*rooms).items():
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield name.removeprefix("sdjax."), node
+
+
+def is_kernel(module, node):
+    return node.name in KERNELS.get(module, ())
+
+
+def test_at_most_five_functions_are_longer_than_60_lines():
+    rooms = {name.split(".")[0] for name in ALLOWED} | {"jobs"}
+    long = {
+        f"{module}.{node.name}": node.end_lineno - node.lineno + 1
+        for module, node in functions(*rooms)
+        if node.end_lineno - node.lineno >= 60 and not is_kernel(module, node)
+    }
+    assert len(long) <= 5, long
+
+
+@pytest.mark.parametrize("room", FEW_ARGUMENTS)
+def test_no_function_takes_more_than_8_arguments(room):
+    many = {}
+    for module, node in functions(room):
+        given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        number = sum(argument.arg not in ("self", "cls") for argument in given)
+        if number > 8 and not is_kernel(module, node):
+            many[f"{module}.{node.name}"] = number
+    assert many == {}
+
+
+def test_every_named_kernel_exists():
+    found = {(module, node.name) for module, node in functions(*KERNELS)}
+    assert found >= {(module, name) for module, names in KERNELS.items() for name in names}
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import learning
 import numpy as np
 import pytest
 import snippets
+from paths import ROOT
 
 from sdjax import config, tasks
 from sdjax.config.load import load, override
 from sdjax.main import launch_flags
 from sdjax.objectives import divergences, token_weights
 
-ROOT = snippets.ROOT
 README = ROOT / "README.md"
 PAGES = [*snippets.DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 

@@ -1,4 +1,4 @@
-"""Decoding of a random-weight Qwen3-1.7B: 64 and 256 sequences, 128 prompt and 512 new tokens.
+"""Measures decoding of a random Qwen3-1.7B: 64 and 256 sequences, 128 prompt and 512 new tokens.
 
 python -m sdjax.main --config configs/bench/decode_1_7b.py
 """

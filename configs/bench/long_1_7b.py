@@ -1,4 +1,4 @@
-"""A whole SDPO step of a random-weight Qwen3-1.7B with completions of 8,192 tokens: 4 prompts x 8.
+"""Measures an SDPO step of a random Qwen3-1.7B with completions of 8,192 tokens: 4 prompts x 8.
 
 python -m sdjax.main --config configs/bench/long_1_7b.py
 """

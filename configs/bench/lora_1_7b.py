@@ -1,11 +1,11 @@
-"""A whole SDPO step of a random-weight Qwen3-1.7B that trains adapters, on a GPU of 16 GB.
+"""Measures an SDPO step of a random Qwen3-1.7B that trains adapters, on a GPU of 16 GB.
 
     python -m sdjax.main --config configs/bench/lora_1_7b.py
     python -m sdjax.main --config configs/bench/lora_1_7b.py --lora.rank 0 \
         --out runs/bench/full_1_7b
 
-The step of step_1_7b.py: 8 prompts x 8, 128 prompt and 512 new tokens, a teacher that reads the
-prompt and 512 tokens more. Rank 16 on every matrix; the teacher is the model without adapters.
+The step is that of step_1_7b.py: 8 prompts x 8, 128 prompt and 512 new tokens. The teacher reads
+the prompt and 512 more tokens. Every matrix has an adapter of rank 16; the teacher has none.
 """
 
 from sdjax.config import Bench, Lora, Loss, Optim

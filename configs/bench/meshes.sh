@@ -1,14 +1,16 @@
 #!/bin/bash
-# One GPU against meshes of two, on a machine with two: seconds of a 1.7B SDPO step, its losses, traces.
+# Compares one GPU with meshes of two, on a machine with two: time, losses and trace of a 1.7B SDPO
+# step.
 #   bash configs/bench/meshes.sh [RUNS [PART ...]]
-# RUNS: directory of all runs, new (runs/bench/meshes). PART: one data fsdp tensor losses trace table
-# (all, in this order); what fails or runs too long is said, and the next begins.
-#   one     the whole step on one GPU: of 64 prompts, and beside it, on the other GPU, of 32
-#   losses  20 updates of fixed tokens on one GPU and on each mesh of two; STAGGER=20: each 20 s after
-#           the one before and beside it, which takes memory for all four
-#   trace   fsdp 2, a whole step of 8 prompts
-# LIMIT: seconds of each run (170). PYTHON: the interpreter (python).
-# SMALL=1: tiny shapes on two CPU devices, which shows that it runs and nothing else.
+# RUNS: new directory of all runs (default runs/bench/meshes).
+# PART: one data fsdp tensor losses trace table (default: all, in this order). The script reports a
+# run that fails or takes too long, and continues with the next.
+#   one     a whole step of 64 prompts on one GPU, and at the same time one of 32 on the other GPU
+#   losses  20 updates of fixed tokens on one GPU and on each mesh of two. STAGGER=20 starts each run
+#           20 s after the previous one without waiting, which needs memory for all four
+#   trace   a whole step of 8 prompts with fsdp 2
+# LIMIT: seconds per run (default 170). PYTHON: the interpreter (default python).
+# SMALL=1: shows with tiny shapes on two CPU devices that the script runs; the figures mean nothing.
 runs=${1:-runs/bench/meshes}
 shift || true
 parts=${*:-one data fsdp tensor losses trace table}
@@ -22,7 +24,7 @@ if [ -n "$SMALL" ]; then
     --shape.head_dim 16 --model.compute_dtype float32 --group_size 4
     --prompt_tokens 8 --completion_tokens 16 --reprompt_tokens 24)
 fi
-on_one=(--optim.microbatch "$rows") # as many rows a GPU on each mesh
+on_one=(--optim.microbatch "$rows") # every mesh has the same number of rows per GPU
 on_data=(--optim.microbatch $((2 * rows)) --mesh.data 2 --mesh.fsdp 1)
 on_fsdp=(--optim.microbatch $((2 * rows)) --mesh.fsdp 2)
 on_tensor=(--optim.microbatch "$rows" --mesh.fsdp 1 --mesh.tensor 2)

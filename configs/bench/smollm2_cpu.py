@@ -1,4 +1,4 @@
-"""Decoding of SmolLM2-135M on a CPU in float32: 32 sequences, 64 prompt and 48 new tokens.
+"""Measures decoding of SmolLM2-135M on a CPU in float32: 32 sequences, 64 prompt, 48 new tokens.
 
 JAX_PLATFORMS=cpu python -m sdjax.main --config configs/bench/smollm2_cpu.py
 """

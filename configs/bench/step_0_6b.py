@@ -1,4 +1,4 @@
-"""A whole SDPO step of a random-weight Qwen3-0.6B, otherwise as step_1_7b.py.
+"""Measures an SDPO step of a random Qwen3-0.6B with the sizes of step_1_7b.py.
 
 python -m sdjax.main --config configs/bench/step_0_6b.py
 python -m sdjax.main --config configs/bench/step_0_6b.py --loss.divergence top_k

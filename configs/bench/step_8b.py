@@ -1,11 +1,11 @@
-"""A whole SDPO step of a random-weight Qwen3-8B on two GPUs of 141 GB, otherwise as step_1_7b.py.
+"""Measures an SDPO step of a random Qwen3-8B on two GPUs of 141 GB, sized as step_1_7b.py.
 
     python -m sdjax.main --config configs/bench/step_8b.py
     python -m sdjax.main --config configs/plan.py --train configs/bench/step_8b.py --topology h200:2
 
-Parameters, Adam, gradients and the teacher's copy are split over the two; each decodes its half of
-the completions with a whole bfloat16 copy of the weights. The second command says by arithmetic
-what that takes.
+Both GPUs share parameters, Adam, gradients and the teacher's copy. Each decodes half of the
+completions with a whole bfloat16 copy of the weights. The second command estimates the memory and
+time of that.
 """
 
 from sdjax.config import Bench, Loss, Mesh, Optim, Shape

@@ -6,26 +6,13 @@ Sampling and grading as in arXiv:2603.24472: 16 answers each at temperature 0.7 
 MODEL may be the folder that a training exported.
 """
 
-from sdjax.config import Eval, Evaluate, Model
-from sdjax.tasks.math import Math
+from dataclasses import replace
 
-config = Evaluate(
+from math_thinking import config as thinking
+
+config = replace(
+    thinking,
     out="runs/evaluate_math_no_thinking",
-    task=Math(train="", test="aime24", grader="math_eval_reference"),
-    out_of_domain={
-        name: Math(train="", test=name, grader="math_eval_reference")
-        for name in ("aime25", "amc23", "math500")
-    },
-    model=Model(path="Qwen/Qwen3-8B"),
-    max_prompt_tokens=2048,
     enable_thinking=False,
-    eval=Eval(
-        every=0,
-        k=16,
-        examples=0,
-        batch=10,
-        temperature=0.7,
-        top_p=0.8,
-        max_completion_tokens=38_912,
-    ),
+    eval=replace(thinking.eval, temperature=0.7, top_p=0.8),
 )

@@ -5,8 +5,8 @@
         --task.train chemistry/train.json --task.test chemistry/test.json \
         --out_of_domain.math500.test math500.parquet
 
-The first reads the questions from their homes on the web, the second from files. Interrupted, it
-goes on with --resume. Results: docs/results.md.
+The first command reads the questions from the web, the second from files. An interrupted run
+continues with --resume. Results: docs/results.md.
 """
 
 from sdjax.config import Eval, Evaluate, Model

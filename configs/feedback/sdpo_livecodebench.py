@@ -2,14 +2,14 @@
 
     python -m sdjax.main --config configs/feedback/sdpo_livecodebench.py
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@4 of 48.8, from 27.9 at the start; easy, medium and hard 91.7, 46.6 and 18.9
-(arXiv:2601.20802, its runs on LiveCodeBench v6). Table 6: 48.3 with feedback and solution, 39.9
-with feedback alone, 42.6 with the solution alone.
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, LiveCodeBench v6): best avg@4 of 48.8, from 27.9 at the start; easy,
+medium and hard 91.7, 46.6 and 18.9. Table 6: 48.3 with feedback and solution, 39.9 with feedback
+alone, 42.6 with the solution alone.
 
-The teacher reads the errors of a program's own tests, and another's program that passed in their
-place where the group has one. As the paper's code runs it: an update for each prompt, reverse KL,
-the teacher moved once a step. Programs run in a sandbox (bubblewrap).
+The teacher reads a program of the same group that passed its tests. If there is none, it reads the
+errors of the completion's own tests. Settings follow the paper's code: one update per prompt,
+reverse KL, the teacher moves once per step. Programs run in a sandbox (bubblewrap).
 """
 
 from sdjax.config import (

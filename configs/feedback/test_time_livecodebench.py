@@ -4,14 +4,14 @@
         --out runs/feedback/test_time_120
 
 Slice: v5p-16 (8 chips, topology v5p:2x2x2), one copy of the model split over all chips.
-Expected: 53.2% of the very hard problems solved within 2,750 attempts, best-of-k 41.5%; of the hard
-ones 78%, best-of-k 72.3% (arXiv:2601.20802, discovery@k). One problem is a run: attempts up to the
-first success are the lines of rollouts.jsonl before it.
+Expected (arXiv:2601.20802, discovery@k): 53.2% of the very hard problems are solved within 2,750
+attempts, against 41.5% by best-of-k. Of the hard problems 78%, against 72.3%. A run learns from one
+problem; the lines of rollouts.jsonl before the first success are its failed attempts.
 
-Of the paper's settings (its table 12) two are not here: a run goes on to its last step also after
-a success, and advantages are not clipped at 5, which its published code does not do either.
-Problems go by their row in the source; the paper numbers those of its own file. Attempts are graded
-by half of a problem's tests, the answers at the end by all.
+Two of the paper's settings (table 12) differ. A run continues to its last step after a success.
+Advantages are not clipped at 5, as in the paper's published code. Problems are numbered by their
+row in the source; the paper numbers them by its own file. Attempts are graded by half of a
+problem's tests, the final answers by all.
 """
 
 from dataclasses import replace

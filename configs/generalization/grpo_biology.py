@@ -1,12 +1,12 @@
-"""GRPO on SciKnowEval biology: Qwen3-8B without thinking, four updates a step.
+"""GRPO on SciKnowEval biology: Qwen3-8B without thinking, four updates per step.
 
     python -m sdjax.main --config configs/generalization/grpo_biology.py
     python -m sdjax.main --config configs/generalization/grpo_biology.py \
         --optim.minibatches 1 --optim.lr 1e-5 --out runs/generalization/grpo_biology_on_policy
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 35.1 and 59.9, from 30.8 at the start; the
-second command, on-policy, 49.8 and 49.8 (arXiv:2601.20802 table 3 of its later version).
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 35.1 within 1 h and 59.9 within
+5 h of 4 GPUs, from 30.8 at the start. The second command, on-policy: 49.8 and 49.8.
 """
 
 from dataclasses import replace

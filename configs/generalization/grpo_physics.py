@@ -1,12 +1,12 @@
-"""GRPO on SciKnowEval physics: Qwen3-8B without thinking, four updates a step.
+"""GRPO on SciKnowEval physics: Qwen3-8B without thinking, four updates per step.
 
     python -m sdjax.main --config configs/generalization/grpo_physics.py
     python -m sdjax.main --config configs/generalization/grpo_physics.py \
         --optim.minibatches 1 --optim.lr 1e-5 --out runs/generalization/grpo_physics_on_policy
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 63.8 and 72.7, from 59.2 at the start; the
-second command, on-policy, 63.6 and 63.6 (arXiv:2601.20802 table 3 of its later version).
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 63.8 within 1 h and 72.7 within
+5 h of 4 GPUs, from 59.2 at the start. The second command, on-policy: 63.6 and 63.6.
 """
 
 from dataclasses import replace

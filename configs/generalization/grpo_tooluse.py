@@ -1,12 +1,12 @@
-"""GRPO on tool use (ToolAlpaca): Qwen3-8B without thinking, four updates a step.
+"""GRPO on tool use (ToolAlpaca): Qwen3-8B without thinking, four updates per step.
 
     python -m sdjax.main --config configs/generalization/grpo_tooluse.py
     python -m sdjax.main --config configs/generalization/grpo_tooluse.py \
         --optim.minibatches 1 --optim.lr 1e-5 --out runs/generalization/grpo_tooluse_on_policy
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 64.9 and 67.7, from 57.5 at the start; the
-second command, on-policy, 60.2 and 65.7 (arXiv:2601.20802 table 3 of its later version).
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 64.9 within 1 h and 67.7 within
+5 h of 4 GPUs, from 57.5 at the start. The second command, on-policy: 60.2 and 65.7.
 """
 
 from dataclasses import replace

@@ -5,9 +5,9 @@
         --model.path allenai/Olmo-3-7B-Instruct --rollout.enable_thinking None \
         --out runs/generalization/sdpo_biology_olmo3
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 50.6 and 56.8, from 30.8 at the start; Olmo
-48.0 and 52.8, from 16.2 (arXiv:2601.20802 table 3 of its later version).
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 50.6 within 1 h and 56.8 within
+5 h of 4 GPUs, from 30.8 at the start. The second command, Olmo: 48.0 and 52.8, from 16.2.
 """
 
 from dataclasses import replace

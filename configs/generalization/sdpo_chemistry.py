@@ -5,14 +5,13 @@
         --model.path allenai/Olmo-3-7B-Instruct --rollout.enable_thinking None \
         --out runs/generalization/sdpo_chemistry_olmo3
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 73.2 and 80.9, from 41.2 at the start; Olmo 68.0
-and 80.0, from 22.8 (arXiv:2601.20802 table 3 of its later version; table 8: 256 tokens long, GRPO's
-821).
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 73.2 within 1 h and 80.9 within
+5 h of 4 GPUs, from 41.2 at the start. The second command, Olmo: 68.0 and 80.0, from 22.8. Table 8:
+completions of 256 tokens, against GRPO's 821.
 
-The other files of this folder start from this one. Settings are those of the paper's code, where
-they differ from the defaults here by name; 30 epochs. The paper's figures are second-hand: quoted
-from notes on it.
+The other files of this folder start from this one. Settings are those of the paper's code, with 30
+epochs. The paper's figures are second-hand, quoted from notes on it.
 """
 
 from sdjax.config import (

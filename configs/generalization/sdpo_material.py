@@ -5,9 +5,9 @@
         --model.path allenai/Olmo-3-7B-Instruct --rollout.enable_thinking None \
         --out runs/generalization/sdpo_material_olmo3
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 72.1 and 78.4, from 58.9 at the start; Olmo
-73.7 and 79.1, from 36.7 (arXiv:2601.20802 table 3 of its later version).
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 72.1 within 1 h and 78.4 within
+5 h of 4 GPUs, from 58.9 at the start. The second command, Olmo: 73.7 and 79.1, from 36.7.
 """
 
 from dataclasses import replace

@@ -5,12 +5,12 @@
         --model.path allenai/Olmo-3-7B-Instruct --rollout.enable_thinking None \
         --out runs/generalization/sdpo_tooluse_olmo3
 
-Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row a chip.
-Expected: best avg@16 within 1 h and 5 h of 4 GPUs: 68.0 and 68.5, from 57.5 at the start; Olmo
-60.8 and 62.1, from 39.3 (arXiv:2601.20802 table 3 of its later version).
+Slice: v5p-16 (8 chips, topology v5p:2x2x2), one row per chip.
+Expected (arXiv:2601.20802, later version, table 3): best avg@16 of 68.0 within 1 h and 68.5 within
+5 h of 4 GPUs, from 57.5 at the start. The second command, Olmo: 60.8 and 62.1, from 39.3.
 
-The number of training rows is that which the ids of the test set leave; two of its 68 rows no
-answer can satisfy by the reference's grader.
+Training rows are those whose id is not in the test set. Two of the test set's 68 rows accept no
+answer under the reference's grader.
 """
 
 from dataclasses import replace

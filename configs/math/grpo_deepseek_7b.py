@@ -4,8 +4,8 @@
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/grpo_deepseek_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: AIME24 54.7 to 56.0, AMC23 89.3 to 91.1 (arXiv:2603.24472, its first runs).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected: AIME24 54.7 to 56.0, AMC23 89.3 to 91.1 (arXiv:2603.24472, first runs).
 """
 
 from dataclasses import replace

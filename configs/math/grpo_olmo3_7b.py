@@ -4,8 +4,8 @@
     python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
         --model.path runs/math/grpo_olmo3_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: AIME24 not below its start, where SDPO's falls (arXiv:2603.24472; no figure is at hand).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected: AIME24 not below its start, where SDPO's falls (arXiv:2603.24472; the figure is not known here).
 """
 
 from dataclasses import replace

@@ -4,9 +4,9 @@
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/grpo_qwen3_1_7b/model
 
-Slice: v5p-32 (16 chips, topology v5p:2x2x4), one row a chip.
-Expected: AIME24 about as at the start or better, where SDPO loses 45.9% of its value
-(arXiv:2603.24472, its runs with thinking; no figure of GRPO's is at hand).
+Slice: v5p-32 (16 chips, topology v5p:2x2x4), one row per chip.
+Expected (arXiv:2603.24472, runs with thinking): AIME24 stays about the same or rises, while SDPO
+loses 45.9% of its value. sdjax has no figure for GRPO.
 """
 
 from dataclasses import replace

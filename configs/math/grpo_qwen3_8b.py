@@ -2,13 +2,13 @@
 
     python -m sdjax.main --config configs/math/grpo_qwen3_8b.py
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: AIME24 about as at the start or better, where SDPO loses 12.1% of its value
-(arXiv:2603.24472, its runs with thinking; no figure of GRPO's is at hand).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected (arXiv:2603.24472, runs with thinking): AIME24 stays about the same or rises, while SDPO
+loses 12.1% of its value. sdjax has no figure for GRPO.
 
-GRPO as the paper's code runs it: no division by the standard deviation, clips 0.2 and 0.28, dual
-clip 3, no KL term, mean over a completion's tokens and then over completions. Its learning rate
-is a tenth of SDPO's.
+The settings follow the paper's code: no division by the standard deviation, clips 0.2 and 0.28,
+dual clip 3, and no KL term. The loss is a mean over a completion's tokens, then over completions.
+The learning rate is a tenth of SDPO's.
 """
 
 from dataclasses import replace
@@ -21,6 +21,6 @@ config = replace(
     sdpo,
     out="runs/math/grpo_qwen3_8b",
     loss=replace(sdpo.loss, distillation=0.0),
-    teacher=Teacher(kind="live"),  # none is run: this one needs no weights of its own
+    teacher=Teacher(kind="live"),  # no teacher runs; a live one takes no memory
     optim=replace(sdpo.optim, lr=1e-6),
 )

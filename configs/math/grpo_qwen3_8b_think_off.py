@@ -4,7 +4,7 @@
     python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
         --model.path runs/math/grpo_qwen3_8b_think_off/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
 Expected: training score .25 to over .75, AMC23 up by about 36 points (arXiv:2603.24472, its runs
 without thinking).
 """

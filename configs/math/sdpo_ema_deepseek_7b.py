@@ -1,12 +1,12 @@
-"""SDPO with a moving average at rate 0.05 as teacher: DeepSeek-R1-Distill-Qwen-7B.
+"""SDPO whose teacher is a moving average at rate 0.05: DeepSeek-R1-Distill-Qwen-7B.
 
     python -m sdjax.main --config configs/math/sdpo_ema_deepseek_7b.py
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/sdpo_ema_deepseek_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: length and score fall faster than with the initial teacher (arXiv:2603.24472, its
-ablation of the teacher's rate).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected: length and score fall faster than with the initial teacher (arXiv:2603.24472, ablation of
+the teacher's rate).
 """
 
 from dataclasses import replace

@@ -1,11 +1,11 @@
-"""SDPO, the teacher reading a whole correct completion (c = s): Olmo-3-7B-Instruct.
+"""SDPO whose teacher reads a whole correct completion (c = s): Olmo-3-7B-Instruct.
 
     python -m sdjax.main --config configs/math/sdpo_olmo3_7b.py
     python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
         --model.path runs/math/sdpo_olmo3_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: AIME24 below its start (arXiv:2603.24472; no figure is at hand).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected: AIME24 below its start (arXiv:2603.24472; the figure is not known here).
 """
 
 from dataclasses import replace

@@ -1,19 +1,19 @@
-"""SDPO, the teacher reading a whole correct completion (c = s): Qwen3-8B, thinking, on DAPO-Math.
+"""SDPO whose teacher reads a whole correct completion (c = s): Qwen3-8B, thinking, on DAPO-Math.
 
     python -m sdjax.main --config configs/math/sdpo_qwen3_8b.py
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/sdpo_qwen3_8b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: AIME24 falls by 12.1% of its value in 100 steps, and completions shorten
-(arXiv:2603.24472, its runs with thinking). The paper's figures in these configs are second-hand:
-quoted from notes on it. Its scores are of the second command: 16 answers of up to 38,912 tokens.
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected (arXiv:2603.24472, runs with thinking): AIME24 falls by 12.1% of its value in 100 steps,
+and completions become shorter. The paper's figures in these configs are second-hand, quoted from
+notes on it. Its scores come from the second command: 16 answers of up to 38,912 tokens.
 
-The other files of this folder start from this one. Settings are those of the paper's code, where
-they differ from the defaults here by name: loss.scale reference, reprompt.truncation right,
-warmup_from zero, the math_reference grader, demonstrations taken in order. What differs from it:
-a prompt of the data set, repeated 100 times there, is used once an epoch; "first" is the order of
-sampling, where that code has an order that favours short completions.
+The other files of this folder start from this one. Settings are those of the paper's code. Those
+that differ from sdjax's defaults are loss.scale reference, reprompt.truncation right, warmup_from
+zero, the math_reference grader, and demonstrations in order. Two things differ from that code. A
+prompt that its data set repeats 100 times is used once per epoch. "first" is the order of sampling,
+while that code's order favours short completions.
 """
 
 from sdjax.config import (

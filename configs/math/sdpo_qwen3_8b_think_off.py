@@ -1,12 +1,12 @@
-"""SDPO, the teacher reading a whole correct completion (c = s): Qwen3-8B without thinking.
+"""SDPO whose teacher reads a whole correct completion (c = s): Qwen3-8B without thinking.
 
     python -m sdjax.main --config configs/math/sdpo_qwen3_8b_think_off.py
     python -m sdjax.main --config configs/evaluate/math_no_thinking.py \
         --model.path runs/math/sdpo_qwen3_8b_think_off/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: AMC23 .67 to .73 with completions half as long, AIME24 .25 to .23 (arXiv:2603.24472, its
-runs without thinking).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected (arXiv:2603.24472, runs without thinking): AMC23 rises from .67 to .73 with completions
+half as long; AIME24 falls from .25 to .23.
 """
 
 from dataclasses import replace

@@ -1,11 +1,11 @@
-"""SDPO, the teacher reading a completion without its thinking: DeepSeek-R1-Distill-Qwen-7B.
+"""SDPO whose teacher reads a completion without its thinking: DeepSeek-R1-Distill-Qwen-7B.
 
     python -m sdjax.main --config configs/math/sdpo_stripped_deepseek_7b.py
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/sdpo_stripped_deepseek_7b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: a smaller fall than with c = s (arXiv:2603.24472, its first runs).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected: a smaller fall than with c = s (arXiv:2603.24472, first runs).
 """
 
 from dataclasses import replace

@@ -1,11 +1,11 @@
-"""SDPO, the teacher reading a completion without its thinking: Qwen3-8B, thinking.
+"""SDPO whose teacher reads a completion without its thinking: Qwen3-8B, thinking.
 
     python -m sdjax.main --config configs/math/sdpo_stripped_qwen3_8b.py
     python -m sdjax.main --config configs/evaluate/math_thinking.py \
         --model.path runs/math/sdpo_stripped_qwen3_8b/model
 
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: a smaller fall than with c = s (arXiv:2603.24472, its runs with thinking).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected: a smaller fall than with c = s (arXiv:2603.24472, runs with thinking).
 """
 
 from dataclasses import replace

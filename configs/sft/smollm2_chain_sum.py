@@ -1,13 +1,13 @@
-"""SFT of SmolLM2-135M-Instruct on answers to sums that a study wrote (configs/study/).
+"""Finetunes SmolLM2-135M-Instruct on answers to sums that a study wrote (configs/study/).
 
     python -m sdjax.main --config configs/sft/smollm2_chain_sum.py
-
-learns D_sg, the answers given with a solution in sight; D_ug, those given without:
-
     python -m sdjax.main --config configs/sft/smollm2_chain_sum.py \
         --source runs/study_smollm2/d_ug.jsonl --out runs/sft_smollm2_ug
 
-On a CPU, in minutes: --model.compute_dtype float32 --batch 8 --optim.microbatch 4 --steps 4
+The first command learns D_sg, answers to prompts with a solution. The second learns D_ug, answers
+to the same problems without one.
+
+For a CPU, in minutes: --model.compute_dtype float32 --batch 8 --optim.microbatch 4 --steps 4
 --eval.k 1 --eval.examples 4 --eval.batch 4 --eval.max_completion_tokens 24
 """
 

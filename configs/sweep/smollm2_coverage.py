@@ -1,12 +1,12 @@
-"""SDPO and GRPO on 1, 8, 64, 128 and 512 sums, SmolLM2-135M-Instruct (section 6.2).
+"""SDPO and GRPO with SmolLM2-135M-Instruct on 1 to 512 sums (arXiv:2603.24472 section 6.2).
 
     python -m sdjax.main --config configs/sweep/smollm2_coverage.py
 
-Each training is a run directory of its own, such as runs/coverage_smollm2/sdpo/8, for the report
-too. Interrupted, it goes on with --resume. In domain are held-out sums like those trained on, out
-of domain the largest of a list of numbers and longer sums.
+Each training has a separate run directory, such as runs/coverage_smollm2/sdpo/8, which the report
+job reads. An interrupted run continues with --resume. In domain: held-out sums like those of the
+training. Out of domain: the largest of a list of numbers, and longer sums.
 
-configs/sweep/smollm2_cpu.py is the same in minutes on a CPU.
+configs/sweep/smollm2_cpu.py shows the same in minutes on a CPU.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
 SYSTEM = "Reply in one short sentence."
 
 sdpo = Train(
-    out="",  # the sweep's
+    out="",  # the sweep sets it
     task=Arithmetic(name="chain_sum", options=SUMS, system=SYSTEM, size=512, held_out=40),
     out_of_domain={
         "longer": Arithmetic(
@@ -36,7 +36,7 @@ sdpo = Train(
         max_prompt_tokens=256,
         max_completion_tokens=100,
     ),
-    # A 135M model imitates the wording of its instructions; this one has next to none.
+    # A 135M model imitates the wording of its instructions, so this template has almost none.
     reprompt=Reprompt(
         template="{prompt}{solution}",
         solution_template="\nThe answer is known: {demonstration}",
@@ -46,7 +46,7 @@ sdpo = Train(
     eval=Eval(
         every=25, k=8, examples=40, batch=40, temperature=0.7, top_p=1.0, max_completion_tokens=100
     ),
-    # So that an interrupted sweep loses little.
+    # Frequent checkpoints, because an interrupted sweep then loses little.
     checkpoint=Checkpoint(every=25, keep=1, export=False),
 )
 

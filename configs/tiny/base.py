@@ -1,12 +1,12 @@
-"""The tiny reasoner's base model: finetuning from random weights on traces that a program told.
+"""Finetunes the tiny reasoner's base model from random weights on traces that a program wrote.
 
     python -m sdjax.main --config configs/tiny/traces.py
     XLA_FLAGS="--xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0" \
         python -m sdjax.main --config configs/tiny/base.py
 
-On a GPU without these flags sums of the gradient are rounded in another order each time; with them
-the same device makes the same bits (configs/tiny/repeat.py shows it in a few updates). On two CPU
-cores a few updates: --steps 4 --batch 16 --optim.microbatch 4 --eval.examples 2
+Without these flags a GPU rounds the sums of a gradient in a different order in each run. With them
+the same device produces the same bits; configs/tiny/repeat.py shows it in 60 updates. For two CPU
+cores: --steps 4 --batch 16 --optim.microbatch 4 --eval.examples 2
 """
 
 from sdpo import config as miniature
@@ -24,7 +24,7 @@ config = SFT(
     max_tokens=512,
     max_prompt_tokens=64,
     log_every=50,
-    # Rows of 512 tokens, of about four conversations each.
+    # A row of 512 tokens holds about four conversations.
     optim=Optim(
         lr=2e-3,
         warmup_steps=200,

@@ -1,9 +1,9 @@
-"""SDPO and GRPO on 1, 8, 64 and 512 questions, the tiny reasoner (arXiv:2603.24472 section 6.2).
+"""SDPO and GRPO on 1, 8, 64 and 512 questions: the tiny reasoner (arXiv:2603.24472 section 6.2).
 
     python -m sdjax.main --config configs/tiny/coverage.py
 
-A step has 32 groups whatever the number of questions, as in the paper: one question is asked 32
-times. Interrupted, it goes on with --resume.
+As in the paper, a step has 32 groups for any number of questions, so a single question is sampled
+in all 32. An interrupted run continues with --resume.
 """
 
 from grpo import config as grpo

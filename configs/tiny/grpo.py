@@ -1,4 +1,4 @@
-"""GRPO on the tiny reasoner, the baseline: rewards alone, no teacher.
+"""GRPO on the tiny reasoner, the baseline: it learns from rewards alone, without a teacher.
 
 python -m sdjax.main --config configs/tiny/grpo.py
 """

@@ -1,9 +1,9 @@
-"""Every way of training the tiny reasoner, three seeds each, and a table of what it did.
+"""Trains the tiny reasoner with every method and three seeds each, and tabulates the results.
 
     python -m sdjax.main --config configs/tiny/methods.py
 
-The runs are those of the configs beside this one. --values 0 takes one seed. Interrupted, it goes
-on with --resume.
+The runs are those of the other configs in this folder. --values 0 runs one seed. An interrupted
+run continues with --resume.
 """
 
 from grpo import config as grpo

@@ -1,4 +1,4 @@
-"""The first updates of the base model, without evaluations: run twice, they end in the same bits.
+"""Repeats the first 60 updates of the base model without evaluations; two runs give the same bits.
 
 python -m sdjax.main --config configs/tiny/repeat.py
 """

@@ -1,4 +1,4 @@
-"""The miniature's trainings side by side in one HTML file.
+"""Shows the miniature's trainings side by side in one HTML file.
 
 python -m sdjax.main --config configs/tiny/report.py --runs runs/tiny/sdpo_s0 runs/tiny/grpo_s0
 """

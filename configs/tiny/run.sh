@@ -1,18 +1,20 @@
 #!/bin/bash
-# The finding in miniature from nothing: traces, base model, study, trainings.
+# Reproduces the miniature from the beginning: traces, base model, study, trainings.
 #   bash configs/tiny/run.sh [RUNS [PART ...]]
-# RUNS: directory of all runs (runs/tiny). PART: traces repeat base study sdpo grpo sdpo_answer
-# sdpo_regenerated sdpo_ema sdpo_epistemic sdpo_entropy report (all, in this order). SEEDS="0 1 2":
-# a training each.
-# MODEL: what is studied and trained, in place of RUNS/base/model. BASE_FLAGS: XLA's, for base.
-# SMALL=1: a form of minutes on a CPU, which shows that it runs and nothing else.
+# RUNS: directory of all runs (default runs/tiny).
+# PART: traces repeat base study sdpo grpo sdpo_answer sdpo_regenerated sdpo_ema sdpo_epistemic
+# sdpo_entropy report (default: all, in this order).
+# SEEDS: one training per seed (default "0 1 2").
+# MODEL: model that is studied and trained (default RUNS/base/model).
+# BASE_FLAGS: XLA flags of the base model's training.
+# SMALL=1: shows in minutes on a CPU that the script runs; the figures mean nothing.
 set -e
 runs=${1:-runs/tiny}
 shift || true
 parts=${*:-traces repeat base study sdpo grpo sdpo_answer sdpo_regenerated sdpo_ema sdpo_epistemic
   sdpo_entropy report}
 model=${MODEL:-$runs/base/model}
-# With these the same device makes the same bits.
+# With these flags the same device produces the same bits.
 flags=${BASE_FLAGS---xla_gpu_deterministic_ops=true --xla_gpu_autotune_level=0}
 from=(--source "$runs/traces/traces.jsonl" --model.path "$runs/traces/model")
 eval_small="--eval.examples 2 --eval.k 1 --eval.max_completion_tokens 64"
@@ -38,7 +40,7 @@ for part in $parts; do
       XLA_FLAGS="$flags $XLA_FLAGS" job base --out "$runs/base" "${from[@]}" \
         ${SMALL:+--steps 4 --batch 16 --log_every 2 --optim.microbatch 4 $eval_small} ;;
     study)
-      if [ -n "$SMALL" ] && [ -z "$MODEL" ]; then continue; fi # what a few updates make solves nothing
+      if [ -n "$SMALL" ] && [ -z "$MODEL" ]; then continue; fi # a model of a few updates solves nothing
       job study --out "$runs/study" --model.path "$model" \
         ${SMALL:+--problems 1 --tried 64 --eval.k 4 --eval.batch 16} ;;
     report)

@@ -1,11 +1,11 @@
-"""SDPO on the tiny reasoner (c = s): the teacher reads a sibling's correct trace, search and all.
+"""SDPO on the tiny reasoner (c = s): the teacher reads a sibling's correct trace with its search.
 
     python -m sdjax.main --config configs/tiny/sdpo.py
     python -m sdjax.main --config configs/tiny/sdpo.py --task.size 8 --out runs/tiny/sdpo_8
 
-In domain: three numbers, a multiplication needed, targets 10 to 49. Out of domain, though the base
-model has met all of it: larger targets, a division needed, four numbers. On two CPU cores a few
-steps: --steps 4 --rollout.prompts_per_step 4 --optim.microbatch 16 --eval.examples 16
+In domain: three numbers, targets from 10 to 49, a multiplication is needed. Out of domain: larger
+targets; a division is needed; four numbers. The base model has learned all of these. For two CPU
+cores: --steps 4 --rollout.prompts_per_step 4 --optim.microbatch 16 --eval.examples 16
 """
 
 from sdjax.config import Checkpoint, Eval, Loss, Model, Optim, Reprompt, Rollout, Teacher, Train

@@ -1,4 +1,4 @@
-"""SDPO on the tiny reasoner, c = s without search: the teacher reads the answer's line alone.
+"""SDPO on the tiny reasoner, c = s without search: the teacher reads only the answer's line.
 
 python -m sdjax.main --config configs/tiny/sdpo_answer.py
 """

@@ -1,4 +1,4 @@
-"""SDPO on the tiny reasoner with a teacher that follows the student.
+"""SDPO on the tiny reasoner with a teacher that is a moving average of the student.
 
 python -m sdjax.main --config configs/tiny/sdpo_ema.py
 """

@@ -1,4 +1,4 @@
-"""A remedy on the tiny reasoner: SDPO weighs tokens at which the teacher is unsure less.
+"""SDPO on the tiny reasoner with smaller weights on tokens where the teacher is uncertain.
 
 python -m sdjax.main --config configs/tiny/sdpo_entropy.py
 """

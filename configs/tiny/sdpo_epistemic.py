@@ -1,4 +1,4 @@
-"""A remedy on the tiny reasoner: SDPO that says nothing of the tokens of epistemic words.
+"""SDPO on the tiny reasoner without the divergence at tokens of epistemic words.
 
 python -m sdjax.main --config configs/tiny/sdpo_epistemic.py
 """

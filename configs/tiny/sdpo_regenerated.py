@@ -1,7 +1,7 @@
 """SDPO on the tiny reasoner with a regenerated solution: the teacher reads the model's new answer.
 
-The model answers once more with a sibling's correct trace in sight, and where it is right again,
-this answer is what the teacher reads (arXiv:2603.24472, condition 4).
+The model answers once more with a sibling's correct trace in its prompt. If the new answer is
+correct too, the teacher reads it (arXiv:2603.24472, condition 4).
 
     python -m sdjax.main --config configs/tiny/sdpo_regenerated.py
 """

@@ -1,12 +1,12 @@
-"""SFT of the tiny reasoner on its own right answers (arXiv:2603.24472 section 4), D_sg and D_ug.
+"""Finetunes the tiny reasoner on its own correct answers (arXiv:2603.24472 section 4).
 
     python -m sdjax.main --config configs/tiny/sft.py
     python -m sdjax.main --config configs/tiny/sft.py --source runs/tiny/study/d_ug.jsonl \
         --out runs/tiny/sft_ug
 
-The study (configs/tiny/study.py) writes both: D_sg are the answers given with a solution in sight,
-D_ug those given without, to the same problems. Each takes about two minutes on two CPU cores with
---model.compute_dtype float32 --eval.examples 50 --eval.k 2
+The study (configs/tiny/study.py) writes both data sets. D_sg holds answers to prompts with a
+solution, D_ug answers to the same problems without one. Each training takes about two minutes on
+two CPU cores with --model.compute_dtype float32 --eval.examples 50 --eval.k 2
 """
 
 from sdpo import config as miniature

@@ -1,4 +1,4 @@
-"""What the tiny reasoner's base model learns from: searches told in words, solutions made use of.
+"""Writes the traces that the tiny reasoner's base model learns from.
 
 python -m sdjax.main --config configs/tiny/traces.py
 """

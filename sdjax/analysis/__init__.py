@@ -1,1 +1,1 @@
-"""Reads files and text; never imports jax."""
+"""Computes figures from files and texts of runs: accuracy, lengths, epistemic words, reports."""

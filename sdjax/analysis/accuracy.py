@@ -1,4 +1,4 @@
-"""How many answers are right: avg@k, pass@k and maj@k, with bootstrap intervals. No jax."""
+"""Computes how many answers are correct: avg@k, pass@k and maj@k, with bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples and its bootstrap interval."""
+    """A mean over examples with its bootstrap interval."""
 
     value: float
     low: float
@@ -22,9 +22,9 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Scores of `examples` examples with `k` completions each.
+    """The scores of `examples` examples with `k` completions each.
 
-    `estimates` has "avg@k", "pass@j" for each j asked for, and "maj@k" if answers were given.
+    `estimates` has "avg@k", "pass@j" for each requested j, and "maj@k" if answers were given.
     """
 
     examples: int
@@ -45,7 +45,7 @@ class Accuracy:
         }
 
     def to_markdown(self) -> str:
-        """Returns a Markdown table of percentages, one row an estimate."""
+        """Returns a Markdown table of percentages, one row per estimate."""
         rows = [
             f"| {name} | {100 * e.value:.1f} | {100 * e.low:.1f} to {100 * e.high:.1f} |"
             for name, e in self.estimates.items()
@@ -55,10 +55,10 @@ class Accuracy:
 
 
 def pass_at(n: int, correct: int, k: int) -> float:
-    """Returns the chance that k of n completions, drawn without replacement, hold a correct one.
+    """Returns the chance that k of n completions, drawn without replacement, include a correct one.
 
-    1 - C(n - correct, k) / C(n, k), unbiased for any k <= n (arXiv:2107.03374 eq. 1), exact in
-    integers.
+    The value is 1 - C(n - correct, k) / C(n, k), computed exactly in integers. It is unbiased for
+    any k <= n (arXiv:2107.03374 eq. 1). Raises ValueError unless 1 <= k <= n.
     """
     if not 1 <= k <= n or not 0 <= correct <= n:
         raise ValueError(f"pass@{k} of {n} completions, {correct} correct: needs 1 <= k <= n")
@@ -66,11 +66,11 @@ def pass_at(n: int, correct: int, k: int) -> float:
 
 
 def majority(correct: Sequence[bool], answers: Sequence[str | None]) -> float:
-    """Returns whether the commonest answer of one example is right, in [0, 1].
+    """Returns whether the most common answer to one example is correct, as a number in [0, 1].
 
-    None is no answer and has no vote; without any vote the result is 0. Where several answers
-    lead, it is the expectation of a fair draw among them. Of completions that give the same
-    answer the share graded correct counts.
+    An answer of None has no vote; without any vote the result is 0. If several answers have the
+    most votes, the result is the expectation of a fair draw among them. If completions with the
+    same answer were graded differently, the share graded correct counts.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
@@ -86,7 +86,8 @@ def bootstrap(
 ) -> list[Estimate]:
     """Returns the estimate for each row of float[M, N] scores of N examples.
 
-    Percentiles of the means over examples drawn with replacement; all rows share the draws.
+    The interval holds percentiles of the means over examples drawn with replacement. All rows share
+    the draws.
     """
     examples = scores.shape[1]
     draws = np.random.default_rng(seed).multinomial(
@@ -111,9 +112,16 @@ def measure(
 ) -> Accuracy:
     """Returns the accuracy of completions graded `correct[example][completion]`.
 
-    `answers` are what the completions answered (maj@k needs them), `ks` those of pass@k: by
-    default the powers of two up to k, and k. Raises ValueError unless every example has the same
-    number of completions, at least one.
+    Raises ValueError unless all examples have the same number of completions, at least one.
+
+    Args:
+      correct: whether each completion of each example is correct.
+      answers: the answer of each completion, which maj@k needs; None leaves maj@k out.
+      ks: the k of pass@k; by default the powers of two up to the number of completions, and that
+        number.
+      seed: seed of the bootstrap.
+      resamples: number of bootstrap draws.
+      level: confidence level of the intervals.
     """
     sizes = {len(row) for row in correct}
     if len(sizes) != 1 or sizes == {0}:

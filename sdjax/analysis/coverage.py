@@ -1,4 +1,5 @@
-"""How scores depend on what a sweep varies, from the run directories of its trainings. No jax."""
+"""Reads how scores depend on the field that a sweep varies, from the run directories of its
+trainings."""
 
 from __future__ import annotations
 
@@ -11,15 +12,16 @@ import numpy as np
 
 from sdjax.errors import UserError
 
-# Steps at the end of a training over which its own rollouts are averaged.
+# The score on a run's own questions is a mean over this many last steps.
 LAST_STEPS = 10
 
 
 def of_run(folder: Path) -> dict[str, Any]:
-    """Returns what a finished training was like before and after: figures by set of examples.
+    """Returns the figures of a finished training before and after, by set of examples.
 
-    The first set, "in domain", is the task's held-out one. "trained" is the share of correct
-    completions in the rollouts of the last steps: the score on the questions learned from.
+    The first set, "in domain", is the task's held-out set. "trained" is the share of correct
+    completions in the rollouts of the last LAST_STEPS steps. It is the score on the questions that
+    the run learned from. Raises UserError if the training is not finished.
     """
     file = folder / "evaluations.json"
     try:
@@ -56,9 +58,10 @@ def _figures(of: Mapping[str, Any]) -> dict[str, float]:
 
 
 def to_markdown(axis: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table, a row a training; of each set score, tokens and epistemic words.
+    """Returns a table with one row per training: score, tokens and epistemic words of each set.
 
-    `rows` are those of of_run with "run" and "value". The first line is the model before training.
+    `rows` are results of `of_run` with the additional keys "run" and "value". The first line is the
+    model before training.
     """
     sets = list(rows[0]["after"])
     heads = [

@@ -1,4 +1,4 @@
-"""How long completions and their parts are, and how many were cut off. No jax."""
+"""Computes how long completions and their parts are, and how many were truncated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Numbers of tokens of completions: mean, percentiles, extremes; and the truncated share."""
+    """Statistics of the number of tokens of completions, and the share of truncated ones."""
 
     completions: int
     mean: float
@@ -25,14 +25,14 @@ class Lengths:
     truncated: float
 
     def to_dict(self) -> dict[str, float]:
-        """Returns the numbers by name."""
+        """Returns the statistics by name."""
         return dataclasses.asdict(self)
 
 
 def summarise(lengths: Sequence[int], truncated: Sequence[bool]) -> Lengths:
-    """Returns the summary of completions' lengths and whether each was truncated.
+    """Returns the statistics of completions' lengths, with whether each was truncated.
 
-    Raises ValueError where there are no completions or the two differ in number.
+    Raises ValueError if there are no completions, or if the two arguments differ in length.
     """
     if not len(lengths) or len(lengths) != len(truncated):
         raise ValueError(f"got {len(lengths)} lengths and {len(truncated)} truncation flags")
@@ -52,10 +52,11 @@ def summarise(lengths: Sequence[int], truncated: Sequence[bool]) -> Lengths:
 
 
 def split_thinking(text: str, *, begun: bool = False) -> tuple[str, str]:
-    """Returns a completion's thinking and its answer, without the tags between them.
+    """Returns the thinking and the answer of a completion, without the tags between them.
 
-    The answer follows the last </think>. Without one the text is all thinking where that has begun
-    (by <think> in the text or, `begun`, at the prompt's end), else all answer.
+    The answer follows the last </think>. A text without that tag is all answer, unless thinking has
+    begun. It has begun with <think> at the start of the text, or at the end of the prompt
+    (`begun`); then the text is all thinking.
     """
     thinking, tag, answer = text.rpartition("</think>")
     if not tag:

@@ -1,4 +1,4 @@
-"""What an evaluation measured, from the rows of its answers.jsonl. No jax."""
+"""Computes the figures of an evaluation from the rows of its answers.jsonl."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sdjax.analysis import lengths as sizes
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Figures of one set of examples; lengths are in tokens.
+    """The figures of one set of examples; lengths are in tokens.
 
-    `verbalization` counts epistemic words as the config's lexicon says, `epistemic_word` the ten of
-    the paper as whole words; both over thinking and answer.
+    Both counts of epistemic words cover thinking and answer. `verbalization` follows the config's
+    lexicon. `epistemic_word` counts the paper's ten words as whole words.
     """
 
     accuracy: accuracies.Accuracy
@@ -29,11 +29,11 @@ class Scores:
 
     @property
     def epistemic(self) -> words.Summary:
-        """Of correct and wrong completions together."""
+        """The words of correct and wrong completions together."""
         return self.verbalization.all
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Returns the numbers that training logs, each as PREFIX/NAME."""
+        """Returns the metrics that training logs, named PREFIX/NAME."""
         values = {name: e.value for name, e in self.accuracy.estimates.items()} | {
             "length": self.lengths.mean,
             "thinking_length": self.thinking.mean,
@@ -65,10 +65,10 @@ def _counts(summary: words.Summary | None) -> dict[str, float] | None:
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]], lexicon: str = "paper") -> Scores:
-    """Returns the scores of one set's answers, the k of an example one after the other.
+    """Returns the scores of one set of answers; the k answers of an example follow each other.
 
-    A row has id, completion, tokens, thinking_tokens, answer_tokens, finish, correct and details,
-    of which `prediction` votes in maj@k. `lexicon` is a mode of analysis.epistemic.
+    A row has id, completion, tokens, thinking_tokens, answer_tokens, finish, correct and details.
+    `prediction` in details votes in maj@k. `lexicon` is a mode of sdjax.analysis.epistemic.
     """
     groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["id"])]
     truncated = [row["finish"] == "length" for row in rows]
@@ -88,7 +88,7 @@ def of_rows(rows: Sequence[Mapping[str, Any]], lexicon: str = "paper") -> Scores
 
 
 def to_markdown(scores: Mapping[str, Scores]) -> str:
-    """Returns a Markdown table: a column a set, a row a figure."""
+    """Returns a Markdown table with one column per set and one row per figure."""
     columns = list(scores.values())
     level = f"{100 * columns[0].accuracy.level:g}% interval"
     estimates = dict.fromkeys(name for s in columns for name in s.accuracy.estimates)
@@ -114,7 +114,7 @@ def to_markdown(scores: Mapping[str, Scores]) -> str:
 
 
 def _epistemic_rows(columns: Sequence[words.ByGrade]) -> list[list[str]]:
-    """Returns the rates, split by grade, and those of each word."""
+    """Returns the rates of all words, split by grade, and the rate of each word."""
 
     def rate(summary: words.Summary | None, name: str) -> str:
         return "" if summary is None else f"{getattr(summary, name):.2f}"

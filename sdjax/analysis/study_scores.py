@@ -1,6 +1,7 @@
-"""What a study found, from its answers: the paper's Table 1, words, trajectories. No jax.
+"""Computes the results of a study from its answers: the paper's Table 1, words, trajectories.
 
-Answers are rows as an evaluation writes them, the k of a problem one after the other.
+Answers are rows in the form that an evaluation writes. The k answers of a problem follow each
+other.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ def by_problem(rows: Sequence[StudyRow]) -> dict[str, list[StudyRow]]:
 
 
 def solved(rows: Sequence[StudyRow]) -> int:
-    """Returns how many of the answers are correct."""
+    """Returns the number of correct answers."""
     return sum(bool(row["correct"]) for row in rows)
 
 
 def best(rows: Sequence[StudyRow]) -> StudyRow:
-    """Returns the first correct answer, or without one the first, as the paper's code chooses."""
+    """Returns the first correct answer, or the first answer if none is correct, as the paper's code
+    does."""
     return next((row for row in rows if row["correct"]), rows[0])
 
 
 def to_markdown(scores: Mapping[str, Scores]) -> str:
-    """Returns Table 1 of arXiv:2603.24472, a row a condition, with rates and lengths beside."""
+    """Returns Table 1 of arXiv:2603.24472 with one row per condition, and further rates and
+    lengths."""
     some = next(iter(scores.values()))
     k = some.accuracy.k
     columns = (
@@ -58,7 +61,7 @@ def to_markdown(scores: Mapping[str, Scores]) -> str:
 
 
 def words_to_markdown(scores: Mapping[str, Scores]) -> str:
-    """Returns how often each epistemic word stands in a response, a column a condition."""
+    """Returns a table of each epistemic word's rate per response, one column per condition."""
     words = list(next(iter(scores.values())).epistemic.words)
 
     def rate(s: Scores, word: str) -> str:
@@ -69,7 +72,7 @@ def words_to_markdown(scores: Mapping[str, Scores]) -> str:
 
 
 def histogram_to_markdown(counts: Mapping[int, int]) -> str:
-    """Returns how many problems were solved how often when they were collected."""
+    """Returns a table of how many problems were solved how often."""
     rows = [("problems", *(str(counts.get(n, 0)) for n in counts))]
     return _table(("solved", *map(str, counts)), rows)
 
@@ -87,11 +90,18 @@ def trajectories(
     chain: Sequence[str],
     lexicon: str = "paper",
 ) -> Iterator[dict[str, Any]]:
-    """Yields what became of each problem from condition to condition.
+    """Yields one record per problem with its results under all conditions.
 
-    `shown` has for each condition the solution in sight of each problem. `trend` compares the ends
-    of the `chain` by correct answers, as the paper's report: ALL are correct at its end, more (UP),
-    fewer (DOWN), NONE at either end, else "-".
+    `trend` compares both ends of the `chain` by correct answers, like the paper's report. ALL: all
+    are correct at its end. UP, DOWN: more or fewer are correct. NONE: none is correct at either
+    end. "-": anything else.
+
+    Args:
+      collected: answers of each problem when it was collected.
+      conditions: answers of each problem under each condition.
+      shown: solution that each condition showed for each problem.
+      chain: names of the chain's conditions, in order.
+      lexicon: mode of sdjax.analysis.epistemic.
     """
     for name, rows in collected.items():
         first = rows[0]
@@ -141,9 +151,9 @@ def data_sets(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Returns D_ug and D_sg of arXiv:2603.24472 section 4: conversations with correct answers.
 
-    Both have, of each problem, as many answers as the one that has fewer, at most `limit` (0: any
-    number): the first ones that are correct and ended by themselves. The question is the plain one
-    in both.
+    Both hold equally many answers of each problem, at most `limit` (0: any number). They are the
+    first answers that are correct and ended with a stop token. The question in both is the plain
+    one, without a solution.
     """
     ug: list[dict[str, Any]] = []
     sg: list[dict[str, Any]] = []

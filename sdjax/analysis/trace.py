@@ -1,4 +1,4 @@
-"""Where the devices' time went, from a profiler trace. No jax."""
+"""Computes from a profiler trace how the devices spent their time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# The first that a kernel's name matches. A fusion may hold a product on a TPU; it counts as one
-# only where its name says so.
+# A kernel belongs to the first category whose pattern its name matches. On a TPU a fusion may
+# hold a matrix product, but it counts as "matmul" only if its name says so.
 CATEGORIES = {
     "collectives": r"nccl|all[-_]?(reduce|gather|to[-_]all)|reduce[-_]?scatter|collective|permute",
     "attention": r"sdpa|flash|fmha|splash|attention",
@@ -36,15 +36,16 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What ran on the devices: kernels by falling time, and seconds from first to last."""
+    """The work of the devices: kernels by decreasing time, and the seconds from first to last
+    event."""
 
     kernels: tuple[Kernel, ...]
     devices: int
     span: float
     busy: float
-    """Seconds of the span in which a device ran something, a mean over devices."""
+    """Seconds of the span in which a device ran something; a mean over devices."""
     exposed: float = 0.0
-    """Seconds in which a device ran collectives and nothing beside them, a mean over devices."""
+    """Seconds in which a device ran collectives and nothing else; a mean over devices."""
 
     @property
     def total(self) -> float:
@@ -52,24 +53,24 @@ class Trace:
         return sum(k.seconds for k in self.kernels)
 
     def by_category(self) -> dict[str, float]:
-        """Returns seconds by category, falling."""
+        """Returns the seconds per category, in decreasing order."""
         out: dict[str, float] = defaultdict(float)
         for kernel in self.kernels:
             out[kernel.category] += kernel.seconds
         return dict(sorted(out.items(), key=lambda item: -item[1]))
 
 
-@functools.cache  # a trace has few names and many events
+@functools.cache  # because a trace has many events but few names
 def category(name: str) -> str:
-    """Returns what kind of work a kernel is, by its name."""
+    """Returns the kind of work of a kernel, by its name."""
     lower = name.lower()
     return next((kind for kind, says in CATEGORIES.items() if re.search(says, lower)), "other")
 
 
 def read(folder: Path) -> Trace:
-    """Returns the newest trace under a directory given to the profiler.
+    """Returns the newest trace under a directory that the profiler wrote to.
 
-    Raises FileNotFoundError where there is none. A trace of a CPU has no device: no kernels.
+    Raises FileNotFoundError if there is none. A trace of a CPU has no device and so no kernels.
     """
     files = sorted(folder.glob("**/*.trace.json.gz"), key=lambda f: f.stat().st_mtime)
     if not files:
@@ -79,7 +80,8 @@ def read(folder: Path) -> Trace:
 
 
 def of_events(events: Sequence[dict]) -> Trace:
-    """Returns what a trace's events say of GPUs' streams and TPUs' operations."""
+    """Returns the trace in a list of profiler events, from the streams of GPUs and the operations
+    of TPUs."""
     names = {
         (e["pid"], e.get("tid") if e["name"] == "thread_name" else None): e["args"]["name"]
         for e in events
@@ -88,7 +90,7 @@ def of_events(events: Sequence[dict]) -> Trace:
     seconds: dict[str, float] = defaultdict(float)
     launches: dict[str, int] = defaultdict(int)
     spans: dict[int, list[tuple[float, float]]] = defaultdict(list)
-    others: dict[int, list[tuple[float, float]]] = defaultdict(list)  # but collectives
+    others: dict[int, list[tuple[float, float]]] = defaultdict(list)  # all but collectives
     for e in events:
         if e.get("ph") != "X" or not _on_device(names, e):
             continue
@@ -132,7 +134,7 @@ def _covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def to_markdown(trace: Trace, listed: int = 15) -> str:
-    """Returns the tables: where the time goes by category, and the kernels that take most."""
+    """Returns two tables: time by category, and the `listed` kernels that take the most time."""
     if not trace.kernels:
         return "no device events: the trace is of a CPU, or nothing ran on a device"
     head = (
@@ -141,8 +143,8 @@ def to_markdown(trace: Trace, listed: int = 15) -> str:
     if "collectives" in trace.by_category():
         together = trace.by_category()["collectives"] / trace.devices
         head += (
-            f"; collectives {1e3 * together:.1f} ms a device, "
-            f"{1e3 * trace.exposed:.1f} of them beside nothing else"
+            f"; collectives {1e3 * together:.1f} ms per device, "
+            f"{1e3 * trace.exposed:.1f} of them while nothing else ran"
         )
     lines = [head, "", "| where the time goes | ms | share |", "| --- | --- | --- |"]
     for kind, seconds in trace.by_category().items():

@@ -12,32 +12,33 @@ from sdjax.config.sections.run import Data, TaskConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Scores a model on the held-out examples of a task, and of others."""
+    """Scores a model on the held-out examples of a task and, if given, of other tasks."""
 
     out: str
     """Directory of answers.jsonl, scores.json and scores.md."""
     task: TaskConfig
-    """In domain."""
     out_of_domain: dict[str, TaskConfig] = field(default_factory=dict)
-    """Other tasks, each under the name that its figures bear."""
+    """Other tasks; their keys name their scores."""
     resume: bool = False
-    """Go on after the last batch in `out`; without one, start there."""
+    """Continue after the last batch in `out`; without one, start from the beginning."""
     profile: str | None = None
-    """Directory for a profiler trace of the two batches after the first, which compiles."""
+    """Directory for a profiler trace of the second and third batch; the first one compiles. None
+    writes no trace."""
     lexicon: str = "paper"
-    """Which epistemic words are counted: paper (substrings, as arXiv:2603.24472 does), word (whole
-    words, with inflections), or a JSON file {"word": ["form", ...], ...} of one's own, counted as
-    whole words."""
+    """Epistemic words that are counted. paper: substrings, as in arXiv:2603.24472. word: whole
+    words with inflections. Or a JSON file {"word": ["form", ...], ...}, counted as whole words."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     max_prompt_tokens: int = 1024
-    """Longest prompt after the chat template; examples with a longer one are left out, counted."""
+    """Longest prompt in tokens, after the chat template. Examples with a longer prompt are left out
+    and counted."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None passes nothing."""
     mesh: Mesh = field(default_factory=Mesh)
     eval: Eval = field(default_factory=lambda: Eval(every=0))
     server: Server = field(default_factory=Server)
-    """One that serves the same model."""
+    """A server that serves the same model and draws the answers; by default the local sampler
+    does."""
 
     def __post_init__(self) -> None:
         require_names("out_of_domain", self.out_of_domain)

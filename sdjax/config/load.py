@@ -1,7 +1,7 @@
-"""Config files as data: what one binds to `config`, checked, with arguments applied to it.
+"""Loads config files and applies command-line arguments to them.
 
-The file is Python that binds `config` to one of the job configs of sdjax.config; arguments
-override its fields.
+A config file is Python that binds `config` to one of the job configs of sdjax.config. Arguments
+such as `--optim.lr 1e-6` override its fields.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import io
 import re
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ from sdjax import config as configs
 from sdjax.errors import UserError
 
 MODULE = "sdjax_config_file"
-"""Name under which the config file is imported, so that classes defined in it can be found."""
+"""Module name of the loaded config file, so that Python finds the classes that it defines."""
+BOOLEANS = (
+    "A boolean field takes True or False, as in `--log.progress False`. Without a value it is "
+    "True; with no_ before its name, as in `--log.no_progress`, it is False."
+)
+"""What --help says about boolean fields."""
 
 
 def job_classes() -> tuple[type, ...]:
@@ -34,7 +40,11 @@ def job_classes() -> tuple[type, ...]:
 
 
 def load(file: Path) -> configs.Job:
-    """Returns what a config file binds to `config`; raises UserError where it does not."""
+    """Returns the config that a file binds to `config`.
+
+    Raises UserError, with file and line, if the file cannot be read or run or if a value has a
+    wrong type. Also raises it if the file does not bind `config` to a job config.
+    """
     try:
         code = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -45,7 +55,7 @@ def load(file: Path) -> configs.Job:
     module = types.ModuleType(MODULE)
     module.__file__ = str(file)
     sys.modules[MODULE] = module
-    # So that a config can start from its neighbour: from sdpo_qwen3_8b import config as base
+    # A config may start from another file of its folder: from sdpo_qwen3_8b import config as base
     folder = str(file.resolve().parent)
     sys.path.append(folder)
     try:
@@ -69,7 +79,7 @@ def load(file: Path) -> configs.Job:
 
 
 def _explain(error: Exception, file: Path, module: types.ModuleType) -> str:
-    """Returns one line: where the config file failed, why, and what may have been meant."""
+    """Returns one line: the file and line of an error, its cause, and the likeliest correction."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f"{file}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
     frames = list(traceback.walk_tb(error.__traceback__))
@@ -78,31 +88,35 @@ def _explain(error: Exception, file: Path, module: types.ModuleType) -> str:
     if isinstance(error, UserError):
         return f"{place}: {error}"
     for frame, _ in reversed(frames):
-        # A value of a wrong type fails inside __post_init__, where the message has no field.
-        made = frame.f_locals.get("self")
-        if frame.f_code.co_name == "__post_init__" and dataclasses.is_dataclass(made):
-            for problem in type_problems(made, f"{type(made).__name__}."):
+        # A value of a wrong type may fail in __post_init__, whose message does not name the field.
+        section = frame.f_locals.get("self")
+        if frame.f_code.co_name == "__post_init__" and dataclasses.is_dataclass(section):
+            for problem in type_problems(section, f"{type(section).__name__}."):
                 return f"{place}: {problem}"
-    return f"{place}: {type(error).__name__}: {error}{_meant(error, module)}"
+    return f"{place}: {type(error).__name__}: {error}{_suggestion(error, module)}"
 
 
-def _meant(error: Exception, module: types.ModuleType) -> str:
+def _suggestion(error: Exception, module: types.ModuleType) -> str:
+    """Returns the end of a message: the known name most like the unknown one, or an empty text."""
     message = str(error)
     if isinstance(error, NameError) and error.name:
         return _nearest(error.name, [*vars(module), *vars(configs), *dir(builtins)])
-    if found := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", message):
-        return _nearest(found[1], dir(sys.modules.get(found[2])))
-    if found := re.match(
+    if match := re.match(r"cannot import name '(\w+)' from '([\w.]+)'", message):
+        return _nearest(match[1], dir(sys.modules.get(match[2])))
+    if match := re.match(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message
     ):
-        cls = vars(module).get(found[1], vars(configs).get(found[1]))
+        cls = vars(module).get(match[1], vars(configs).get(match[1]))
         if dataclasses.is_dataclass(cls):
-            return _nearest(found[2], [f.name for f in dataclasses.fields(cls)], " its fields are")
+            return _nearest(match[2], [f.name for f in dataclasses.fields(cls)], " its fields are")
     return ""
 
 
 def _nearest(word: str, names: Iterable[str], otherwise: str = "") -> str:
-    """Returns the end of a message: the name most like `word`, or all names after `otherwise`."""
+    """Returns the end of a message: the name most like `word`.
+
+    If none is like it, lists all names after the text `otherwise`; without that, is empty.
+    """
     names = list(names)
     near = difflib.get_close_matches(word, names, n=1)
     if near:
@@ -111,10 +125,10 @@ def _nearest(word: str, names: Iterable[str], otherwise: str = "") -> str:
 
 
 def type_problems(section: Any, prefix: str = "") -> Iterator[str]:
-    """Yields what is wrong with the types of a config's values, section by section.
+    """Yields one line per value of a config, or of its sections, that does not fit its type.
 
-    Dataclasses do not check their annotations, and `demonstration="frist"` in a file is as wrong
-    as on the command line.
+    This check is needed because dataclasses do not check their annotations: a config file may hold
+    `demonstration="frist"`, which the command line would refuse.
     """
     for f in dataclasses.fields(section):
         value, name = getattr(section, f.name), f"{prefix}{f.name}"
@@ -127,12 +141,12 @@ def type_problems(section: Any, prefix: str = "") -> Iterator[str]:
 
 
 def type_problem(section: type, name: str, value: Any) -> str:
-    """Returns why a section's field cannot have a value, by its type; "" where it can."""
+    """Returns why a value does not fit the type of a section's field, or "" if it fits."""
     hint = _hints(section)[name]
     return "" if _fits(value, hint) else f"{name} is {value!r}: must be {_describe(hint)}"
 
 
-@functools.cache  # each evaluates the text of every annotation
+@functools.cache  # because each call evaluates the text of every annotation
 def _hints(section: type) -> dict[str, Any]:
     return typing.get_type_hints(section)
 
@@ -169,9 +183,11 @@ def _describe(hint: Any) -> str:
 
 
 def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job | None:
-    """Returns the config with the arguments applied; None if they asked for help.
+    """Returns the config with the arguments applied, or None if they ask for help.
 
-    tyro keeps the class of every section, so a task's own fields are overridden like any other.
+    A section keeps the class that the config file gave it, so arguments also override the fields
+    that a task adds to TaskConfig. Raises UserError, with the nearest known name, for an unknown
+    argument or a wrong value.
     """
     if not args:
         return job
@@ -183,11 +199,12 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
             return tyro.cli(
                 type(job),
                 default=job,
-                args=args,
+                args=with_boolean_values(args, set(boolean_fields(job))),
                 prog=prog,
+                description=f"{inspect.getdoc(type(job))}\n\n{BOOLEANS}",
                 use_underscores=True,
-                # A section that may be None is what the file makes it.
-                config=(tyro.conf.AvoidSubcommands,),
+                # Without AvoidSubcommands a section that may be None would become a subcommand.
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
             )
     except SystemExit as stop:
         if not stop.code:
@@ -195,8 +212,39 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
     raise UserError(_one_line(printed.getvalue(), prog))
 
 
+def boolean_fields(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the path, "section.field", of every boolean field of a config and of its sections."""
+    cls: type = type(section)
+    for f in dataclasses.fields(section):
+        value, name = getattr(section, f.name), f"{prefix}{f.name}"
+        if _hints(cls)[f.name] is bool:
+            yield name
+        for key, inner in value.items() if isinstance(value, dict) else ((None, value),):
+            if dataclasses.is_dataclass(inner):
+                yield from boolean_fields(inner, f"{name}." if key is None else f"{name}.{key}.")
+
+
+def with_boolean_values(args: Sequence[str], fields: Collection[str]) -> list[str]:
+    """Returns the arguments with a value after each boolean field.
+
+    `--log.progress` becomes `--log.progress True`, and `--log.no_progress` becomes
+    `--log.progress False`. `fields` are the paths of the boolean fields.
+    """
+    negated = {re.sub(r"(\w+)$", r"no_\1", path): path for path in fields}
+    out = []
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        name = arg.removeprefix("--").replace("-", "_") if arg.startswith("--") else ""
+        if name in negated:
+            out += [f"--{negated[name]}", "False"]
+        elif name in fields and following.startswith("-"):
+            out += [arg, "True"]
+        else:
+            out.append(arg)
+    return out
+
+
 def _one_line(printed: str, prog: str) -> str:
-    """Returns the message and the suggested names out of tyro's framed text."""
+    """Returns the message and the suggested names of the text that tyro prints in a frame."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     inside = [line.strip(" │|") for line in plain.splitlines()[1:]]
     parts: list[list[str]] = [[]]
@@ -206,9 +254,9 @@ def _one_line(printed: str, prog: str) -> str:
         elif line:
             parts[-1].append(line)
     message, *others = [" ".join(part) for part in parts if part] or ["wrong arguments"]
-    mended = re.sub(r"^Error parsing (?!-)\S+ ", "", message)
-    if mended != message:  # a message of sdjax.config, which names its remedy
-        return mended
+    from_config = re.sub(r"^Error parsing (?!-)\S+ ", "", message)
+    if from_config != message:  # a UserError of sdjax.config, which already names the remedy
+        return from_config
     likely = [
         re.match(r"(?:Perhaps you meant|Arguments similar to \S+): (--\S+)", o) for o in others
     ]

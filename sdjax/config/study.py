@@ -1,4 +1,4 @@
-"""The configs of the study, finetuning and traces jobs (arXiv:2603.24472 sections 3 and 4)."""
+"""The configs of the study, sft and traces jobs (arXiv:2603.24472 sections 3 and 4)."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from sdjax.config.sections.teacher import Reprompt
 
 @dataclass(frozen=True, kw_only=True)
 class SFT:
-    """Finetunes a model on conversations: cross-entropy on what the assistant says."""
+    """Finetunes a model on conversations: cross-entropy on the assistant's tokens."""
 
     out: str
     """Run directory: resolved config, metrics, answers, checkpoints, exported model."""
     source: str
-    """Conversations, as sdjax/data/sources.py describes a source. A row has messages, a list of
+    """Conversations; sdjax/data/sources.py lists the kinds of source. A row has messages, a list of
     {"role", "content"}, or prompt and completion."""
     turns: Literal["last", "all"] = "last"
-    """Which turns of the assistant are learned. all: each in a context of its own, as the model
-    meets it when it answers."""
+    """Turns of the assistant that are learned. last: the last one. all: each turn as a separate
+    context, as the model sees it when it answers."""
     max_tokens: int = 2048
-    """Longest conversation after the chat template; what data.on_overlong does to a longer one."""
+    """Longest conversation in tokens, after the chat template. data.on_overlong decides about
+    longer ones."""
     batch: int = 64
-    """Conversations an update. The loss is the mean over their learned tokens."""
+    """Conversations per update. The loss is the mean over their learned tokens."""
     epochs: float = 1.0
     """How often each conversation is seen."""
     steps: int = 0
-    """Updates; 0: as many as `epochs` take."""
+    """Number of updates; 0 takes as many as `epochs` needs."""
     log_every: int = 10
-    """Updates from one line of metrics to the next: each is a mean over them."""
+    """Updates per line of metrics; each line is a mean over them."""
     task: TaskConfig | None = None
-    """One whose held-out examples are evaluated before, during and after; None evaluates nothing.
-    Give it in the file: on the command line only its fields can be changed."""
+    """A task whose held-out examples are evaluated before, during and after; None evaluates
+    nothing. Set it in the config file, because arguments can only change its fields."""
     out_of_domain: dict[str, TaskConfig] = field(default_factory=dict)
-    """Other tasks whose held-out examples are evaluated too, each under the name that its figures
-    bear: metrics ood/NAME/..."""
+    """Other tasks whose held-out examples are evaluated too. Their keys name their metrics:
+    ood/NAME/..."""
     max_prompt_tokens: int = 1024
-    """Longest prompt of an evaluation; examples with a longer one are left out, counted."""
+    """Longest prompt of an evaluation in tokens. Examples with a longer prompt are left out and
+    counted."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None passes nothing."""
     resume: bool = False
-    """Go on from the newest checkpoint in `out`; without one, start there."""
+    """Continue from the newest checkpoint in `out`; without one, start from the beginning."""
     profile: str | None = None
-    """Directory for a profiler trace of the two updates after the first, which compiles."""
+    """Directory for a profiler trace of the second and third update; the first one compiles. None
+    writes no trace."""
     lexicon: str = "paper"
-    """Epistemic words that are counted: paper, word, or a JSON file of one's own {"word": ["form",
-    ...], ...} (sdjax/analysis/epistemic.py)."""
+    """Epistemic words that are counted: paper, word, or a JSON file {"word": ["form", ...], ...}
+    (sdjax/analysis/epistemic.py)."""
     chunk_tokens: int = 2048
-    """Positions whose logits exist at one time; changes memory and speed, not results."""
+    """Positions whose logits exist at the same time. Changes memory and speed, not results."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
@@ -84,7 +87,8 @@ class SFT:
 
 
 def _study_templates() -> Reprompt:
-    """Those of the paper's study, which differ from its training's in white space."""
+    """Returns the templates of the paper's study, which differ in white space from those of its
+    training."""
     return Reprompt(
         template="{prompt}{solution}{feedback}\n\nCorrectly solve the original question.",
         solution_template="\n\nCorrect solution: {demonstration}",
@@ -93,56 +97,59 @@ def _study_templates() -> Reprompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Compares a model's answers with and without a solution in sight; writes data for SFT.
+    """Compares a model's answers with and without a solution in the prompt; writes data for SFT.
 
-    Problems that the model solves now and then are answered again under each condition
-    (arXiv:2603.24472 section 3): unguided; guided, shown a correct answer of its own whole; with
-    its thinking left out; and shown the best answer of the condition before, in a chain.
+    The model answers problems that it sometimes solves again under each condition (arXiv:2603.24472
+    section 3). unguided: the problem alone. guided: with one of its correct answers.
+    without_thinking: with that answer, without its thinking. A chain then shows the best answer of
+    the condition before.
     """
 
     out: str
-    """Directory of collected.jsonl, answers/CONDITION.jsonl, trajectories.jsonl, scores.json,
-    scores.md, and of d_ug.jsonl and d_sg.jsonl, which SFT reads."""
+    """Directory of collected.jsonl, answers/CONDITION.jsonl, trajectories.jsonl, scores.json and
+    scores.md. It also gets d_ug.jsonl and d_sg.jsonl, which SFT reads."""
     task: TaskConfig
     split: Literal["train", "held_out"] = "train"
-    """Which of the task's examples are the problems, in their order."""
+    """Which examples of the task are the problems, in their order."""
     problems: int = 100
-    """Problems studied: the first ones that are solved as often as asked."""
+    """Number of problems studied: the first ones solved between solved_min and solved_max times."""
     tried: int = 2000
-    """Problems sampled at most to find them."""
+    """Most problems sampled in the search for them."""
     solved_min: int = 1
-    """Least number of correct ones among the eval.k answers of a problem that is studied."""
+    """Smallest number of correct answers, among eval.k, of a problem that is studied."""
     solved_max: int = 4
+    """Largest number of correct answers, among eval.k, of a problem that is studied."""
     conditions: tuple[Literal["unguided", "guided", "without_thinking"], ...] = (
         *("unguided", "guided"),
         "without_thinking",
     )
-    """Conditions beside the chain, which begins with guided."""
+    """Conditions in addition to the chain. The chain begins with guided."""
     rounds: int = 1
-    """Links of the chain after guided: regenerated is shown the best answer given there, a second
-    one, regenerated_2, the best of regenerated, and so on."""
+    """Links of the chain after guided. regenerated shows the best guided answer; regenerated_2
+    shows the best regenerated answer; and so on."""
     lexicon: str = "paper"
-    """Epistemic words that are counted: paper, word, or a JSON file of one's own {"word": ["form",
-    ...], ...} (sdjax/analysis/epistemic.py)."""
+    """Epistemic words that are counted: paper, word, or a JSON file {"word": ["form", ...], ...}
+    (sdjax/analysis/epistemic.py)."""
     traces: int = 1
-    """Correct answers of a problem in each data set, at most; 0 takes all. Both sets have the same
-    number of each problem, so that they differ in the answers alone."""
+    """Most correct answers of a problem in each data set; 0 takes all. Both sets have equally many
+    of each problem, so that they differ in the answers alone."""
     resume: bool = False
-    """Go on after the last batch in `out`; without one, start there."""
+    """Continue after the last batch in `out`; without one, start from the beginning."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     max_prompt_tokens: int = 1024
-    """Longest prompt after the chat template, without a solution; problems with a longer one are
-    left out, counted. A solution is never cut."""
+    """Longest prompt in tokens, after the chat template and without a solution. Problems with a
+    longer prompt are left out and counted. A solution is never cut."""
     enable_thinking: bool | None = None
     """Passed to the chat template; None passes nothing."""
     reprompt: Reprompt = field(default_factory=_study_templates)
-    """How a solution is shown: template and solution_template; the other fields have no say."""
+    """How a solution is shown: template and solution_template. The other fields have no effect."""
     mesh: Mesh = field(default_factory=Mesh)
     eval: Eval = field(default_factory=lambda: Eval(every=0, k=8, top_k=20))
-    """How answers are drawn, k of each problem under each condition."""
+    """How answers are drawn; each problem has eval.k answers under each condition."""
     server: Server = field(default_factory=Server)
-    """One that serves the same model."""
+    """A server that serves the same model and draws the answers; by default the local sampler
+    does."""
 
     def __post_init__(self) -> None:
         for name in ("problems", "tried", "max_prompt_tokens"):
@@ -172,45 +179,50 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class Traces:
-    """Writes conversations made by a task's program: searches with doubt, answers to a solution
-    shown."""
+    """Writes conversations that a task's program generates: searches with doubt, and answers to a
+    shown solution."""
 
     out: str
-    """Directory: traces.jsonl, one conversation a row, and model/, a config.json and a tokenizer
-    learned from such conversations, from which SFT can begin with random weights."""
+    """Directory of traces.jsonl, one conversation per row, and of model/. model/ holds a
+    config.json and a tokenizer learned from such conversations, so that SFT can start from random
+    weights."""
     tasks: dict[str, TaskConfig]
-    """Whose questions; of each task only those that are neither trained on nor held out."""
+    """Tasks whose questions are used; only questions that are neither trained on nor held out."""
     shares: dict[str, float] = field(default_factory=dict)
-    """Of each task's rows, relative to the others; 1 for a task that is not named."""
+    """Share of each task in the rows, relative to the other tasks; a task that is not named has
+    1."""
     rows: int = 10_000
+    """Number of conversations."""
     seed: int = 0
-    """Row i depends on it and i alone."""
+    """Seed of every row; row i depends only on the seed and on i."""
     workers: int = 0
-    """Processes; 0 is one a core. Changes no row."""
+    """Number of processes; 0 is one per core. Changes no row."""
     patience: tuple[int, int] = (2, 12)
-    """Least and greatest number of failures after which a search gives up, drawn evenly."""
+    """Smallest and largest number of failures after which a search gives up, drawn uniformly."""
     doubt: float = 0.75
-    """Share of the places in a search where doubt is put into words."""
+    """Share of the possible places in a search where doubt is put into words."""
     guided: float = 0.4
-    """Share of rows whose question comes with a solution shown, as a teacher reads it."""
+    """Share of rows whose question shows a solution, as a teacher's prompt does."""
     shown_answer: float = 0.3
-    """Share of those that are shown the last line of a solution, without its search."""
+    """Share of the guided rows that show only the last line of a solution, without its search."""
     shown_direct: float = 0.2
-    """Share of those that are shown a solution without any search. The others see a whole one."""
+    """Share of the guided rows that show a solution without a search. The other guided rows show a
+    whole solution."""
     trace_hazard: float = 0.7
-    """Shown a whole solution: the chance, at the start and after each failure, that the answer
-    turns to it."""
+    """With a whole solution: the chance, at the start and after each failure, that the answer turns
+    to it."""
     answer_hazard: float = 0.2
-    """Shown the last line: the same chance."""
+    """With the last line of a solution: the same chance."""
     guided_doubt: float = 0.25
-    """Shown a whole solution: the share, in a false start, of places of doubt."""
+    """With a whole solution: share of the possible places in a false start where doubt is put into
+    words."""
     reprompt: Reprompt = field(default_factory=Reprompt)
     """How a solution is shown: its templates."""
 
     vocabulary: int = 576
     """Most tokens that the tokenizer may have."""
     shape: Shape = field(default_factory=Shape)
-    """Of the model; its vocabulary as given here may be larger than the tokenizer's."""
+    """Sizes of the model; its vocabulary may be larger than the tokenizer's."""
 
     def __post_init__(self) -> None:
         require(bool(self.tasks), "tasks", self.tasks, "needs at least one")

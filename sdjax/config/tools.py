@@ -1,4 +1,4 @@
-"""The configs of the other jobs: sweep, export, prepare, bench, plan, report."""
+"""The configs of the other jobs: sweep, export, prepare, bench, plan and report."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from sdjax.config.train import Train
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Trains once for each value of a field, and shows scores against it.
+    """Trains once for each value of a field and shows the scores against the value.
 
-    As it stands, how the number of training questions tells (arXiv:2603.24472 section 6.2).
+    The default field is the number of training questions (arXiv:2603.24472 section 6.2).
     """
 
     out: str
-    """Directory: NAME/VALUE, each a training's run directory; coverage.json and coverage.md."""
+    """Directory of coverage.json, coverage.md and one run directory per training, NAME/VALUE."""
     runs: dict[str, Train]
-    """Trainings that are compared, by name; the sweep sets their `out` and `resume`."""
+    """Trainings that are compared, by name. The sweep sets their `out` and `resume`."""
     axis: str = "data.limit"
-    """The field of every training that is varied, with its sections."""
+    """Field that varies, with its sections, such as data.limit."""
     values: tuple[int | float | str, ...] = (1, 8, 64, 128, 512)
-    """Its values, in the order in which they are run."""
+    """Values of the field, in the order of the runs."""
     report: bool = False
-    """Whether report.html in `out` shows all trainings side by side; as it stands, no: of many long
-    ones the report job shows those that one names."""
+    """Write report.html to `out` with all trainings side by side. The report job shows a selection,
+    which suits many long runs."""
     resume: bool = False
-    """Go on in `out`: finished trainings are left as they are, the one under way goes on from its
+    """Continue in `out`: finished trainings stay as they are; an interrupted one continues from its
     newest checkpoint."""
 
     def __post_init__(self) -> None:
@@ -56,18 +56,18 @@ class Export:
     out: str
     """Folder to write."""
     step: int | None = None
-    """Which checkpoint; None is the newest."""
+    """Step of the checkpoint; None is the newest."""
     mesh: Mesh = field(default_factory=Mesh)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Builds a TFDS data set (ArrayRecord) from the hub or a file."""
+    """Builds a TFDS data set (ArrayRecord) from the hub or from a file."""
 
     name: str
-    """Of the data set."""
+    """Name of the data set."""
     splits: dict[str, str]
-    """For each split its source, as sdjax/data/sources.py describes them."""
+    """Source of each split; sdjax/data/sources.py lists the kinds of source."""
     out: str = "data"
     """TFDS data directory; tasks then read OUT/NAME/1.0.0:SPLIT."""
 
@@ -88,38 +88,43 @@ class Bench:
     out: str
     """Directory of bench.json."""
     phases: tuple[Literal["rollout", "update", "head", "tail"], ...] = ("rollout", "update")
-    """rollout: prefill and decode; update: packing and the train step; both: a whole step. head:
-    the chunked head alone, with gradient. tail: rollouts whose lengths are drawn from a lognormal
-    distribution."""
+    """What is measured. rollout: prefill and decode. update: packing and the train step. Both
+    together: a whole step. head: the chunked head alone, with its gradient. tail: rollouts whose
+    lengths follow a lognormal distribution."""
     weights: Literal["random", "model"] = "random"
-    """random: of a model of `shape`, drawn on the devices; model: those of model.path."""
+    """random: weights of a model of `shape`, drawn on the devices. model: the weights of
+    model.path."""
     shape: Shape = field(default_factory=Shape)
+    """weights=random: sizes of the model."""
     model: Model = field(default_factory=Model)
+    """weights=model: the model; also how the forward pass runs."""
     lora: Lora = field(default_factory=Lora)
     prompts: tuple[int, ...] = (8,)
-    """Prompts sampled at one time; each number is measured."""
+    """Numbers of prompts sampled at the same time; each number is measured."""
     group_size: int = 8
-    """Completions of each prompt."""
+    """Number of completions of each prompt."""
     prompt_tokens: int = 128
+    """Length of every prompt in tokens."""
     completion_tokens: int = 512
-    """Of every completion: no token stops one."""
+    """Length of every completion in tokens, because no stop token ends one."""
     reprompt_tokens: int = 640
-    """What the teacher reads before a completion: the prompt and a demonstration."""
+    """Tokens that the teacher reads before a completion: the prompt and a demonstration."""
     median_share: float = 0.125
-    """tail: the median length, as a share of completion_tokens, which cuts longer ones off."""
+    """tail: the median length as a share of completion_tokens, which cuts longer lengths."""
     spread: float = 1.0
-    """tail: standard deviation of the logarithm of a length."""
+    """tail: standard deviation of the logarithm of the length."""
     batches: int = 4
-    """tail: batches of prompts, one after the other."""
+    """tail: number of batches of prompts, one after the other."""
     repeats: int = 3
-    """Timed runs after a first one, which compiles; the median counts."""
+    """Timed runs after a first run, which compiles; the median counts."""
     measure: bool = True
-    """Measure what the device can do (matrix product, copy) in this run; else use the table in
-    sdjax/bench/peaks.py."""
+    """True measures the device's matrix product and copy speed in this run. False takes them from
+    the table in sdjax/bench/peaks.py."""
     profile: str | None = None
-    """Directory for profiler traces: of one more run for each number of prompts, rollout and update
-    in one, and of the head's. tail has none."""
+    """Directory for profiler traces: one of rollout and update for each number of prompts, and one
+    of the head. tail has none. None writes no trace."""
     seed: int = 0
+    """Seed of weights, tokens and sampling."""
     teacher: Teacher = field(default_factory=Teacher)
     loss: Loss = field(default_factory=Loss)
     policy: Policy = field(default_factory=Policy)
@@ -162,38 +167,41 @@ class Bench:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Says whether a training fits a slice, how long its steps take and what they cost."""
+    """Estimates whether a training fits a slice, how long its steps take and what they cost."""
 
     train: tuple[str, ...]
-    """Config files of trainings, or of benches, which measure one's step. Of their models only
-    config.json is read."""
+    """Config files of trainings, or of benches, whose one step is then planned. Only the
+    config.json of their models is read."""
     change: tuple[str, ...] = ()
-    """Fields of them to change, each NAME=VALUE, such as optim.microbatch=128 mesh.tensor=2."""
+    """Fields of these configs to change, each NAME=VALUE, such as optim.microbatch=128
+    mesh.tensor=2."""
     out: str = "runs/plan"
     """Directory of plan.json and plan.md."""
     topology: tuple[str, ...] = ("v5p:4x4x4",)
-    """CHIP:SHAPE, each for every training. TPU v4, v5e, v5p, v6e with the slice's shape (v6e:8x8),
-    or a GPU with their number: a100-40, a100-80, h100, h200 (h100:8). Programs for TPUs are
-    compiled, here and now, and need no chip; for GPUs everything is arithmetic."""
+    """CHIP:SHAPE, each planned for every training. TPU v4, v5e, v5p or v6e with the shape of the
+    slice (v6e:8x8). GPU a100-40, a100-80, h100 or h200 with their number (h100:8). Programs for
+    TPUs are compiled on this machine, which needs no TPU. GPUs are estimated by arithmetic."""
     slices: int = 1
-    """Slices of that shape, joined by the data centre's network."""
+    """Number of slices of that shape, joined by the data centre's network."""
     search: bool = False
-    """Look for the smallest slice of this chip and, on it, the mesh, microbatch and slots whose
-    step is the shortest. By arithmetic; the best are compiled. `topology` then names the chip
-    alone (v5p), or the largest slice that may be taken."""
+    """Search for the smallest slice of this chip, then for the mesh, microbatch and slots with the
+    shortest step. The search uses arithmetic; the best choices are compiled. `topology` then names
+    the chip alone (v5p), or the largest slice allowed."""
     most_step_s: float = 0.0
-    """search: seconds that a step may take; 0: any number."""
+    """search: longest allowed step in seconds; 0 allows any."""
     compile: bool = True
-    """False: TPUs by arithmetic alone too, in a second and not in minutes."""
+    """False estimates TPUs by arithmetic too, which takes a second in place of minutes."""
     every_layer: bool = False
-    """Compile prefill and decode with all layers, which takes many minutes. False: with a few, and
-    again with twice as many; a layer more adds what those add."""
+    """True compiles prefill and decode with all layers, which takes many minutes. False compiles
+    them with two small numbers of layers and extrapolates."""
     price: float = 0.0
-    """Dollars for one hour of one chip; 0 counts chip-hours only."""
+    """Dollars per chip-hour; 0 counts chip-hours only."""
     prompt_tokens: int = 256
-    """Mean prompt, for the estimate of seconds; memory is always that of the longest."""
+    """Mean prompt in tokens, for the estimate of seconds. The estimate of memory uses the longest
+    prompt."""
     completion_tokens: int = 0
-    """Mean completion; 0: half of rollout.max_completion_tokens, in a bench all of it."""
+    """Mean completion in tokens, for the estimate of seconds. 0 takes half of
+    rollout.max_completion_tokens, or a bench's completion_tokens."""
 
     def __post_init__(self) -> None:
         require(bool(self.train), "train", self.train, "needs a config file")
@@ -219,19 +227,22 @@ class Report:
     runs: tuple[str, ...]
     """Run directories of trainings, finished or not."""
     out: str = "report.html"
-    """HTML file to write; it holds everything it shows. One that is there is replaced."""
+    """HTML file to write. It needs no other file, and it replaces an existing one."""
     title: str = "sdjax report"
+    """Title of the page."""
     plots: str | None = None
-    """Directory for the curves as PNG files too; needs matplotlib (pip install 'sdjax[plots]')."""
+    """Directory for the curves as PNG files too; needs matplotlib (pip install 'sdjax[plots]').
+    None writes none."""
     lexicon: str | None = None
-    """Epistemic words that are marked in rollouts and filtered by: paper, word, or a JSON file of
-    one's own {"word": ["form", ...], ...}. None: those of the first run."""
+    """Epistemic words that rollouts are marked and filtered by: paper, word, or a JSON file
+    {"word": ["form", ...], ...}. None takes those of the first run."""
     max_rollouts: int = 5000
-    """Rollouts shown at most. Runs get even shares; of a run those with their tokens come first,
-    whole groups evenly spaced from its first to its last."""
+    """Most rollouts shown. Runs get equal shares. Each run shows rollouts written in full first, in
+    whole groups spaced evenly over its steps."""
     max_mb: float = 40.0
-    """Size of the file at most, in millions of bytes. Over it, alternatives of every second, third,
-    ... completion are kept, then fewer groups are shown. The page says so."""
+    """Largest size of the file in millions of bytes. Above it, fewer completions keep their
+    alternatives (every second, every third, ...); then fewer groups are shown. The page states
+    this."""
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "runs", self.runs, "needs at least one run directory")

@@ -15,28 +15,31 @@ from sdjax.config.sections.teacher import Reprompt, Teacher
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Trains a model on its own words: SDPO, GRPO or a blend."""
+    """Trains a model on its own completions: SDPO, GRPO or a blend of both."""
 
     out: str
     """Run directory: resolved config, metrics, rollouts, checkpoints, exported model."""
     task: TaskConfig
     out_of_domain: dict[str, TaskConfig] = field(default_factory=dict)
-    """Other tasks whose held-out examples are evaluated too, each under the name that its figures
-    bear: metrics ood/NAME/..."""
+    """Other tasks whose held-out examples are evaluated too. Their keys name their metrics:
+    ood/NAME/..."""
     steps: int = 100
+    """Number of training steps."""
     seed: int = 0
-    """Of sampling."""
+    """Seed of sampling."""
     resume: bool = False
-    """Go on from the newest whole checkpoint in `out`; without one, start there."""
+    """Continue from the newest complete checkpoint in `out`; without one, start from the
+    beginning."""
     replay: str | None = None
-    """Make the update again that optim.most_skipped saved in this file, OUT/nonfinite/STEP.npz, and
-    print its loss, its gradient's norm and what is the first not to be finite."""
+    """Repeat one saved update: OUT/nonfinite/STEP.npz, written by optim.most_skipped. Prints its
+    loss, its gradient's norm and the first value that is not finite."""
     profile: str | None = None
-    """Directory for a profiler trace of the two steps after the first, which compiles."""
+    """Directory for a profiler trace of the second and third step; the first one compiles. None
+    writes no trace."""
     lexicon: str = "paper"
-    """Which epistemic words are counted: paper (substrings, as arXiv:2603.24472 does), word (whole
-    words, with inflections), or a JSON file {"word": ["form", ...], ...} of one's own, counted as
-    whole words. Of the tokens in them metrics epistemic/... and loss.token_weights speak."""
+    """Epistemic words that are counted. paper: substrings, as in arXiv:2603.24472. word: whole
+    words with inflections. Or a JSON file {"word": ["form", ...], ...}, counted as whole words.
+    Metrics epistemic/... and loss.token_weights use the tokens of these words."""
     model: Model = field(default_factory=Model)
     lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)

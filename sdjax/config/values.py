@@ -10,13 +10,13 @@ from sdjax.io import redact
 
 
 def to_dict(config: object) -> dict:
-    """Returns a config as nested plain values, each section with the name of its class."""
+    """Returns a config as nested plain values; each section also holds the name of its class."""
     out: dict = {"class": type(config).__name__}
     return out | {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
 
 
 def to_public(config: object) -> dict:
-    """Returns a config as JSON values for a file: as `to_dict`, without secrets."""
+    """Returns `to_dict` of a config as JSON values for a file, without secrets."""
     return redact.redacted(json.loads(json.dumps(to_dict(config), default=str)))
 
 

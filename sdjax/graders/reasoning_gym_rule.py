@@ -1,77 +1,86 @@
-"""Reasoning-gym's questions, and its own verdict on an answer. Runs in worker processes only.
+"""Grades answers to the questions of a reasoning-gym generator.
 
-Some of its generators depend on the order of sets, so questions are made where the hash seed is
-fixed. Several call `eval` or sympy's parser on the answer they score; while an answer is scored
-here, they get readers of literals and plain expressions in their place.
+An answer that is a number is graded by the number rule. Any other answer goes to the generator's
+own rule, in a worker process (`reasoning_gym_worker`). Only the full score counts: several
+generators give partial credit to any text that holds the answer.
 """
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import difflib
-import functools
 import json
-import sys
-from collections.abc import Iterator
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import reasoning_gym
-import sympy
-from reasoning_gym.factory import DATASETS
+from sdjax.graders.answer import number
+from sdjax.graders.answer.regions import after_thinking, stated_answer
+from sdjax.graders.workers import pool
+from sdjax.graders.workers.grade_batch import Attempt, Grader
+from sdjax.records import Grade
 
-from sdjax.graders.math import safe_parse
+MAX_ANSWER = 10_000
+# Generating questions takes longer than scoring an answer.
+QUESTIONS_S = 60.0
 
 
-def questions(name: str, options: str, start: int, count: int) -> list[tuple[str, str]] | str:
-    """Returns the question and answer of items `start` to `start + count` of a generator.
+def workers() -> pool.Pool:
+    """Returns the workers that generate and score; importing reasoning-gym takes them seconds."""
+    return pool.shared("sdjax.graders.reasoning_gym_worker:call")
 
-    If its name or options are wrong, returns what is wrong with them.
+
+def questions(
+    name: str, options: Mapping[str, Any], start: int, count: int
+) -> list[tuple[str, str]] | str | pool.Lost:
+    """Returns the (question, answer) of items `start` to `start + count` of a generator.
+
+    Returns a text that says what is wrong with the name or options, and Lost if the generator
+    takes longer than QUESTIONS_S or fails.
     """
-    if name not in DATASETS:
-        near = difflib.get_close_matches(name, DATASETS, n=5, cutoff=0.4) or sorted(DATASETS)
-        return f"task.name is {name!r}: no data set of reasoning-gym; near it: {', '.join(near)}"
-    try:
-        generator = _generator(name, options)
-    except (AssertionError, TypeError, ValueError) as error:
-        return f"task.options does not suit reasoning-gym's {name}: {error}"
-    items = (generator[index] for index in range(start, start + count))
-    return [(item["question"], str(item["answer"])) for item in items]
+    call = ("questions", name, json.dumps(options), start, count)
+    (items,) = workers().map([call], limit_s=QUESTIONS_S)
+    return items
 
 
-def full_score(name: str, options: str, index: int, answer: str) -> bool:
-    """Returns whether an answer to question `index` of a generator gets its full score.
+def grader(*, name: str, options: Mapping[str, Any]) -> Grader:
+    """Returns a grader; an attempt's `id` is the index of its question in the generator.
 
-    `options` is the generator's configuration as JSON text.
+    `options` is the generator's configuration, with its seed and size.
     """
-    generator = _generator(name, options)
-    question = generator[index]
-    with _harmless():
-        return bool(generator.score_answer(answer, question) >= 1)
+    configuration = json.dumps(options)
+
+    def grade_all(attempts: Sequence[Attempt]) -> list[Grade]:
+        stated = [_stated(attempt) for attempt in attempts]
+        calls = [
+            ("full_score", name, configuration, int(attempt.id), answer)
+            for attempt, answer in zip(attempts, stated, strict=True)
+            if answer is not None
+        ]
+        scores = iter(workers().map(calls))
+        return [
+            number.grade(attempt.text, attempt.answer, truncated=attempt.truncated)
+            if number.canonical(attempt.answer) is not None
+            else _grade(attempt, answer, answer is not None and next(scores) is True)
+            for attempt, answer in zip(attempts, stated, strict=True)
+        ]
+
+    return grade_all
 
 
-@functools.cache
-def _generator(name: str, options: str) -> Any:
-    return reasoning_gym.create_dataset(name, **json.loads(options))
+def _stated(attempt: Attempt) -> str | None:
+    """Returns the answer that goes to the generator's own rule, None if there is none.
+
+    It is the content of the last <answer> or box, else the whole text after the thinking.
+    """
+    if number.canonical(attempt.answer) is not None:
+        return None
+    stated = stated_answer(attempt.text)
+    if stated is None and not attempt.truncated:
+        stated = after_thinking(attempt.text).strip()
+    return None if stated is None or len(stated) > MAX_ANSWER else stated
 
 
-@contextlib.contextmanager
-def _harmless() -> Iterator[None]:
-    """Replaces what evaluates text in every module of reasoning-gym, and puts it back."""
-    modules = [m for n, m in list(sys.modules.items()) if n.startswith("reasoning_gym.")]
-    kept: list[tuple[ModuleType, str, Any]] = [(sympy, "parse_expr", sympy.parse_expr)]
-    for module in modules:
-        if vars(module).get("parse_expr") is sympy.parse_expr:
-            kept.append((module, "parse_expr", sympy.parse_expr))
-    for module, attribute, _ in kept:
-        setattr(module, attribute, safe_parse.parse)
-    for module in modules:
-        vars(module)["eval"] = ast.literal_eval
-    try:
-        yield
-    finally:
-        for module, attribute, value in kept:
-            setattr(module, attribute, value)
-        for module in modules:
-            del vars(module)["eval"]
+def _grade(attempt: Attempt, answer: str | None, correct: bool) -> Grade:
+    return Grade(
+        reward=float(correct),
+        correct=correct,
+        details={"prediction": answer, "truncated": attempt.truncated},
+    )

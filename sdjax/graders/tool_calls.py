@@ -1,12 +1,12 @@
 """Grades tool calls written as "Action: NAME" and "Action Input: JSON" lines.
 
-Ours (`grade`): every call is compared with an expected one, name and JSON input together, nested
-JSON included; the order of calls is free, 3 and 3.0 are equal, true and 1 are not. Feedback names
-what the response called; it shows the expected calls only with `reveal`.
+The default rule (`grade`) compares name and JSON input of each call with the expected calls. It
+reads nested JSON. The order of the calls is free, 3 equals 3.0, and true does not equal 1. Feedback
+names the wrong calls and shows the expected calls only with `reveal`.
 
-The reference's (`grade_reference`): verl/utils/reward_score/feedback/tooluse.py of both papers'
-code, which cuts inputs at the first closing brace, merges the inputs of all calls, and puts the
-expected calls into its feedback.
+`grade_reference` does what verl/utils/reward_score/feedback/tooluse.py of both papers' code does.
+It cuts inputs at the first closing brace, merges the inputs of all calls, and puts the expected
+calls into its feedback.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _FENCE = re.compile(r"\s{0,9}```(?:json)?\s{0,9}")
 
 
 def expected_calls(answer: str) -> list[tuple[str, Any]]:
-    """Returns the (name, input) of each call in an answer; raises ValueError if it has none.
+    """Returns the (name, input) of each call in an answer.
 
-    An answer is a JSON list of {"Action": name, "Action_Input": object, or its JSON text}.
+    An answer is a JSON list of {"Action": name, "Action_Input": an object or its JSON text}. Raises
+    ValueError, KeyError or TypeError for any other text.
     """
     calls = []
     for call in json.loads(answer):
@@ -40,7 +41,7 @@ def expected_calls(answer: str) -> list[tuple[str, Any]]:
 
 
 def called(text: str) -> list[tuple[str, Any]]:
-    """Returns the (name, input) of each call in a response; an input that is no JSON is None."""
+    """Returns the (name, input) of each call in a response; the input is None if not JSON."""
     names = [(m.end(), m.group(1).strip(" \t`*\r")) for m in _NAME.finditer(text)]
     calls = []
     for i, (start, name) in enumerate(names[: MAX_CALLS + 1]):
@@ -51,7 +52,7 @@ def called(text: str) -> list[tuple[str, Any]]:
 
 
 def _json(text: str) -> Any:
-    """Returns the JSON object that a text begins with, inside a code fence or not, or None."""
+    """Returns the JSON object at the start of a text, in or out of a code fence, or None."""
     fence = _FENCE.match(text)
     text = text[fence.end() :] if fence else text.lstrip()
     try:
@@ -62,7 +63,7 @@ def _json(text: str) -> Any:
 
 
 def _canonical(value: Any) -> Any:
-    """Returns a value whose equality is that of JSON: numbers by value, booleans apart."""
+    """Returns a value that equals another as JSON does: numbers by value, booleans apart."""
     if isinstance(value, bool) or value is None:
         return (type(value).__name__, value)
     if isinstance(value, dict):
@@ -73,7 +74,7 @@ def _canonical(value: Any) -> Any:
 
 
 def grade(text: str, answer: str, *, truncated: bool = False, reveal: bool = False) -> Grade:
-    """Returns reward 1 where the calls of a response are the expected ones, else 0."""
+    """Returns reward 1 if the calls of a response are the expected ones, else 0."""
     calls = called(after_thinking(text))
     try:
         left = [_canonical(list(call)) for call in expected_calls(answer)]
@@ -95,7 +96,7 @@ def grade(text: str, answer: str, *, truncated: bool = False, reveal: bool = Fal
 
 
 def _take(call: Any, left: list[Any]) -> bool:
-    """Removes a call from those expected; returns whether it was among them."""
+    """Removes a call from the expected calls; returns whether it was one of them."""
     if call not in left:
         return False
     left.remove(call)
@@ -119,7 +120,7 @@ def _judged(calls: list[tuple[str, Any]], correct: bool, truncated: bool, feedba
 
 
 def grade_reference(text: str, answer: str, *, truncated: bool = False) -> Grade:
-    """Returns the reward of the papers' code; `details` are what it returns beside it."""
+    """Returns the reward of the papers' code; `details` hold its other results."""
     del truncated
     try:
         gold = json.loads(answer)
@@ -151,7 +152,7 @@ def grade_reference(text: str, answer: str, *, truncated: bool = False) -> Grade
 
 
 def _cut_inputs(text: str) -> Iterator[str]:
-    """Yields what follows each "Action Input:", from its brace to the first closing one."""
+    """Yields the text after each "Action Input:", from its brace to the first closing brace."""
     position = 0
     while (found := text.find("Action Input:", position)) >= 0:
         position = found + len("Action Input:")
@@ -168,7 +169,7 @@ def _cut_inputs(text: str) -> Iterator[str]:
 
 
 def _merged(inputs: Iterable[Any]) -> dict[str, Any]:
-    """Returns one dict of all inputs, later ones winning; what is no JSON object is left out."""
+    """Returns one dict of all JSON objects; a later input replaces an earlier one."""
     merged: dict[str, Any] = {}
     for value in inputs:
         try:
@@ -181,7 +182,7 @@ def _merged(inputs: Iterable[Any]) -> dict[str, Any]:
 
 
 def _formatted(text: str) -> bool:
-    """Returns whether a line with "Action:" stands right before one with "Action Input:"."""
+    """Returns whether some line with "Action:" precedes a line that begins "Action Input:"."""
     lines = text.split("\n")
     return any(
         "Action:" in line and following.startswith("Action Input:")

@@ -22,7 +22,7 @@ from sdjax.jobs.prepare_job import checksum
 from sdjax.records import Example, Message
 from sdjax.tasks import countdown_traces
 from sdjax.tasks.countdown import Countdown
-from sdjax.tasks.countdown_traces import Told
+from sdjax.tasks.countdown_traces import Conversation
 from sdjax.teacher import reprompt
 
 log = logging.getLogger(__name__)
@@ -92,18 +92,17 @@ def chunk(cfg: Traces, start: int, rows: int) -> str:
     for index in range(start, min(start + CHUNK, rows)):
         rng = Random(f"{cfg.seed}/{index}")
         (task,) = rng.choices(tasks, shares)
-        told = countdown_traces.tell(task, cfg, rng)
-        lines.append(to_json({"messages": messages(told, cfg.reprompt)}) + "\n")
+        conversation = countdown_traces.conversation(task, cfg, rng)
+        lines.append(to_json({"messages": messages(conversation, cfg.reprompt)}) + "\n")
     return "".join(lines)
 
 
-def messages(told: Told, cfg: config.Reprompt) -> list[Message]:
+def messages(conversation: Conversation, cfg: config.Reprompt) -> list[Message]:
     """Returns the conversation, a shown solution written into it as a teacher reads it."""
-    asked = Example(
-        id="", messages=(Message(role="user", content=told.question),), answer="", task=""
-    )
-    shown = () if told.shown is None else (told.shown,)
+    user = Message(role="user", content=conversation.question)
+    example = Example(id="", messages=(user,), answer="", task="")
+    shown = () if conversation.shown is None else (conversation.shown,)
     return [
-        *reprompt.messages(asked, shown, "", cfg),
-        Message(role="assistant", content=told.answer),
+        *reprompt.messages(example, shown, "", cfg),
+        Message(role="assistant", content=conversation.answer),
     ]

@@ -1,1 +1,1 @@
-"""What a training needs of a slice, before one is paid for: bytes, seconds, dollars."""
+"""Estimates the memory, time and cost of a training on a slice before anyone pays for it."""

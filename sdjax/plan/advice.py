@@ -1,4 +1,4 @@
-"""What to change where a training does not fit. By arithmetic, each change alone."""
+"""Suggests config changes for a training that does not fit; estimates each change separately."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ GB = 1e9
 
 
 def changes(w: Workload, piece: Slice) -> list[str]:
-    """Returns changes of the config, as arguments, with the bytes a chip then has, least first.
+    """Returns config changes as arguments, each with the resulting bytes per chip, fewest bytes
+    first.
 
-    Those that fit are marked.
+    Each line says whether the change makes the training fit.
     """
     found, tpu = [], piece.chip.is_tpu
     for text, changed in _ways(w):
@@ -24,7 +25,7 @@ def changes(w: Workload, piece: Slice) -> list[str]:
         before = max(memory.update(w, tpu=tpu).total, memory.rollout(w).total)
         if fullest < 0.99 * before:
             fits = "fits" if fullest <= piece.chip.memory else "does not fit alone"
-            found.append((fullest, f"{text}: {fullest / GB:.1f} GB a chip, {fits}"))
+            found.append((fullest, f"{text}: {fullest / GB:.1f} GB per chip, {fits}"))
     lines = [text for _, text in sorted(found)]
     if not piece.chip.is_tpu:
         lines.append(
@@ -35,6 +36,7 @@ def changes(w: Workload, piece: Slice) -> list[str]:
 
 
 def _ways(w: Workload) -> Iterator[tuple[str, Workload]]:
+    """Yields (argument, changed workload) for each change that may save memory."""
     cfg, mesh = w.cfg, w.mesh
     if w.rows > 1:
         micro = mesh.batch_shards
@@ -67,7 +69,7 @@ def _ways(w: Workload) -> Iterator[tuple[str, Workload]]:
 
 
 def _meshes(w: Workload) -> Iterator[tuple[str, Workload]]:
-    """Yields the same chips with more of them along tensor, and fewer slots and rows at a time."""
+    """Yields meshes of the same chips with a larger tensor axis, and so fewer rows at a time."""
     mesh = w.mesh
     for tensor in (2 * mesh.tensor, 4 * mesh.tensor):
         if mesh.fsdp % (tensor // mesh.tensor) == 0:
@@ -82,7 +84,7 @@ def _meshes(w: Workload) -> Iterator[tuple[str, Workload]]:
 
 
 def _with(w: Workload, *, mesh=None, other=None, **sections) -> Workload:
-    """Returns the step with sections, mesh or model replaced."""
+    """Returns the workload with sections of the config, the mesh or the model replaced."""
     return workload.make(
         replace(w.cfg, **sections),
         other or w.model,

@@ -1,7 +1,7 @@
-"""Bytes that a compiled program moves between chips, read from its text. No jax.
+"""Reads from the text of a compiled program how many bytes it moves between chips.
 
-A loop's body counts as often as the compiler says that it runs (known_trip_count), or as the caller
-says for loops that it does not know. What an optimised text holds:
+The body of a loop counts as often as the compiler says that it runs (known_trip_count), or as the
+caller says where the text has no count. Format of the text:
 https://openxla.org/xla/operation_semantics
 """
 
@@ -29,34 +29,37 @@ class Collective:
 
     kind: str
     piece: str
-    """Of which whole it is one piece, done beside other work; empty: it is the whole."""
+    """Name of the operation that this is one piece of, if the compiler overlaps its pieces with
+    other work; empty for a whole operation."""
     shape: str
-    """Of what it gives."""
+    """Shape of the result."""
     group: int
-    """Chips that take part."""
+    """Number of chips that take part."""
     times: float
-    """How often a call of the program runs it."""
+    """How often one call of the program runs the operation."""
     bytes: float
-    """That come over links into one chip, each time: of a whole array of B bytes over g chips
-    B (g - 1) / g where it is gathered or scattered, twice that where it is reduced for all."""
+    """Bytes that one chip receives over links in each run. Gathering or scattering an array of B
+    bytes over g chips takes B (g - 1) / g. Reducing it for all chips takes twice that."""
 
 
 def collectives(text: str, chips: int, unknown: float = 1.0) -> list[Collective]:
-    """Returns the collectives of an optimised program's text.
+    """Returns the collectives in the text of an optimised program.
 
-    Loops whose trip count the text does not hold are taken to run `unknown` times.
+    A loop counts as `unknown` runs if the text does not hold its trip count. Raises ValueError if
+    the text has no ENTRY computation.
     """
     bodies = _computations(text)
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
     if entry is None:
         raise ValueError("no ENTRY computation: not the text of a compiled program")
     found = _within(bodies, entry[1], 1.0, chips, unknown)
-    # Every piece stands in the text as if it were the whole.
+    # The text writes every piece with the shape of the whole operation, so each counts once.
     return list({one.piece or str(i): one for i, one in enumerate(found)}.values())
 
 
 def by_kind(found: list[Collective]) -> dict[str, float]:
-    """Returns the bytes into one chip in a call, by kind."""
+    """Returns the bytes that one chip receives in one call of the program, by kind of
+    collective."""
     total = dict.fromkeys(KINDS, 0.0)
     for one in found:
         total[one.kind] += one.times * one.bytes
@@ -64,7 +67,7 @@ def by_kind(found: list[Collective]) -> dict[str, float]:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """Returns the lines of every computation by its name."""
+    """Returns the lines of every computation, by its name."""
     out: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -83,6 +86,16 @@ def _within(
     unknown: float,
     fused: bool = False,
 ) -> Iterator[Collective]:
+    """Yields the collectives of a computation and of those that it calls.
+
+    Args:
+      bodies: lines of every computation.
+      name: the computation.
+      times: how often one call of the program runs it.
+      chips: number of chips of the program.
+      unknown: runs of a loop whose trip count the text does not hold.
+      fused: whether the computation is part of a fusion.
+    """
     for line in bodies.get(name, ()):
         op = _OP.match(line)
         if op is None:
@@ -109,12 +122,12 @@ def _within(
 
 
 def _parts_kept(lines: list[str], summed: str, shape: str) -> str:
-    """Returns the shapes of what a fusion keeps of the sums of its all-reduce `summed`; empty
-    where it keeps any of them whole.
+    """Returns the shapes of the slices that a fusion keeps of the result of its all-reduce
+    `summed`.
 
-    So the TPU compiler writes a reduce-scatter: as a fusion of an all-reduce and a slice of each
-    of its results. Its backend_config names the emitter of reduce-scatters that are written as
-    such, (SingleInput)AllReduceScatterFusion, and not one of all-reduces.
+    Returns "" if it keeps any result whole. The TPU compiler writes a reduce-scatter in this way,
+    as a fusion of an all-reduce and one slice of each result. Its backend_config then names an
+    emitter of reduce-scatters, (SingleInput)AllReduceScatterFusion.
     """
     sums, parts = {summed}, []
     for op in filter(None, map(_OP.match, lines)):
@@ -128,9 +141,9 @@ def _parts_kept(lines: list[str], summed: str, shape: str) -> str:
 
 
 def _trips(bodies: dict[str, list[str]], loop: str) -> int | None:
-    """Returns how often a loop runs: what is said of it, or the bound that its counter meets.
+    """Returns how often a loop runs: its known_trip_count, or the bound of its counter.
 
-    JAX's loops count from 0 by 1. None: the bound is computed.
+    JAX's loops count from 0 by 1. Returns None if the bound is computed.
     """
     if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop):
         return int(known[1])
@@ -150,11 +163,22 @@ def _trips(bodies: dict[str, list[str]], loop: str) -> int | None:
 def _collective(
     kind: str, piece: str, shape: str, rest: str, is_async: bool, times: float, chips: int
 ) -> Collective:
+    """Returns one collective.
+
+    Args:
+      kind: one of KINDS.
+      piece: as in Collective.
+      shape: shape of the result; of an asynchronous operation also of its operands.
+      rest: text after the operation's name.
+      is_async: whether the line only starts the operation.
+      times: how often one call of the program runs it.
+      chips: number of chips of the program.
+    """
     sizes = [_size(*found) for found in _SHAPE.findall(shape)]
     given = sizes
-    if is_async and kind == "collective-permute":  # (operand, result, two numbers of its own)
+    if is_async and kind == "collective-permute":  # the tuple is (operand, result, 2 numbers)
         given = sizes[1:2]
-    elif is_async and len(sizes) > 1:  # its operands beside its results
+    elif is_async and len(sizes) > 1:  # the tuple holds operands, then as many results
         given = sizes[len(sizes) // 2 :]
     group = _group(rest, chips)
     whole = sum(given) * (group if kind == "reduce-scatter" else 1)
@@ -168,8 +192,11 @@ def _size(dtype: str, dims: str) -> int:
 
 
 def _group(rest: str, chips: int) -> int:
-    """Returns how many chips take part: replica_groups={{0,1},{2,3}}, [32,2]<=[64], or axes of a
-    mesh['a'=8,'b'=2] {'a'}, where the mesh's devices may stand between; all where there is none."""
+    """Returns how many chips take part, or all of them if the operation names no groups.
+
+    Groups are written as replica_groups={{0,1},{2,3}}, as [32,2]<=[64], or as axes of a mesh:
+    mesh['a'=8,'b'=2] {'a'}. The devices of the mesh may stand between the two.
+    """
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))

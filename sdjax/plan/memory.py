@@ -1,10 +1,10 @@
-"""Bytes on a chip, by use, counted from a step's sizes.
+"""Counts the bytes on a chip, by use, from the sizes of a step.
 
-What is counted follows the programs of learner/ and rollout/: parameters and Adam in float32, the
-teacher as config.Teacher says, gradients in float32 added up in place, activations kept between
-layers in float32, the head and its gradient whole on every shard of the batch. Coefficients that
-the compiler decides (how many temporaries of a layer or a chunk live at one time) are measured:
-see LAYER and LOGITS.
+The counts follow the programs of learner/ and rollout/. Parameters, Adam and gradients are float32,
+and gradients are added in place. The teacher follows config.Teacher. Activations between layers are
+float32. Every shard of the batch holds the whole head and its gradient. The compiler decides how
+many temporaries of a layer or a chunk live at the same time. TPU_LAYER, TPU_GAPS and LOGITS are
+measurements of that.
 """
 
 from __future__ import annotations
@@ -31,39 +31,44 @@ USES = (
     "sampling",
 )
 LOGITS = 3.1
-"""Float32 arrays of a chunk's logits that exist at one time: 1.9 GB of chunks of 1,024 x 151,936 on
-an H100 (docs/performance.md)."""
+"""Float32 arrays of a chunk's logits that exist at the same time. Measured: 1.9 GB for chunks of
+1,024 x 151,936 on an H100 (dev/log/2026-11-performance.md)."""
 
 
 TPU_LAYER = 24
-"""Bytes of each of a layer's MLP entries while it is differentiated, where the TPU compiler keeps
-them beside the head's: measured on Qwen3-8B with rows of 22,528 and 43,008 tokens on v5p:4x4x4."""
+"""Bytes per entry of a layer's MLP while the layer is differentiated; the TPU compiler keeps them
+in addition to the head's. Measured on Qwen3-8B with rows of 22,528 and 43,008 tokens on
+v5p:4x4x4."""
 TPU_GAPS = 0.2
-"""What its heap has between temporaries, as a share of them; the same programs."""
+"""Unused space between temporaries in the TPU's heap, as a share of the temporaries. Measured on
+the same programs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes:
-    """What one chip holds at the fullest moment of a phase."""
+    """The bytes that one chip holds at the fullest moment of a phase."""
 
     phase: str
     by_use: dict[str, float]
 
     @property
     def total(self) -> float:
-        """The sum."""
+        """The sum over all uses."""
         return sum(self.by_use.values())
 
 
 def params(cfg: ModelConfig) -> int:
-    """Returns the entries of all matrices: layers, embedding, head; norms and biases are few."""
+    """Returns the number of entries of all matrices: layers, embedding, head. Norms and biases are
+    negligible."""
     tables = 1 if cfg.tie_embeddings else 2
     return cfg.num_layers * sizes.layer_params(cfg) + tables * cfg.vocab_size * cfg.embed
 
 
 def trained(cfg: ModelConfig) -> int:
-    """Returns the entries that are trained: all, or the adapters', rank x (inputs + outputs) of
-    each adapted matrix."""
+    """Returns the number of trained entries: all of `params`, or those of the adapters.
+
+    An adapter of a matrix has rank x (inputs + outputs) entries.
+    """
     if cfg.lora is None:
         return params(cfg)
     heads, kv = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
@@ -73,7 +78,7 @@ def trained(cfg: ModelConfig) -> int:
 
 
 def update(w: Workload, *, tpu: bool = False) -> Bytes:
-    """Returns the bytes of the train step, where backward passes meet the head's gradient."""
+    """Returns the bytes of the train step when backward passes hold the head's gradient."""
     model, mesh = w.model, w.mesh
     held = _state(w, teacher_on_device=True)
     tokens, dtype = w.rows * w.student / mesh.tensor, sizes.itemsize(model)
@@ -87,18 +92,19 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
         "gradients": 4 * trained(model) / mesh.param_shards,
         "kept activations": _kept(w) * tokens,
         "a layer": _layer(w) * tokens * mesh.tensor,
-        # Each shard of the batch has its own gradient, whole in float32, and then its part of the
-        # sum; where rows are not split it is added to the gradients as it is made, of which a CPU's
-        # compiler keeps a copy and a GPU's does not. Copies in the compute dtype are whole too.
+        # Each shard of the batch holds the head's whole gradient in float32, and then its part of
+        # the sum over shards. Without shards the gradient is added directly to the gradients; the
+        # CPU compiler then keeps one copy more than the GPU compiler. Each shard also holds whole
+        # copies of the head in the compute dtype.
         "head": head * dtype * heads + own,
         "logits": LOGITS * 4 * chunk * vocab
         + 2 * heads * dtype * w.rows * w.completion * model.embed,
     }
     if tpu:
         by_use["a layer"] = TPU_LAYER * model.mlp * w.rows * w.student / mesh.tensor
-    else:  # Logits are gone when layers are differentiated.
+    else:  # the logits are freed before the layers are differentiated
         by_use["a layer"] = max(by_use["a layer"] - by_use["logits"], 0.0)
-    if model.lora:  # the layer's matrices with their products, in float32 and rounded; a gradient
+    if model.lora:  # merged matrices of a layer in float32 and rounded, and one gradient
         by_use["a layer"] += (8 + dtype) * sizes.layer_params(model) / mesh.tensor
     if tpu:
         by_use["between arrays"] = TPU_GAPS * (sum(by_use.values()) - sum(held.values()))
@@ -106,11 +112,11 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
 
 
 def rollout(w: Workload) -> Bytes:
-    """Returns the bytes of decoding with all slots full, beside the train state."""
+    """Returns the bytes of decoding with all slots full, including the waiting train state."""
     model, token = w.model, token_bytes(w)
     rows = w.slots / w.mesh.copies
     shards = w.mesh.rollout_tensor or w.mesh.tensor
-    schedule = max(4096, w.prompt)  # tokens of prefilled prompts, twice
+    schedule = max(4096, w.prompt)  # tokens of prefilled prompts, which exist twice
     by_use = _state(w, teacher_on_device=w.cfg.teacher.location == "device") | {
         "rollout weights": sizes.itemsize(model) * (params(model) + _untied(model)) / shards,
         "KV cache": rows * w.capacity * token * (1 + 1 / (2 * model.num_layers)),
@@ -120,7 +126,7 @@ def rollout(w: Workload) -> Bytes:
 
 
 def slots_that_fit(w: Workload, memory: float) -> int:
-    """Returns how many slots, over all chips, rollout/engine/sizes.py would take of what is free."""
+    """Returns the number of slots, over all chips, that rollout/engine/sizes.py would choose."""
     nothing = Bytes(phase="", by_use=rollout(w).by_use | {"KV cache": 0.0, "sampling": 0.0})
     token, copies = token_bytes(w), w.mesh.copies
     room = FREE_SHARE * (memory - nothing.total) - 2 * token * max(4096, w.prompt)
@@ -130,14 +136,14 @@ def slots_that_fit(w: Workload, memory: float) -> int:
 
 
 def token_bytes(w: Workload) -> float:
-    """Returns the bytes of a token's keys and values on one chip."""
+    """Returns the bytes of one token's keys and values on one chip."""
     shards = w.mesh.rollout_tensor or w.mesh.tensor
     entries = 2 * w.model.num_layers * w.model.num_kv_heads * w.model.head_dim
     return entries * sizes.itemsize(w.model) / shards
 
 
 def _untied(model: ModelConfig) -> int:
-    """Returns the entries that decoding has of a tied head beside the embedding."""
+    """Returns the entries that decoding adds for a tied head, because it keeps a separate copy."""
     return model.vocab_size * model.embed if model.tie_embeddings else 0
 
 
@@ -145,7 +151,7 @@ def _state(w: Workload, *, teacher_on_device: bool) -> dict[str, float]:
     model, teacher, shards = w.model, w.cfg.teacher, w.mesh.param_shards
     each = trained(model) / shards
     own = 4 if teacher.dtype == "float32" else 2
-    # An initial teacher of adapters is the model without them.
+    # With adapters, an initial teacher is the model without them and needs no memory.
     size = {"live": 0, "ema": 4}.get(teacher.kind, 0 if model.lora else own)
     frozen = sizes.itemsize(model) * params(model) / shards if model.lora else 0
     held = {"parameters": 4 * each + frozen, "Adam": 8 * each}
@@ -153,20 +159,20 @@ def _state(w: Workload, *, teacher_on_device: bool) -> dict[str, float]:
 
 
 def _kept(w: Workload) -> float:
-    """Returns the bytes that the forward pass keeps of a token, over all layers."""
+    """Returns the bytes per token that the forward pass keeps, over all layers."""
     m, dtype = w.model, sizes.itemsize(w.model)
     stream = 4 * m.embed
     heads, kv = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
-    # Products of the layer: q, k, o and down in float32, v, gate and up in the compute dtype.
+    # The layer's matrix products: q, k, o, down in float32; v, gate, up in the compute dtype.
     products = 4 * (heads + kv + 2 * m.embed) + dtype * (kv + 2 * m.mlp)
-    # What lies between them: norms, turned queries and keys, attention, silu and the inner product.
+    # Other activations: norms, rotated queries and keys, attention, silu and the MLP's product.
     between = dtype * (2 * m.embed + 3 * heads + kv + m.mlp) + 4 * m.mlp
     more = {"full": 0.0, "dots": products, "none": products + between}[m.remat]
     return m.num_layers * (stream + more)
 
 
 def _layer(w: Workload) -> float:
-    """Returns the bytes of a token while one layer is computed again and differentiated."""
+    """Returns the bytes per token while one layer is recomputed and differentiated."""
     m, tensor = w.model, w.mesh.tensor
     dtype = sizes.itemsize(m)
     stream = (4 + 4 + dtype) * m.embed / tensor

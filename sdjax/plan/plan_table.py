@@ -1,4 +1,4 @@
-"""A plan as a table for people and as a dictionary for programs."""
+"""Writes a plan as a table for people and as a dictionary for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STATE = ("parameters", "Adam", "teacher")
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is known of a training on a slice; `compiled` is None where all is arithmetic."""
+    """The estimate of one training on a slice; `compiled` is None if all of it is arithmetic."""
 
     work: Workload
     piece: Slice
@@ -30,12 +30,13 @@ class Found:
 
     @property
     def fullest(self) -> dict[str, float]:
-        """The bytes on a chip in each program: the compiler's where it was asked."""
+        """The bytes on a chip in each program: the compiler's number if the program was
+        compiled."""
         if self.compiled is None:
             return {"update": self.update.total, "decode": self.rollout.total}
         held = sum(self.rollout.by_use.get(name, 0.0) for name in STATE)
         cache = self.rollout.by_use["KV cache"]
-        # While rollouts run the train state waits, and while prompts are read the slots do.
+        # Decode runs while the train state waits; prefill runs while state and slots wait.
         beside = {"update": 0.0, "prefill": held + cache, "decode": held}
         return {one.name: one.total + beside[one.name] for one in self.compiled}
 
@@ -46,12 +47,12 @@ class Found:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step."""
+        """Seconds per step."""
         return sum(self.seconds.values())
 
 
 def to_dict(found: Found, cfg: config.Plan, train: str) -> dict[str, Any]:
-    """Returns the plan as plain values: bytes of a chip, seconds of a step, cost of 100 steps."""
+    """Returns the plan as plain values: bytes per chip, seconds per step, cost of 100 steps."""
     w, hours = found.work, chip_hours(found)
     return {
         "train": train,
@@ -88,7 +89,7 @@ def chip_hours(found: Found) -> float:
 
 
 def to_markdown(found: Found, cfg: config.Plan, train: str, model: str) -> str:
-    """Returns the page of a training, a file, of a model."""
+    """Returns the page of one training, given by its file and the name of its model."""
     w, piece = found.work, found.piece
     lines = [
         f"# {train} on {piece.name}",
@@ -110,10 +111,10 @@ def to_markdown(found: Found, cfg: config.Plan, train: str, model: str) -> str:
 
 
 def summary(plans: Sequence[tuple[str, Found]], cfg: config.Plan) -> str:
-    """Returns a table of several plans, a row each."""
+    """Returns a table of several plans, one row each."""
     head = (
         *("training", "slice", "mesh", "microbatch", "slots"),
-        *("GB a chip: update", "decode", "of", "s a step", "chip-hours, 100 steps"),
+        *("GB per chip: update", "decode", "of", "s per step", "chip-hours, 100 steps"),
         *(("dollars",) if cfg.price else ()),
     )
     rows = [head, ("---",) * len(head)]
@@ -132,19 +133,22 @@ def summary(plans: Sequence[tuple[str, Found]], cfg: config.Plan) -> str:
 
 def _memory(found: Found) -> list[str]:
     uses = [u for u in USES if found.update.by_use.get(u) or found.rollout.by_use.get(u)]
-    rows = ["| GB a chip | update | rollout |", "|---|---|---|"]
+    rows = ["| GB per chip | update | rollout |", "|---|---|---|"]
     for use in uses:
         rows.append(f"| {use} | {_gb(found.update, use)} | {_gb(found.rollout, use)} |")
     total = [b.total / GB for b in (found.update, found.rollout)]
     rows.append(f"| all, by arithmetic | {total[0]:.1f} | {total[1]:.1f} |")
     if found.compiled is not None:
-        rows += ["", "| compiled, GB a chip | arguments | temporaries | with all that waits |"]
+        rows += ["", "| compiled, GB per chip | arguments | temporaries | with waiting state |"]
         rows.append("|---|---|---|---|")
         for one in found.compiled:
             sizes = (one.arguments, one.temporaries, found.fullest[one.name])
             rows.append(f"| {one.name} | " + " | ".join(f"{x / GB:.1f}" for x in sizes) + " |")
         if any(one.rematerialized for one in found.compiled):
-            rows += ["", "The compiler gathers a whole array for want of a better way: a defect."]
+            rows += [
+                "",
+                "The compiler gathers a whole array because it finds no better way: a defect.",
+            ]
     return rows
 
 

@@ -1,7 +1,7 @@
-"""Compiles a training's programs for TPUs that are not there, and reads what the compiler says.
+"""Compiles a training's programs for TPUs that this machine lacks, and reads the compiler's report.
 
-Arrays are abstract: nothing is computed and nothing of the model's size is held. About a minute a
-program. https://docs.jax.dev/en/latest/aot.html
+Arrays are abstract, so nothing is computed and no array of the model's size is held. A program
+takes about a minute. https://docs.jax.dev/en/latest/aot.html
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ REMATERIALIZED = "Involuntary full rematerialization"
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What the compiler says of a program, on one chip."""
+    """The compiler's report of one program, per chip."""
 
     name: str
     arguments: int
-    """Bytes that it is given; what it gives back in their place is not counted again."""
+    """Bytes of the arguments. Results that replace arguments do not count again."""
     temporaries: int
-    """Bytes beside them at the moment when there are the most, and results of their own."""
+    """Largest number of further bytes at any moment, with results that replace no argument."""
     host: int
     """Bytes of arguments in the host's memory."""
     traffic: dict[str, float]
-    """Bytes that come over links, by collective, in one call."""
+    """Bytes that the chip receives over links in one call, by collective."""
     rematerialized: bool
-    """Whether the compiler gathered a whole array for want of a better way."""
+    """Whether the compiler gathered a whole array because it found no better way."""
 
     @property
     def total(self) -> int:
@@ -59,19 +59,25 @@ class Compiled:
 
 
 def require_compiler() -> None:
-    """Raises UserError where nothing can compile for TPUs; makes it silent. Before jax starts."""
+    """Raises UserError if this machine cannot compile for TPUs; keeps the compiler silent.
+
+    Call it before jax starts.
+    """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "compile is True: compiling for a TPU needs libtpu: pip install 'sdjax[tpu]', or "
             "--no_compile for arithmetic alone"
         )
-    # It would look for the chips of the machine, and for those of its neighbours.
+    # Without these settings libtpu looks for TPUs in this machine and in its neighbours.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
 def topology_mesh(piece: Slice, shape: tuple[int, int, int]) -> jax.sharding.Mesh:
-    """Returns the mesh of a slice that need not be there; data runs over slices first."""
+    """Returns the mesh of a slice, which this machine need not have; data spans the slices first.
+
+    Raises UserError if the TPU compiler does not know the slice.
+    """
     from jax.experimental import topologies
 
     more = {"num_slices": piece.count} if piece.count > 1 else {}
@@ -79,14 +85,14 @@ def topology_mesh(piece: Slice, shape: tuple[int, int, int]) -> jax.sharding.Mes
     try:
         with _errors_of_compiler():
             described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
-    except Exception as error:  # the compiler's own, of no class of its own
+    except Exception as error:  # the compiler raises no specific class
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"topology is {topology!r}: the TPU compiler: {reason}") from None
     return meshes.over(described.devices, shape)
 
 
 def train_step(work: Workload, mesh: jax.sharding.Mesh) -> Compiled:
-    """Compiles one update with its batch of the longest rows."""
+    """Compiles one update with a batch of the longest rows."""
     cfg, graphdef, abstract = _model(work)
     tx = adamw.make(cfg.optim)
     shardings = state.shardings(abstract, tx, cfg.teacher, mesh)
@@ -103,10 +109,11 @@ def train_step(work: Workload, mesh: jax.sharding.Mesh) -> Compiled:
 
 
 def rollout(work: Workload, mesh: jax.sharding.Mesh, *, every_layer: bool) -> list[Compiled]:
-    """Compiles prefill and decode with a full cache. The train state is not among their bytes.
+    """Compiles prefill and decode with a full cache; their bytes exclude the train state.
 
-    Their layers are unrolled. Unless `every_layer`, they are compiled with one period of the
-    model's windows (at least 2 layers) and with two: what the second adds, every further one does.
+    The layers of these programs are unrolled. Unless `every_layer`, they are compiled with one
+    period of the model's windows (at least 2 layers) and with two. Each further period adds the
+    difference.
     """
     model = work.model
     few = max(2, _period(model.windows))
@@ -158,7 +165,7 @@ def _rollout(work: Workload, mesh: jax.sharding.Mesh) -> list[Compiled]:
 
 
 def _period(windows: tuple[int | None, ...]) -> int:
-    """Returns after how many layers the windows repeat."""
+    """Returns the number of layers after which the windows repeat."""
     for n in range(1, len(windows)):
         if all(w == windows[i % n] for i, w in enumerate(windows)):
             return n
@@ -171,7 +178,7 @@ def _with_layers(work: Workload, layers: int) -> Workload:
 
 
 def _extended(one: Compiled, two: Compiled, more: float) -> Compiled:
-    """Returns `two` and `more` times what it has over `one`."""
+    """Returns `two` plus `more` times the difference between `two` and `one`."""
 
     def further(a: float, b: float) -> float:
         return b + more * (b - a)
@@ -187,7 +194,7 @@ def _extended(one: Compiled, two: Compiled, more: float) -> Compiled:
 
 
 def abstract_batch(work: Workload) -> batches.Batch:
-    """Returns the arrays of an update whose rows are all as long as they can be, without data."""
+    """Returns the abstract arrays of an update whose rows all have the longest length."""
     cfg, m, r = work.cfg, work.microbatches, work.cfg.optim.microbatch
     packed = cfg.optim.row_tokens > 0
 
@@ -238,7 +245,7 @@ def _placed(tree: Any, shardings: Any) -> Any:
 
 
 def _compiled(name: str, program: Any, *args: Any, loops: int = 1, **static: Any) -> Compiled:
-    """Compiles a program; `loops` is how often a loop runs whose bound it computes."""
+    """Compiles a program; `loops` is the trip count of a loop whose bound the program computes."""
     with _errors_of_compiler() as said:
         try:
             compiled = program.lower(*args, **static).compile()
@@ -260,7 +267,7 @@ def _compiled(name: str, program: Any, *args: Any, loops: int = 1, **static: Any
 
 @contextlib.contextmanager
 def _errors_of_compiler() -> Iterator[list[str]]:
-    """Yields a list that afterwards holds what was written to the process's stderr meanwhile."""
+    """Yields a list that holds the process's stderr output after the block ends."""
     kept, said = os.dup(2), list[str]()
     with tempfile.TemporaryFile("w+b") as file:
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""The smallest slice of a chip and the best mesh, microbatch and slots on it. By arithmetic."""
+"""Searches for the smallest slice of a chip, and for the best mesh, microbatch and slots on it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from sdjax.plan.slices import Slice
 from sdjax.plan.workload import MeshSizes, Workload
 
 ROWS = (1, 2, 4, 8, 16, 32)
-"""Rows of a microbatch that a shard may have."""
+"""Numbers of rows per shard that a microbatch may have."""
 TENSOR = (1, 2, 4, 8)
+"""Sizes that the tensor axis may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A way to run the training on a slice."""
+    """One way to run the training on a slice."""
 
     work: Workload
     piece: Slice
     seconds: float
-    """Of a step."""
+    """Estimated seconds per step."""
 
 
 def candidates(
     cfg: config.Train, model: ModelConfig, piece: Slice, means: tuple[float, float]
 ) -> list[Candidate]:
-    """Returns what fits the slice, the fastest first; ties go to the simplest mesh."""
+    """Returns the candidates that fit the slice, fastest first; among equals the simplest mesh
+    first."""
     found = [
         Candidate(work=w, piece=piece, seconds=sum(seconds.by_phase(w, piece).values()))
         for w in _all(cfg, model, piece, means)
@@ -49,10 +51,17 @@ def smallest(
     most_step_s: float = 0.0,
     tries: int = 3,
 ) -> Candidate | None:
-    """Returns the fastest way on the smallest slice on which one is found that `holds`.
+    """Returns the fastest candidate on the first slice where one passes `holds`, or None if none
+    does.
 
-    Of a slice's ways by arithmetic the fastest `tries` are asked, those whose step takes at most
-    `most_step_s` seconds (0: any). None: no slice will do.
+    Args:
+      cfg: the training.
+      model: sizes of its model.
+      pieces: slices, smallest first.
+      means: mean tokens of a prompt and of a completion.
+      holds: a check of a candidate, such as compiling it.
+      most_step_s: longest allowed step in seconds; 0 allows any.
+      tries: candidates of each slice that are checked, fastest first.
     """
     for piece in pieces:
         for candidate in candidates(cfg, model, piece, means)[:tries]:
@@ -65,6 +74,7 @@ def smallest(
 def _all(
     cfg: config.Train, model: ModelConfig, piece: Slice, means: tuple[float, float]
 ) -> Iterator[Workload]:
+    """Yields every workload on the slice whose mesh divides the model and the batch."""
     for mesh in _meshes(piece):
         for rows in ROWS:
             optim = replace(cfg.optim, microbatch=rows * mesh.batch_shards)
@@ -78,7 +88,7 @@ def _all(
                 w = workload.make(
                     changed, model, mesh, slots=0, mean_prompt=means[0], mean_completion=means[1]
                 )
-            except UserError:  # the mesh divides neither the model nor the batch
+            except UserError:  # the mesh does not divide the model or the batch
                 continue
             most = min(memory.slots_that_fit(w, piece.chip.memory), workload.most_slots(w))
             if most >= mesh.copies:
@@ -86,7 +96,7 @@ def _all(
 
 
 def _meshes(piece: Slice) -> Iterator[MeshSizes]:
-    """Yields the meshes of a slice: parameters split over all its chips, data over slices."""
+    """Yields the meshes of a slice: chips of a slice split parameters, slices are replicas."""
     for tensor in TENSOR:
         chips = piece.chips // piece.count
         if chips % tensor:
@@ -102,7 +112,7 @@ def _meshes(piece: Slice) -> Iterator[MeshSizes]:
 
 
 def as_config(mesh: MeshSizes) -> config.Mesh:
-    """Returns the section that asks for the mesh."""
+    """Returns the config section for the mesh."""
     return config.Mesh(
         data=mesh.data,
         fsdp=mesh.fsdp,

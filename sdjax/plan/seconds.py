@@ -1,6 +1,6 @@
-"""Seconds of a step by phase: a roofline of arithmetic, memory and links.
+"""Estimates the seconds of a step by phase, as a roofline of arithmetic, memory and links.
 
-What the host does with texts (grading, reprompts) is not counted.
+Work on the host, such as grading and reprompts, is not counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from sdjax.plan import memory, traffic
 from sdjax.plan.slices import Slice
 from sdjax.plan.workload import Workload
 
-# Shares of a chip's rates that the programs here reached on an H100 (docs/performance.md).
+# Shares of the chip's peak rates that sdjax reached on an H100 (dev/log/2026-11-performance.md).
 ARITHMETIC = 0.6
 BANDWIDTH = 0.6
 LINKS = 0.8
@@ -19,7 +19,7 @@ HOP_S = 5e-6
 
 
 def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
-    """Returns the seconds of one step."""
+    """Returns the seconds of one step, by phase."""
     rates, chip = piece.chip.rates, piece.chip
     flops = piece.chips * rates.flops_per_s * ARITHMETIC
     links = chip.links * LINKS
@@ -34,7 +34,7 @@ def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
         head = sizes.head(round(n * w.mean_completion), w.model.embed, w.model.vocab_size)
         parts["old log-probabilities"] = (n * _forward(w, student) + head) / flops
     moved = traffic.update(w)
-    # Rows that are all padding are not run: of packed rows there are as many as tokens fill.
+    # Rows of padding alone do not run, so packed rows count only as far as tokens fill them.
     filled = min(student / w.student, 1.0) if w.cfg.optim.row_tokens else 1.0
     between = (chip.network if piece.count > 1 else chip.links) * LINKS
     replicas = moved.pop("replicas")
@@ -44,9 +44,10 @@ def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
 
 
 def decode(w: Workload, piece: Slice) -> float:
-    """Returns the seconds of decoding a step's completions in the slots there are.
+    """Returns the seconds of decoding a step's completions.
 
-    Slots stay full while completions wait; then the longest go on alone, up to the limit.
+    All slots stay full while completions wait. Then the longest completions continue alone, up to
+    the limit.
     """
     model, rates = w.model, piece.chip.rates
     shards = w.mesh.rollout_tensor or w.mesh.tensor
@@ -64,18 +65,20 @@ def decode(w: Workload, piece: Slice) -> float:
 
 
 def _prefill(w: Workload) -> float:
-    """Returns the operations of all calls: every shard computes a row, wanted or not."""
+    """Returns the operations of all prefills. Padding rows count, because every shard computes
+    them."""
     calls = -(-w.cfg.rollout.prompts_per_step // w.prefill_kept)
     return calls * w.prefill_rows * sizes.forward(w.model, [w.prompt])
 
 
 def _forward(w: Workload, tokens: float) -> float:
-    """Returns the operations of a forward pass over what one completion adds to rows."""
+    """Returns the operations of one forward pass over the tokens that one completion adds to the
+    rows."""
     return sizes.forward(w.model, [round(tokens)])
 
 
 def _update(w: Workload, student: float) -> float:
-    """Returns the operations of a step's updates, recomputation and padding included."""
+    """Returns the operations of a step's updates, including recomputation and padding."""
     again = {"full": 1.0, "dots": 0.2, "none": 0.0}[w.model.remat]
     one = (3 + again) * _forward(w, student)
     if w.teachers:
@@ -87,6 +90,6 @@ def _update(w: Workload, student: float) -> float:
 
 
 def fits(w: Workload, piece: Slice) -> bool:
-    """Returns whether both phases stay within a chip's memory, by arithmetic."""
+    """Returns whether the estimates of both phases stay within a chip's memory."""
     fullest = max(memory.update(w, tpu=piece.chip.is_tpu).total, memory.rollout(w).total)
     return w.slots > 0 and fullest <= piece.chip.memory

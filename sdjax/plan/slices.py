@@ -1,4 +1,4 @@
-"""Kinds of chips, and the slices that can be had of them."""
+"""The kinds of chips, and the slices that a cloud offers of them."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from sdjax.bench import peaks
 from sdjax.errors import UserError
 
 GIB = 1 << 30
-# What XLA takes of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# Share of a GPU's memory that XLA reserves, unless XLA_PYTHON_CLIENT_MEM_FRACTION changes it.
 GPU_SHARE = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One device: what jax calls it, and what it has."""
+    """One device: its name in jax, its memory and its link speeds."""
 
     name: str
     kind: str
-    """jax's device_kind, by which bench/peaks.py has its rates."""
+    """jax's device_kind; bench/peaks.py lists rates by it."""
     memory: float
     """Bytes that programs can use."""
     links: float
-    """Bytes a second into it from the others of its slice, over all links."""
+    """Bytes per second that the chip receives from its slice, over all links."""
     network: float
-    """Bytes a second into it from other slices or hosts."""
+    """Bytes per second that the chip receives from other slices or hosts."""
     shapes: tuple[str, ...]
-    """Slices that can be had, smallest first; of a GPU, numbers of them."""
+    """Available slices, smallest first; for a GPU, numbers of GPUs."""
 
     @property
     def is_tpu(self) -> bool:
-        """Whether programs for it can be compiled without it."""
+        """Whether programs can be compiled for the chip on a machine without it."""
         return self.kind.startswith("TPU")
 
     @property
     def rates(self) -> peaks.Peaks:
-        """Operations and bytes a second."""
+        """The chip's operations and bytes per second."""
         return peaks.known(self.kind)
 
 
@@ -47,7 +47,7 @@ _GPUS = ("1", "2", "4", "8", "16", "32", "64")
 
 
 def _tpu(name: str, kind: str, gib: float, links: float, network: float, shapes: tuple) -> Chip:
-    # Spec sheets count both directions of a link.
+    # Half, because spec sheets count both directions of a link.
     return Chip(
         name=name,
         kind=kind,
@@ -69,9 +69,9 @@ def _gpu(name: str, kind: str, gib: float, links: float) -> Chip:
     )
 
 
-# Memory of a TPU is what its compiler says it may fill, of a GPU what its driver shows, times
-# GPU_SHARE. Rates of links and networks are those of the vendors' pages (Cloud TPU system
-# architecture; NVLink 3 and 4), reached by no program.
+# A TPU's memory is what its compiler allows programs to fill. A GPU's memory is what its driver
+# shows, times GPU_SHARE. Rates of links and networks are the vendors' peak rates (Cloud TPU system
+# architecture; NVLink 3 and 4), which no program reaches.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -89,7 +89,7 @@ CHIPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Chips of one kind that work as one; `count` such slices, joined by the network."""
+    """Chips of one kind that work as one; `count` slices are joined by the network."""
 
     chip: Chip
     shape: str
@@ -97,18 +97,21 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """How many, over all slices."""
+        """Number of chips over all slices."""
         return self.count * math.prod(map(int, self.shape.split("x")))
 
     @property
     def name(self) -> str:
-        """Such as v5p:4x4x4, or 2 x v5p:4x4x4."""
+        """A name such as v5p:4x4x4, or 2 x v5p:4x4x4."""
         one = f"{self.chip.name}:{self.shape}"
         return one if self.count == 1 else f"{self.count} x {one}"
 
 
 def parse(topology: str, count: int = 1) -> Slice:
-    """Returns the slice of a name such as v5p:4x4x4, v6e:8x8 or h100:8; raises UserError."""
+    """Returns the slice of a name such as v5p:4x4x4, v6e:8x8 or h100:8.
+
+    Raises UserError, with the known chips or an example, if the name is none.
+    """
     name, _, shape = topology.partition(":")
     if name not in CHIPS:
         raise UserError(
@@ -123,5 +126,5 @@ def parse(topology: str, count: int = 1) -> Slice:
 
 
 def ladder(chip: Chip) -> list[Slice]:
-    """Returns the chip's slices, smallest first."""
+    """Returns the slices of a chip, smallest first."""
     return [Slice(chip=chip, shape=shape) for shape in chip.shapes]

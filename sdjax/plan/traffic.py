@@ -1,7 +1,7 @@
-"""Bytes that come over links into one chip in an update, by formula.
+"""Computes the bytes that one chip receives over links in an update.
 
-Of an array of B bytes split over g chips each receives B (g - 1) / g to have it whole, as much to
-have its part of a sum over chips, and twice that to have the whole sum.
+For an array of B bytes split over g chips, each chip receives B (g - 1) / g to gather it. It
+receives the same to get its part of a sum over chips, and twice that to get the whole sum.
 """
 
 from __future__ import annotations
@@ -11,21 +11,27 @@ from sdjax.plan.workload import Workload
 
 
 def update(w: Workload) -> dict[str, float]:
-    """Returns the bytes of one update, of all its microbatches, by purpose.
+    """Returns the bytes of one update with all its microbatches, by purpose.
 
-    weights: layers gathered over fsdp in the compute dtype, for the student's forward pass, for
-    the recomputation and backward pass together, and for every pass of a teacher; heads once each.
-    gradients: their sums over fsdp, of which each chip keeps its part (so once the bytes, not
-    twice): layers' in the compute dtype, as their products come, the head's in float32; the
-    embedding's comes by columns and needs none. replicas: the sums of these parts over data, whole,
-    which between slices cross the network; the embedding's is a sum of its own, of one array with
-    the head or not. activations: what tensor parallelism exchanges.
+    weights: layers gathered over fsdp in the compute dtype. They are gathered for the student's
+    forward pass, for its recomputation and backward pass together, and for each pass of a teacher.
+    Heads are gathered once each.
 
-    This is the least. A compiler may sum gradients whole, twice their bytes: that of TPUs does so
-    of matrices split by columns of which each chip would keep fewer than 256, on three-dimensional
-    slices of all, and in programs of an 8B model. It may also sum the head's once, behind the loop
-    of microbatches, and with more tokens a shard than an MLP has columns gather matrices over
-    tensor in place of activations. docs/scaling.md has what was compiled.
+    gradients: sums over fsdp, of which each chip keeps its part, so the bytes count once. The
+    layers' gradients are summed in the compute dtype as their products arrive, the head's in
+    float32. The embedding's gradient is split by columns and needs no sum.
+
+    replicas: whole sums of these parts over data, which cross the network between slices. The
+    embedding's gradient is a separate sum, in one array with the head if they are tied.
+
+    activations: exchanges of tensor parallelism.
+
+    This is the minimum, because a compiler may move more. It may sum gradients whole, which doubles
+    their bytes. The TPU compiler does so for column-split matrices with fewer than 256 columns per
+    chip, mostly on three-dimensional slices and in programs of an 8B model. It may sum the head's
+    gradient once, after the loop of microbatches. With more tokens per shard than MLP columns it
+    may gather matrices over tensor in place of activations. docs/scaling.md lists the compiled
+    programs.
     """
     model, mesh = w.model, w.mesh
     item, teachers = sizes.itemsize(model), w.teachers
@@ -48,7 +54,8 @@ def update(w: Workload) -> dict[str, float]:
 
 
 def rollout_weights(w: Workload) -> float:
-    """Returns the bytes of a step's one change from the layout of training to that of rollouts."""
+    """Returns the bytes of moving the weights from the layout of training to that of rollouts, once
+    per step."""
     model, shards = w.model, w.mesh.rollout_tensor or w.mesh.tensor
     entries = model.num_layers * sizes.layer_params(model) + 2 * model.vocab_size * model.embed
     return sizes.itemsize(model) * entries / shards * _share(w.mesh.fsdp)

@@ -1,4 +1,4 @@
-"""What one training step puts on a mesh: rows, tokens, slots. Arithmetic on the host."""
+"""The rows, tokens and slots that one training step puts on a mesh."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from sdjax.parallel.buckets import bucket
 from sdjax.rollout.engine.sizes import MOST_SLOTS, Schedule
 
 FILLED = 0.87
-"""Share of a packed row's tokens that is no padding (docs/performance.md)."""
+"""Share of real tokens in packed rows; the rest is padding (dev/log/2026-11-performance.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeshSizes:
-    """Axis sizes, and the chips over which rollouts split a copy of the weights."""
+    """Sizes of the mesh axes, and the number of chips that split one copy of the weights in
+    rollouts."""
 
     data: int
     fsdp: int
@@ -25,22 +26,22 @@ class MeshSizes:
 
     @property
     def chips(self) -> int:
-        """How many chips it takes."""
+        """Number of chips in the mesh."""
         return self.data * self.fsdp * self.tensor
 
     @property
     def batch_shards(self) -> int:
-        """Into how many parts rows are split."""
+        """Number of parts that rows are split into."""
         return self.data * self.fsdp
 
     @property
     def param_shards(self) -> int:
-        """Into how many parts parameters are split."""
+        """Number of parts that parameters are split into."""
         return self.fsdp * self.tensor
 
     @property
     def copies(self) -> int:
-        """Into how many parts rollouts split their slots."""
+        """Number of parts that slots are split into during rollouts."""
         return self.chips // self.rollout_tensor if self.rollout_tensor else self.batch_shards
 
     def __str__(self) -> str:
@@ -51,40 +52,43 @@ class MeshSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A step of a training on a mesh. Widths are padded, as the arrays are; all are the longest."""
+    """The sizes of one training step on a mesh. Widths are padded and are those of the longest
+    rows."""
 
     cfg: config.Train
     model: ModelConfig
     mesh: MeshSizes
     prompt: int
-    """Tokens of the longest prompt, padded as prefill does."""
+    """Tokens of the longest prompt, padded as prefill pads it."""
     student: int
+    """Tokens of the student's row."""
     teacher: int
-    """Tokens of a row; 0: no teacher runs."""
+    """Tokens of the teacher's row; 0 if no teacher runs."""
     completion: int
     """Completion tokens of a row."""
     rows: int
-    """Rows of a microbatch on one shard of the batch."""
+    """Rows per microbatch on one shard of the batch."""
     microbatches: int
-    """Most of an update."""
+    """Largest number of microbatches per update."""
     capacity: int
-    """Cache of a slot."""
+    """Tokens that the cache of a slot holds."""
     slots: int
-    """Over all chips."""
+    """Number of slots over all chips."""
     prefill_rows: int
-    """Rows prefilled at a time, over all shards; all but the first `prefill_kept` are filling."""
+    """Rows prefilled at the same time, over all shards. The first `prefill_kept` are prompts, the
+    others padding."""
     prefill_kept: int
     mean_prompt: float
     mean_completion: float
 
     @property
     def completions(self) -> int:
-        """Of a step."""
+        """Completions per step."""
         return self.cfg.rollout.prompts_per_step * self.cfg.rollout.group_size
 
     @property
     def microbatch(self) -> int:
-        """Rows of a microbatch, over all shards."""
+        """Rows per microbatch, over all shards."""
         return self.cfg.optim.microbatch
 
     @property
@@ -96,13 +100,14 @@ class Workload:
 
     @property
     def mean_reprompt(self) -> float:
-        """Tokens of a teacher's context: the prompt and a demonstration of the mean length."""
+        """Mean tokens of a teacher's context: the prompt and a demonstration of mean length."""
         if self.cfg.reprompt.demonstration == "none":
             return self.mean_prompt
         return min(self.mean_prompt + self.mean_completion, self.cfg.reprompt.max_tokens)
 
     def row_tokens(self, context: float, width: int) -> float:
-        """Returns the tokens computed for each completion behind a mean context: with padding."""
+        """Returns the tokens computed per completion after a context of mean length, including
+        padding."""
         if self.cfg.optim.row_tokens == 0:
             return width
         return (context + self.mean_completion) / FILLED
@@ -117,7 +122,8 @@ def make(
     mean_prompt: float,
     mean_completion: float,
 ) -> Workload:
-    """Returns a step's sizes; raises UserError where the batch does not divide by the mesh."""
+    """Returns the sizes of a step; raises UserError if the mesh does not divide the batch or the
+    model."""
     roll, optim = cfg.rollout, cfg.optim
     shards = mesh.batch_shards
     check(cfg, model, mesh)
@@ -153,7 +159,7 @@ def make(
 
 
 def check(cfg: config.Train, model: ModelConfig, mesh: MeshSizes) -> None:
-    """Raises UserError where the mesh divides neither the batch nor the model."""
+    """Raises UserError if the mesh does not divide the batch or the model."""
     for name, size, by in (
         ("optim.microbatch", cfg.optim.microbatch, mesh.batch_shards),
         ("rollout.slots", cfg.rollout.slots, mesh.copies),
@@ -173,5 +179,6 @@ def check(cfg: config.Train, model: ModelConfig, mesh: MeshSizes) -> None:
 
 
 def most_slots(work: Workload) -> int:
-    """Returns how many slots there is any use for: all completions, and a bound a shard."""
+    """Returns the most slots that are of use: one per completion, at most MOST_SLOTS per batch
+    shard."""
     return min(work.completions, MOST_SLOTS * work.mesh.copies)

@@ -1,23 +1,35 @@
-"""Tasks: examples, their prompts, and how a completion is graded. One file a task."""
+"""Tasks: examples, their prompts, and the grader of the completions. One file per task.
+
+A task is two things in one file, here or in a config file of yours:
+
+- a class that inherits from `sdjax.config.TaskConfig`. Its fields are the task's settings.
+- a function `load(cfg, data)`, which returns a `Task`: the examples and the grader.
+
+docs/tasks.md shows both. Tasks divide generated questions with `is_held_out`, and take graders
+from `sdjax.graders.grader`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdjax import config
 from sdjax.data.rows import Skipped
+from sdjax.errors import UserError
 from sdjax.graders.workers.grade_batch import Attempt, Grader
 from sdjax.records import Example, Grade
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What training and evaluation need to know of a task.
+    """What `load` returns: what training and evaluation need to know of a task.
 
-    `train` and `held_out` share no question. Both are random access: item i is the same in every
-    process. `skipped` lists the rows of data files that are not used, and why.
+    `train` and `held_out` share no question. Both give the same item at an index in every process.
+    `skipped` lists the rows of data files that are not used, and why. `TaskConfig` describes a
+    task; a `Task` holds its examples.
     """
 
     name: str
@@ -33,7 +45,7 @@ class Task:
     def grade_many(
         self, texts: Sequence[str], examples: Sequence[Example], truncated: Sequence[bool]
     ) -> list[Grade]:
-        """Returns the grades of many completions, on all cores where a grader uses processes."""
+        """Returns the grades of many completions; a grader with processes uses all cores."""
         return self.grader(
             [
                 Attempt(text, example.answer, cut, example.id)
@@ -43,5 +55,33 @@ class Task:
 
 
 def load(cfg: config.TaskConfig, data: config.Data) -> Task:
-    """Returns the task that a config describes, loaded by the module that defines its class."""
-    return importlib.import_module(type(cfg).__module__).load(cfg, data)
+    """Returns the task of a config, loaded by the module that defines the config's class.
+
+    Raises UserError if that module has no function `load` or if `load` returns no Task.
+    """
+    name = type(cfg).__name__
+    if type(cfg) is config.TaskConfig:
+        raise UserError("task is TaskConfig(): name a class that inherits from it")
+    module = importlib.import_module(type(cfg).__module__)
+    load_task = getattr(module, "load", None)
+    if load_task is None:
+        raise UserError(
+            f"task is {name}(): {getattr(module, '__file__', module.__name__)} defines {name} but "
+            "no function load; add `def load(cfg, data)`, which returns a sdjax.tasks.Task"
+        )
+    task = load_task(cfg, data)
+    if not isinstance(task, Task):
+        raise UserError(
+            f"task is {name}(): its load returned {type(task).__name__}; it must return a "
+            "sdjax.tasks.Task"
+        )
+    return task
+
+
+def is_held_out(question: str, share: float = 0.25) -> bool:
+    """Returns whether a generated question belongs to the held-out `share` of all questions.
+
+    Only the text decides, so no seed, size or order can bring a held-out question into training.
+    """
+    digest = hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2**64

@@ -1,34 +1,28 @@
-"""Any reasoning-gym data set by its name: chain_sum, products, gcd, countdown and the others."""
+"""Any data set of reasoning-gym by its name: chain_sum, products, gcd, countdown and others."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
-from collections.abc import Generator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.graders.answer import number
-from sdjax.graders.answer.regions import after_thinking, stated_answer
-from sdjax.graders.workers.grade_batch import Attempt, Grader
-from sdjax.graders.workers.pool import Lost, Pool
-from sdjax.records import Example, Grade, Message
-from sdjax.tasks import Task
-from sdjax.tasks.split import is_held_out
+from sdjax.graders import grader, reasoning_gym_rule
+from sdjax.graders.workers.pool import Lost
+from sdjax.records import Example, Message
+from sdjax.tasks import Task, is_held_out
 
 Option = int | float | str | bool
 
-# A generator that shows nothing new this many times in a row has run out of questions.
+# A generator that gives no new question this many times in a row has run out of questions.
 PATIENCE = 2000
-# Of every generator: item i depends on the seed and i alone.
+# The size given to every generator. Item i depends only on the seed and i.
 SIZE = 2**40
-MAX_ANSWER = 10_000
-# Questions asked of the generator at a time, and how long they may take.
-CHUNK, CHUNK_S = 100, 60.0
-# The questions of the config loaded last, by what it says.
-_made: dict[str, tuple[list[Example], list[Example]]] = {}
+# Questions that one call to the generator returns.
+CHUNK = 100
+# The questions of the last config that was loaded, by the config's text.
+_loaded: dict[str, tuple[list[Example], list[Example]]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +34,11 @@ class Arithmetic(config.TaskConfig):
     options: dict[str, Option] = field(default_factory=dict)
     """The generator's own options, such as min_terms, max_terms, min_digits, max_digits."""
     size: int = 5000
-    """Distinct training questions, at most; an easy generator runs out earlier."""
+    """Distinct training questions, at most. An easy generator runs out earlier."""
     system: str = ""
-    """System prompt; empty sends none."""
+    """System prompt. If empty, there is none."""
     instruction: str = ""
-    """Appended to every question."""
+    """Follows every question on a new line."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,38 +50,37 @@ class Arithmetic(config.TaskConfig):
 
 
 def load(cfg: Arithmetic, data: config.Data) -> Task:
-    """Returns the task; `data` is not used, for nothing is read from files."""
+    """Returns the task. It reads no files, so it does not use `data`."""
     del data
-    # A sweep loads its task for every training, which starts a process and asks thousands of times.
-    if repr(cfg) not in _made:
-        _made.clear()
-        _made[repr(cfg)] = _questions(cfg)
-    train, held_out = map(list, _made[repr(cfg)])
-    return Task(name=cfg.name, train=train, held_out=held_out, grader=_grader(cfg))
+    # A sweep loads its task for every training, and generating takes thousands of calls.
+    if repr(cfg) not in _loaded:
+        _loaded.clear()
+        _loaded[repr(cfg)] = _questions(cfg)
+    train, held_out = map(list, _loaded[repr(cfg)])
+    rule = grader("reasoning_gym", name=cfg.name, options=_generator_options(cfg))
+    return Task(name=cfg.name, train=train, held_out=held_out, grader=rule)
 
 
-def _generator_options(cfg: Arithmetic) -> str:
-    return json.dumps(dict(cfg.options) | {"seed": cfg.seed, "size": SIZE})
+def _generator_options(cfg: Arithmetic) -> dict[str, Option]:
+    return dict(cfg.options) | {"seed": cfg.seed, "size": SIZE}
 
 
-def _items(cfg: Arithmetic) -> Generator[tuple[int, str, str], None, None]:
+def _items(cfg: Arithmetic) -> Iterator[tuple[int, str, str]]:
     """Yields (index, question, answer) of a generator, without end."""
     options = _generator_options(cfg)
-    pool = Pool("sdjax.graders.reasoning_gym_rule:questions", workers=1, limit_s=CHUNK_S)
-    try:
-        for start in itertools.count(0, CHUNK):
-            (items,) = pool.map([(cfg.name, options, start, CHUNK)])
-            if isinstance(items, Lost):
-                raise UserError(
-                    f"task.options is {cfg.options!r}: {cfg.name} makes no questions "
-                    f"({items.reason} after {start}); ask for easier ones"
-                )
-            if isinstance(items, str):
-                raise UserError(items)
-            for offset, (question, answer) in enumerate(items):
-                yield start + offset, question, answer
-    finally:
-        pool.close()
+    # Questions must not depend on what the workers did before.
+    reasoning_gym_rule.workers().renew()
+    for start in itertools.count(0, CHUNK):
+        items = reasoning_gym_rule.questions(cfg.name, options, start, CHUNK)
+        if isinstance(items, Lost):
+            raise UserError(
+                f"task.options is {cfg.options!r}: {cfg.name} makes no questions "
+                f"({items.reason} after {start}); ask for easier ones"
+            )
+        if isinstance(items, str):
+            raise UserError(items)
+        for offset, (question, answer) in enumerate(items):
+            yield start + offset, question, answer
 
 
 def _questions(cfg: Arithmetic) -> tuple[list[Example], list[Example]]:
@@ -96,17 +89,16 @@ def _questions(cfg: Arithmetic) -> tuple[list[Example], list[Example]]:
     held_out: list[Example] = []
     seen: set[str] = set()
     fruitless = 0
-    with contextlib.closing(_items(cfg)) as items:
-        for index, question, answer in items:
-            side, wanted = (held_out, cfg.held_out) if is_held_out(question) else (train, cfg.size)
-            fruitless += 1
-            if question not in seen and len(side) < wanted:
-                seen.add(question)
-                side.append(_example(cfg, index, question, answer))
-                fruitless = 0
-            full = len(train) == cfg.size and len(held_out) == cfg.held_out
-            if full or fruitless == PATIENCE:
-                break
+    for index, question, answer in _items(cfg):
+        side, wanted = (held_out, cfg.held_out) if is_held_out(question) else (train, cfg.size)
+        fruitless += 1
+        if question not in seen and len(side) < wanted:
+            seen.add(question)
+            side.append(_example(cfg, index, question, answer))
+            fruitless = 0
+        full = len(train) == cfg.size and len(held_out) == cfg.held_out
+        if full or fruitless == PATIENCE:
+            break
     if len(held_out) < cfg.held_out or not train:
         raise UserError(
             f"task.held_out is {cfg.held_out}: {cfg.name} with options {cfg.options!r} has only "
@@ -124,48 +116,4 @@ def _example(cfg: Arithmetic, index: int, question: str, answer: str) -> Example
         messages=(*system, {"role": "user", "content": prompt}),
         answer=answer,
         task=cfg.name,
-    )
-
-
-def _grader(cfg: Arithmetic) -> Grader:
-    options = _generator_options(cfg)
-    pool = Pool("sdjax.graders.reasoning_gym_rule:full_score")
-
-    def grade_all(attempts: Sequence[Attempt]) -> list[Grade]:
-        stated = [_stated(attempt) for attempt in attempts]
-        calls = [
-            (cfg.name, options, int(attempt.id), answer)
-            for attempt, answer in zip(attempts, stated, strict=True)
-            if answer is not None
-        ]
-        scores = iter(pool.map(calls))
-        return [
-            number.grade(attempt.text, attempt.answer, truncated=attempt.truncated)
-            if number.canonical(attempt.answer) is not None
-            else _grade(attempt, answer, answer is not None and next(scores) is True)
-            for attempt, answer in zip(attempts, stated, strict=True)
-        ]
-
-    return grade_all
-
-
-def _stated(attempt: Attempt) -> str | None:
-    """Returns the answer that goes to the generator's own rule, None if there is none.
-
-    It is what the last <answer> or box holds, else all that follows the thinking.
-    """
-    if number.canonical(attempt.answer) is not None:
-        return None
-    stated = stated_answer(attempt.text)
-    if stated is None and not attempt.truncated:
-        stated = after_thinking(attempt.text).strip()
-    return None if stated is None or len(stated) > MAX_ANSWER else stated
-
-
-def _grade(attempt: Attempt, answer: str | None, correct: bool) -> Grade:
-    """Partial credit is left out: several generators give it to any text that holds the answer."""
-    return Grade(
-        reward=float(correct),
-        correct=correct,
-        details={"prediction": answer, "truncated": attempt.truncated},
     )

@@ -1,7 +1,7 @@
-"""Countdown: make the target of the given numbers, each used once.
+"""Countdown: make the target from the given numbers, each used once.
 
-Every question falls, by its own content, into one of three parts that share no question: `base`,
-from which traces for the base model are made (countdown_traces), `train` and `held_out`.
+The content of a question decides to which of three parts it belongs. The parts share no question:
+`base` (for the traces of a base model, see countdown_traces), `train` and `held_out`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Literal
 
 from sdjax import config
 from sdjax.errors import UserError
+from sdjax.graders import grader
 from sdjax.graders.answer import expression
-from sdjax.graders.workers.grade_batch import each
 from sdjax.records import Example
-from sdjax.tasks import Task
+from sdjax.tasks import Task, is_held_out
 from sdjax.tasks.countdown_search import (
     LIMIT,
     OPERATIONS,
@@ -25,10 +25,9 @@ from sdjax.tasks.countdown_search import (
     solutions,
     terms,
 )
-from sdjax.tasks.split import is_held_out
 
 Part = Literal["base", "train", "held_out"]
-# A range that shows nothing new this many times in a row has run out of questions.
+# A range that gives no new question this many times in a row has run out of questions.
 PATIENCE = 5000
 
 
@@ -37,7 +36,7 @@ class Countdown(config.TaskConfig):
     """Use 3, 4 and 5 to make 17. Every question has a solution in whole numbers up to 99."""
 
     name: str = "countdown"
-    """In metrics and records."""
+    """The task's name in metrics and records."""
     numbers: int = 3
     """How many numbers a question has."""
     low: int = 1
@@ -47,10 +46,10 @@ class Countdown(config.TaskConfig):
     target_low: int = 10
     target_high: int = 49
     operations: str = "+-*"
-    """Those of the expression from which a question is made; any answer may use all four."""
+    """Operations of the expression from which a question is made. Answers may use all four."""
     needs: str = ""
-    """Operations of which a question has no solution without at least one; empty: any question.
-    Looked for among all expressions, so best with few numbers."""
+    """Every question needs at least one of these operations; if empty, any question is allowed.
+    The check tries all expressions, so it is slow for many numbers."""
     size: int = 512
     """Distinct training questions."""
 
@@ -82,19 +81,19 @@ class Countdown(config.TaskConfig):
 
 @dataclass(frozen=True)
 class Question:
-    """The numbers, in the order in which they are told, and the target."""
+    """The numbers, in the order of the question's text, and the target."""
 
     numbers: tuple[int, ...]
     target: int
 
     @property
     def key(self) -> str:
-        """Returns the same text for the same question, whatever the order of its numbers."""
+        """Returns a text that does not depend on the order of the numbers."""
         return expression.answer(sorted(self.numbers), self.target)
 
     @property
     def part(self) -> Part:
-        """Returns the part that the question falls into: a half, a quarter and a quarter."""
+        """Returns the part: half of all questions are `base`, a quarter each are the others."""
         if is_held_out(self.key):
             return "held_out"
         return "train" if is_held_out(f"train {self.key}", 1 / 3) else "base"
@@ -106,7 +105,7 @@ class Question:
 
 
 def draw(cfg: Countdown, part: Part, rng: Random) -> Question:
-    """Returns a question of a part; every one has a solution."""
+    """Returns a question of a part. It has a solution."""
     for _ in range(PATIENCE):
         numbers = [rng.randint(cfg.low, cfg.high) for _ in range(cfg.numbers)]
         target = _reached(cfg, numbers, rng)
@@ -124,7 +123,7 @@ def draw(cfg: Countdown, part: Part, rng: Random) -> Question:
 
 
 def _reached(cfg: Countdown, numbers: list[int], rng: Random) -> int | None:
-    """Returns the value of a random expression of the numbers, None where it is not allowed."""
+    """Returns the value of a random expression of the numbers, None if a step is not allowed."""
     left = list(numbers)
     while len(left) > 1:
         rng.shuffle(left)
@@ -137,15 +136,15 @@ def _reached(cfg: Countdown, numbers: list[int], rng: Random) -> int | None:
 
 
 def _without(question: Question, needs: str) -> bool:
-    """Returns whether a question can be solved without the operations."""
+    """Returns whether the question has a solution without the operations in `needs`."""
     others = "".join(o for o in OPERATIONS if o not in needs)
     return bool(needs) and reaches(question.numbers, question.target, others)
 
 
 def up_to(cfg: Countdown, part: Part, count: int) -> list[Question]:
-    """Returns distinct questions of a part: `count`, or as many as there are to be found.
+    """Returns up to `count` distinct questions of a part; fewer if the range runs out.
 
-    The first of more are those of fewer.
+    A smaller count gives the first questions of a larger count.
     """
     found: dict[str, Question] = {}
     fruitless, rng = 0, Random(f"{cfg.seed}/{part}")
@@ -167,7 +166,7 @@ def _distinct(cfg: Countdown, part: Part, count: int, field: str) -> list[Questi
 
 
 def load(cfg: Countdown, data: config.Data) -> Task:
-    """Returns the task; `data` is not used, for nothing is read from files."""
+    """Returns the task. It reads no files, so it does not use `data`."""
     del data
     train = _distinct(cfg, "train", cfg.size, "task.size")
     held_out = _distinct(cfg, "held_out", cfg.held_out, "task.held_out")
@@ -175,7 +174,7 @@ def load(cfg: Countdown, data: config.Data) -> Task:
         name=cfg.name,
         train=[_example(cfg, question) for question in train],
         held_out=[_example(cfg, question) for question in held_out],
-        grader=each(expression.grade),
+        grader=grader("expression"),
     )
 
 

@@ -1,7 +1,7 @@
-"""Search among the values that some numbers can be combined to, told in words.
+"""Searches for an expression that reaches a target, and words the search as a trace.
 
-A trace is what a person might write who looks for an expression: tries a step, tries what is left,
-sees that it fails, goes back. Every draw comes from the `random.Random` that is given. No jax.
+A trace reads like the notes of a person: try a step, try what is left, see that it fails, go back.
+Every random choice comes from the `random.Random` that the caller passes.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-# Every value that a search reaches lies in 0..LIMIT: each is one token of a small tokenizer.
+# Every value of a search lies in 0..LIMIT, because each must be one token of a small tokenizer.
 LIMIT = 99
 OPERATIONS = "+-*/"
-# Steps tried below the first before a search goes back to the first.
+# Below the first step, a search tries this many steps and then goes back to the first.
 WIDTH = 3
 OPEN, CLOSE = "<think>", "</think>"
 
@@ -34,7 +34,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Step:
-    """Two of the terms combined: `result` and the `others` are left."""
+    """A combination of two terms into `result`. The `others` are the unused terms."""
 
     line: str  # such as "3 + 4 = 7"
     result: Term
@@ -52,7 +52,10 @@ def terms(numbers: Sequence[int]) -> tuple[Term, ...]:
 
 
 def results(a: int, b: int, operations: str = OPERATIONS) -> list[tuple[str, int]]:
-    """Returns (operation, value) for a >= b: whole values in 0..LIMIT, but no division by 1."""
+    """Returns the (operation, value) pairs of a >= b with whole values in 0..LIMIT.
+
+    Division by 1 is left out.
+    """
     found = []
     if "+" in operations and a + b <= LIMIT:
         found.append(("+", a + b))
@@ -66,7 +69,7 @@ def results(a: int, b: int, operations: str = OPERATIONS) -> list[tuple[str, int
 
 
 def steps(left: Sequence[Term], operations: str = OPERATIONS) -> Iterator[Step]:
-    """Yields every step on these terms; the larger value stands first."""
+    """Yields every step on these terms. In each, the larger value stands first."""
     for i, j in itertools.combinations(range(len(left)), 2):
         big, small = sorted((left[i], left[j]), key=lambda t: -t.value)
         others = tuple(t for k, t in enumerate(left) if k not in (i, j))
@@ -92,7 +95,7 @@ def reaches(numbers: Sequence[int], target: int, operations: str = OPERATIONS) -
 def solutions(
     left: Sequence[Term], target: int, operations: str = OPERATIONS
 ) -> Iterator[tuple[Step, ...]]:
-    """Yields every sequence of steps that leaves the target alone."""
+    """Yields every sequence of steps whose only remaining term is the target."""
     for step in steps(left, operations):
         if len(step.left) == 1:
             if step.result.value == target:
@@ -104,12 +107,12 @@ def solutions(
 
 @dataclass(frozen=True)
 class Voice:
-    """How a trace is worded. `doubt` is the share of places where doubt is put into words."""
+    """The wording of a trace. `doubt` is the share of its steps that express doubt."""
 
     doubt: float = 0.75
 
     def attempt(self, line: str, rng: Random) -> str:
-        """Returns the words for a step that is tried."""
+        """Returns the words for trying a step."""
         return self._one_of(rng, ATTEMPT, PLAIN_ATTEMPT).format(line=line)
 
     def failure(self, value: int, target: int, rng: Random) -> str:
@@ -128,7 +131,7 @@ class Voice:
         return rng.choice(doubtful if rng.random() < self.doubt else plain)
 
 
-# Each of the ten words of arXiv:2603.24472 occurs, where a person would say it.
+# The phrases contain each of the ten epistemic words of arXiv:2603.24472.
 ATTEMPT = (
     "Maybe {line}",
     "Perhaps {line}",
@@ -151,15 +154,15 @@ GIVE_UP = ("I am not sure. Perhaps this.", "Maybe it is this.", "I give up.")
 
 @dataclass(frozen=True)
 class Search:
-    """Words of a search and where it ended."""
+    """The sentences of a search and the steps with which it ended."""
 
     lines: tuple[str, ...]
-    path: tuple[Step, ...]  # to the last value tried
+    path: tuple[Step, ...]  # the steps to the last value that was tried
     solved: bool
 
 
 def search(numbers: Sequence[int], target: int, patience: int, voice: Voice, rng: Random) -> Search:
-    """Returns a depth-first search in random order, which ends after `patience` failures."""
+    """Runs a depth-first search in random order; it ends after `patience` failures."""
     lines: list[str] = []
     last: tuple[Step, ...] = ()
     failures = 0
@@ -194,8 +197,8 @@ def search(numbers: Sequence[int], target: int, patience: int, voice: Voice, rng
     return Search(tuple(lines), last, solved)
 
 
-def told(lines: Sequence[str], path: Sequence[Step]) -> str:
-    """Returns a whole trace: thinking, and the answer to which the path leads."""
+def trace(lines: Sequence[str], path: Sequence[Step]) -> str:
+    """Returns a whole trace: the thinking, and the answer to which the path leads."""
     return f"{OPEN} {' '.join(lines)} {CLOSE}\n{stated(path)}"
 
 
@@ -206,11 +209,11 @@ def stated(path: Sequence[Step]) -> str:
 
 def direct(path: Sequence[Step]) -> str:
     """Returns a trace without search or doubt."""
-    return told(direct_lines(path), path)
+    return trace(direct_lines(path), path)
 
 
 def direct_lines(path: Sequence[Step]) -> list[str]:
-    """Returns the steps of a solution, one after the other."""
+    """Returns one sentence for each step of a solution."""
     lines = []
     for step in path:
         values = " ".join(str(t.value) for t in step.left)

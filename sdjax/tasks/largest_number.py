@@ -1,4 +1,4 @@
-"""Endless questions: which of a few numbers is the largest?"""
+"""Questions without end: which of several numbers is the largest?"""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import overload
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.graders.answer import number
-from sdjax.graders.workers.grade_batch import each
+from sdjax.graders import grader
 from sdjax.records import Example
-from sdjax.tasks import Task
-from sdjax.tasks.split import is_held_out
+from sdjax.tasks import Task, is_held_out
 
 PLACE = "{numbers}"
 
@@ -50,7 +48,7 @@ class LargestNumber(config.TaskConfig):
 
 
 class Endless(Sequence[Example]):
-    """Training examples: item i is drawn from (seed, i), and never a held-out question."""
+    """Training examples. Item i depends only on the seed and i, and is never held out."""
 
     def __init__(self, cfg: LargestNumber) -> None:
         self._cfg = cfg
@@ -71,13 +69,13 @@ class Endless(Sequence[Example]):
 
 
 def load(cfg: LargestNumber, data: config.Data) -> Task:
-    """Returns the task; `data` is not used, for nothing is read from files."""
+    """Returns the task. It reads no files, so it does not use `data`."""
     del data
     return Task(
         name="largest_number",
         train=Endless(cfg),
         held_out=_held_out(cfg),
-        grader=each(number.grade),
+        grader=grader("number"),
     )
 
 

@@ -1,8 +1,8 @@
 """LiveCodeBench problems: programs that must pass tests, with feedback in words.
 
-Training and evaluation use the same problems, as the SDPO paper does: training sees a share of
-each problem's tests, evaluation all of them. So the held-out score says how well programs
-generalise to hidden tests, not to new problems.
+Training and evaluation use the same problems, as in the SDPO paper. Training uses a share of each
+problem's tests, and evaluation uses all of them. The held-out score therefore says how well
+programs generalise to hidden tests, not to new problems.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from sdjax import config
 from sdjax.data.rows import RowError, columns, convert_rows, text_field
 from sdjax.data.sources import read_rows
+from sdjax.graders import grader
 from sdjax.graders.code import grade_code, sandbox
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
@@ -34,26 +35,26 @@ LIMIT_S = 6
 
 @dataclass(frozen=True, kw_only=True)
 class LiveCodeBench(config.TaskConfig):
-    """Coding problems with tests; programs run in a sandbox (bubblewrap)."""
+    """Coding problems with tests. The programs run in a sandbox (bubblewrap)."""
 
     source: str = "hf://datasets/livecodebench/code_generation_lite/test6.jsonl"
     """Rows of LiveCodeBench itself, or of the SDPO paper's code (prompt and tests)."""
     first_date: str = "2025-02-01"
-    """Contest date of the first problems used; for rows that have one."""
+    """Contest date of the first problems that are used. Rows without a date are always used."""
     last_date: str = "2025-05-01"
-    """Problems of this date and later are left out."""
+    """Problems of this date and later dates are left out."""
     problems: tuple[str, ...] = ()
-    """Ids of the only problems used, as the answers of an evaluation show them: test-time
-    self-distillation trains on one. None uses all."""
+    """Ids of the only problems to use, as the answers of an evaluation show them. Test-time
+    self-distillation trains on one problem. If empty, all are used."""
     held_out: int = 10_000
     """Problems that are evaluated, at most."""
     train_share: float = 0.5
-    """Share of each problem's tests that training uses, at least one."""
+    """Share of each problem's tests that training uses. It uses at least one test."""
     grader: Literal["code", "code_reference"] = "code"
     """code_reference restricts builtins and imports, and splits arguments at any space, as the
     papers' code does."""
     parallel: int = 0
-    """Programs that run at a time; 0 is one a core."""
+    """Programs that run at a time. 0 runs one per core."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +67,7 @@ class LiveCodeBench(config.TaskConfig):
 
 
 def load(cfg: LiveCodeBench, data: config.Data) -> Task:
-    """Returns the task; raises UserError where programs cannot be run in a sandbox."""
+    """Returns the task; raises UserError if the sandbox does not work on this machine."""
     sandbox.require()
     reference = cfg.grader == "code_reference"
 
@@ -75,7 +76,7 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         if date and not cfg.first_date <= date < cfg.last_date:
             return None
         question, tests = fields(row)
-        # The reference's sandbox knows functions only.
+        # The reference's sandbox calls plain functions, not methods.
         question = question.replace("(self, ", "(") if reference else question
         message: Message = {"role": "user", "content": question}
         return Example(id=str(number), messages=(message,), answer=tests, task="livecodebench")
@@ -94,13 +95,16 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         name="livecodebench",
         train=[replace(e, answer=_share(cfg, e)) for e in examples],
         held_out=examples[: cfg.held_out],
-        grader=grade_code.grader(reference=reference, parallel=cfg.parallel or None),
+        grader=grader(cfg.grader, parallel=cfg.parallel or None),
         skipped=skipped,
     )
 
 
 def fields(row: dict[str, Any]) -> tuple[str, str]:
-    """Returns the user message of a row and its tests as JSON text; raises RowError."""
+    """Returns the user message of a row and its tests as JSON text.
+
+    Raises RowError for a row that is not a problem with tests.
+    """
     if "question_content" in row:
         question, tests = _question(row), json.dumps(_hidden_tests(row))
     elif "tests" in row:
@@ -128,7 +132,7 @@ def _question(row: dict[str, Any]) -> str:
 
 
 def _hidden_tests(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns LiveCodeBench's private tests in the form that `code.read_tests` reads."""
+    """Returns LiveCodeBench's private tests in the form that `grade_code.read_tests` reads."""
     try:
         cases = _unpacked(text_field(row, "private_test_cases"))
         name = json.loads(row.get("metadata") or "{}").get("func_name", "")
@@ -146,7 +150,7 @@ def _hidden_tests(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unpacked(text: str) -> Any:
-    """Returns what JSON text holds, or base64 of zlib of a pickle of JSON text."""
+    """Returns the value of a JSON text, or of base64 of zlib of a pickle of a JSON text."""
     if text.lstrip().startswith("["):
         return json.loads(text)
     return json.loads(pickled_text(zlib.decompress(base64.b64decode(text))))
@@ -155,7 +159,7 @@ def _unpacked(text: str) -> Any:
 def pickled_text(data: bytes) -> str:
     """Returns the one text that a pickle holds, without running the pickle.
 
-    A data file must not run code, so any instruction beyond storing that text is refused.
+    A data file must not run code, so this raises ValueError for any other instruction.
     """
     plain = {"PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT", "STOP"}
     texts = []
@@ -170,7 +174,7 @@ def pickled_text(data: bytes) -> str:
 
 
 def _share(cfg: LiveCodeBench, example: Example) -> str:
-    """Returns a seeded share of a problem's tests, in their order."""
+    """Returns the tests of a problem that training uses, in order; the seed chooses them."""
     tests = json.loads(example.answer)
     count = len(tests["inputs"])
     kept = random.Random(f"{cfg.seed}/{example.id}").sample(

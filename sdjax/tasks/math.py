@@ -1,4 +1,4 @@
-r"""Mathematical questions with an answer in \boxed{}: the papers' sets, or any file like them."""
+r"""Mathematical questions with an answer in \boxed{}: the papers' sets, or a file of yours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Literal
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, columns, convert_rows, distinct, text_field, unseen
 from sdjax.data.sources import read_rows
+from sdjax.graders import grader
 from sdjax.graders.answer.regions import last_boxed
-from sdjax.graders.math import grade_math, paper_grade
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
 
@@ -25,41 +25,36 @@ SETS = {
         for n in ("seen_1x64", "seen_8x8", "seen_64", "seen_128", "seen_512")
     },
 }
-"""Where the sets that have a name are at home."""
-
-GRADERS = {
-    "math": grade_math.ours,
-    "math_reference": grade_math.reference,
-    "math_eval_reference": paper_grade.reference,
-}
+"""The source of each set that has a name."""
 
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Math(config.TaskConfig):
-    """Questions whose answer stands in a box."""
+    """Mathematical questions. The answer of a completion stands in a box."""
 
     train: str = "dapo_math"
     """A named set (dapo_math, seen_1x64, seen_8x8, seen_64, seen_128, seen_512, gsm8k_train, ...)
-    or a source as sdjax/data/sources.py describes them; empty for evaluation only."""
+    or a source as sdjax/data/sources.py describes them. Empty for evaluation only."""
     test: str = "aime24"
-    """The same, for the held-out questions (aime24, aime25, amc23, math500, gsm8k, ...); those
-    that occur in `train` are left out."""
+    """A named set (aime24, aime25, amc23, math500, gsm8k, ...) or a source of the held-out
+    questions. Questions that occur in `train` are left out."""
     held_out: int = 10_000
     """Rows of `test` that are used, at most."""
     grader: Literal["math", "math_reference", "math_eval_reference"] = "math"
-    """Ours, the papers' training reward, or their evaluation; see docs/graders.md."""
+    """The default rule, the papers' training reward, or the evaluation of arXiv:2603.24472; see
+    docs/graders.md."""
     deduplicate: bool = True
     """Use each training question once, however often its row is repeated."""
     instruction: str = INSTRUCTION
-    """Follows every question that its row does not already end with it."""
+    """Follows every question that does not end with it already."""
     system: str = ""
-    """System prompt; empty sends none, as in the papers."""
+    """System prompt. If empty, there is none, as in the papers."""
 
 
 def load(cfg: Math, data: config.Data) -> Task:
-    """Returns the task read from its two sets."""
+    """Returns the task of the two sets."""
     train: list[Example] = []
     skipped: tuple[Skipped, ...] = ()
     if cfg.train:
@@ -73,7 +68,7 @@ def load(cfg: Math, data: config.Data) -> Task:
         name="math",
         train=train,
         held_out=held_out[: cfg.held_out],
-        grader=GRADERS[cfg.grader](),
+        grader=grader(cfg.grader),
         skipped=skipped + skipped_test + seen,
     )
 
@@ -99,11 +94,14 @@ def _read(
 
 
 def fields(row: dict[str, Any]) -> tuple[str, str, str | None]:
-    r"""Returns question, answer and worked solution of a row in any of three schemas.
+    r"""Returns question, answer and worked solution of a row in one of three schemas.
 
-    prompt (messages) and reward_model.ground_truth, with extra_info.solution; problem or question
-    and answer, with solution; the same without answer, where the solution ends in a box. An answer
-    with "####" (GSM8K) is its solution and, after that mark, its answer.
+    - prompt (messages) and reward_model.ground_truth, with extra_info.solution,
+    - problem or question, and answer, with solution,
+    - problem or question, and a solution whose last box holds the answer.
+
+    The solution may be absent in the first two. If an answer holds "####" (GSM8K), the text before
+    this mark is the solution. Raises RowError for other rows.
     """
     if "reward_model" in row:
         info = row.get("extra_info")
@@ -127,7 +125,7 @@ def fields(row: dict[str, Any]) -> tuple[str, str, str | None]:
 
 
 def _solution(row: dict[str, Any], path: str) -> str | None:
-    """Returns the text in column solution, which a row need not have."""
+    """Returns the text in column solution, None if the row has no such column."""
     solution = row.get("solution")
     if solution is not None and not isinstance(solution, str):
         raise RowError(f"field '{path}' is {type(solution).__name__}, not text")
@@ -155,10 +153,10 @@ _DAPO_TAIL = re.compile(r'\s*Remember to put your answer on its own line after "
 
 
 def prompt(question: str, instruction: str = INSTRUCTION) -> str:
-    """Returns a question with DAPO's own instructions replaced by one at its end.
+    """Returns a question in which `instruction`, at its end, replaces DAPO's instructions.
 
-    One that has neither of DAPO's, but has ours, stays as it is. Otherwise this is what
-    experiments/math/change_math_prompts.py of arXiv:2603.24472's code does.
+    A question without DAPO's instructions that ends with `instruction` stays as it is. Otherwise
+    this does what experiments/math/change_math_prompts.py of arXiv:2603.24472's code does.
     """
     bare = _DAPO_TAIL.sub("", _DAPO_HEAD.sub("", question)).strip()
     done = bare == question.strip() and question.endswith(instruction)

@@ -1,4 +1,4 @@
-"""SciKnowEval (L3, multiple choice) in the row format of the SDPO paper's code."""
+"""SciKnowEval (level L3, multiple choice) in the row format of the SDPO paper's code."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any, Literal
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, convert_rows, text_field, unseen
 from sdjax.data.sources import read_rows
-from sdjax.graders.answer import choice
-from sdjax.graders.workers.grade_batch import each
+from sdjax.graders import grader
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
 
@@ -21,24 +20,21 @@ class SciKnowEval(config.TaskConfig):
     """Multiple-choice questions of one scientific domain, from two files."""
 
     domain: Literal["biology", "chemistry", "material", "physics"] = "biology"
-    """Whose questions are used, where `train` and `test` name no files."""
+    """The domain of the questions, unless `train` and `test` name files."""
     train: str = ""
-    """Rows with prompt, system and answer: a source as sdjax/data/sources.py describes them;
-    empty takes the domain's file from the SDPO paper's repository."""
+    """Source of rows with prompt, system and answer, as sdjax/data/sources.py describes sources.
+    If empty, the domain's file in the SDPO paper's repository."""
     test: str = ""
-    """The held-out rows, likewise; those whose prompt occurs in `train` are left out."""
+    """Source of the held-out rows. Rows whose prompt occurs in `train` are left out."""
     held_out: int = 1000
     """Rows of `test` that are used, at most."""
     grader: Literal["choice", "choice_reference"] = "choice"
-    """choice reads the letter in an <answer>, a box or a sentence; choice_reference wants the
-    letter alone between the tags, as the papers' code does."""
-
-
-GRADERS = {"choice": choice.grade, "choice_reference": choice.grade_reference}
+    """choice reads the letter in an <answer>, a box or a sentence. choice_reference accepts only
+    the letter alone between the tags, as the papers' code does."""
 
 
 def load(cfg: SciKnowEval, data: config.Data) -> Task:
-    """Returns the task read from the two files."""
+    """Returns the task of the two files."""
     train_file = cfg.train or f"{HOME}/{cfg.domain}/train.json"
     test_file = cfg.test or f"{HOME}/{cfg.domain}/test.json"
     train, skipped_train = _read(train_file, "train", data)
@@ -48,7 +44,7 @@ def load(cfg: SciKnowEval, data: config.Data) -> Task:
         name="sciknoweval",
         train=train,
         held_out=held_out[: cfg.held_out],
-        grader=each(GRADERS[cfg.grader]),
+        grader=grader(cfg.grader),
         skipped=skipped_train + skipped_test + repeated,
     )
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, convert_rows, text_field, unseen
 from sdjax.data.sources import read_rows
-from sdjax.graders import tool_calls
-from sdjax.graders.workers.grade_batch import Grader, each
+from sdjax.graders import grader, tool_calls
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
 
@@ -19,43 +17,39 @@ HOME = "https://raw.githubusercontent.com/lasgroup/SDPO/main/datasets/tooluse"
 
 @dataclass(frozen=True, kw_only=True)
 class ToolUse(config.TaskConfig):
-    """Requests that are answered by calling tools."""
+    """Requests that a completion answers by calling tools."""
 
     train: str = f"{HOME}/train.json"
-    """Rows with prompt and answer: a source as sdjax/data/sources.py describes them; empty for
-    evaluation only."""
+    """Source of rows with prompt and answer, as sdjax/data/sources.py describes sources. Empty
+    for evaluation only."""
     test: str = f"{HOME}/test.json"
-    """The held-out rows; those whose prompt occurs in `train` are left out."""
+    """Source of the held-out rows. Rows whose prompt occurs in `train` are left out."""
     held_out: int = 10_000
     """Rows of `test` that are used, at most."""
     grader: Literal["tooluse", "tooluse_reference"] = "tooluse"
-    """tooluse compares call by call; tooluse_reference merges the inputs of all calls and shows
-    the expected ones in its feedback, as the papers' code does."""
+    """tooluse compares call by call. tooluse_reference merges the inputs of all calls and shows
+    the expected calls in its feedback, as the papers' code does."""
     reveal_answer: bool = False
-    """Whether our grader's feedback shows the expected calls."""
+    """Whether the feedback of `tooluse` shows the expected calls."""
 
 
 def load(cfg: ToolUse, data: config.Data) -> Task:
-    """Returns the task read from the two sets."""
+    """Returns the task of the two sources."""
     train: list[Example] = []
     skipped: tuple[Skipped, ...] = ()
     if cfg.train:
         train, skipped = _read(cfg.train, "train", data)
     test, skipped_test = _read(cfg.test, "test", data)
+    # The reference has no such option: its feedback always shows the expected calls.
+    options = {"reveal": cfg.reveal_answer} if cfg.grader == "tooluse" else {}
     held_out, seen = unseen(test, train, cfg.test)
     return Task(
         name="tooluse",
         train=train,
         held_out=held_out[: cfg.held_out],
-        grader=_grader(cfg),
+        grader=grader(cfg.grader, **options),
         skipped=skipped + skipped_test + seen,
     )
-
-
-def _grader(cfg: ToolUse) -> Grader:
-    if cfg.grader == "tooluse_reference":
-        return each(tool_calls.grade_reference)
-    return each(functools.partial(tool_calls.grade, reveal=cfg.reveal_answer))
 
 
 def _read(source: str, split: str, data: config.Data) -> tuple[list[Example], tuple[Skipped, ...]]:

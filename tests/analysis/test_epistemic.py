@@ -1,17 +1,14 @@
 import json
 import random
-from pathlib import Path
 
 import numpy as np
+import paths
 import pytest
 
 from sdjax.analysis import epistemic, lengths
 from sdjax.errors import UserError
 
-GOLDEN = [
-    json.loads(line)
-    for line in (Path(__file__).parents[1] / "golden/epistemic.jsonl").read_text().splitlines()
-]
+GOLDEN = [json.loads(line) for line in (paths.GOLDEN / "epistemic.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=range(len(GOLDEN)))

@@ -10,7 +10,7 @@ import pytest
 import report_runs
 import tiny
 from report_browser import SHOWN, count, listed, open_rollout, said, tokens, written
-from test_train import job
+from sums import job
 
 from sdjax.jobs import train_job
 

@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import math
-from pathlib import Path
 
 import jax
 import learning
 import pytest
 from flax import nnx
+from paths import ROOT
 
 from sdjax.config import Train
 from sdjax.config.load import load
@@ -18,7 +18,6 @@ from sdjax.learner import adamw, state, update
 from sdjax.models.files import published, weights
 from sdjax.models.network.transformer import Transformer
 
-ROOT = Path(__file__).parents[2]
 FAMILY = {"Qwen/Qwen3-8B": "qwen3", "Qwen/Qwen3-1.7B": "qwen3"}
 """Models that differ in sizes alone, but for the head, which only the smaller one ties."""
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("**/*.py"))

@@ -1,11 +1,11 @@
 """Rows, sources, order and position of training examples."""
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from paths import ROOT
 
 from sdjax.data import builder, sources
 from sdjax.data.pipeline import Batches, drop_overlong
@@ -160,7 +160,7 @@ def test_a_tfds_build_stops_at_a_broken_row(tmp_path):
 )
 def test_a_source_that_cannot_be_read_is_named(source, says, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=says):
         list(sources.read_rows(source))
 

@@ -11,26 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
-import tiny
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError
 from sdjax.jobs import export_job, train_job
 from sdjax.learner.checkpoint import CHECKSUMS, COMMITTED, TIMES, Checkpoints
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 # What says when and that a checkpoint was saved; nothing is read from it.
 HARMLESS = {TIMES, COMMITTED}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 def job(model, out, **changes):

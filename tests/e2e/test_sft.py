@@ -13,7 +13,8 @@ import other_process
 import pytest
 import tiny
 from flax import nnx
-from test_train import lines, timeless
+from runs import lines, timeless
+from sums import SUMS
 
 from sdjax import config
 from sdjax.config.load import override
@@ -23,12 +24,7 @@ from sdjax.learner import adamw, state, supervised
 from sdjax.learner.supervised import Conversation, SFTShape
 from sdjax.models.files import weights
 from sdjax.models.network.transformer import Transformer, head_weight, hidden_states, logits
-from sdjax.tasks.arithmetic import Arithmetic
 from sdjax.tokenizer import Tokenizer
-
-SUMS = Arithmetic(
-    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=6
-)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import runs
 import tiny
-from test_train import lines
+from runs import lines
 
 from sdjax import config
 from sdjax.analysis import study_scores as analysis
@@ -18,6 +17,8 @@ from sdjax.records import Example, Grade
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.training import loaded_model
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def row(name, correct, text="so 3", tokens=4, finish="stop", prediction="3"):
@@ -132,12 +133,6 @@ def job(model, out, **changes) -> config.Study:
         eval=config.Eval(k=4, batch=3, max_completion_tokens=10, temperature=1.0, top_p=1.0),
     )
     return replace(base, **changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
 
 
 @pytest.fixture(scope="module")

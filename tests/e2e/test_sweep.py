@@ -4,25 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
-import runs
-import tiny
-from test_train import SUMS, lines
-from test_train import job as training
+from runs import lines
+from sums import SUMS
+from sums import job as training
 
 from sdjax import config
 from sdjax.analysis import coverage
 from sdjax.jobs import sweep_job, train_job
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def job(model, out, **changes) -> config.Sweep:

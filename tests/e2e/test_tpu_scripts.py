@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "tpu").glob("*.sh"))
 
 

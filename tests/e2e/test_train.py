@@ -2,97 +2,23 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tiny
+from calls import Calls
+from runs import lines
+from sums import SUMS, job
 
 from sdjax import config
 from sdjax.analysis import trace
 from sdjax.jobs import evaluate_job, export_job, train_job
-from sdjax.tasks.arithmetic import Arithmetic
 from sdjax.training import host_step, loaded_model
-
-SUMS = Arithmetic(
-    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=6
-)
-
-
-def job(model: Path, out: Path, **changes) -> config.Train:
-    """Returns a run of 4 steps of 4 prompts x 4 on a tiny model."""
-    sections = {
-        "rollout": {"prompts_per_step": 4, "group_size": 4, "temperature": 0.7},
-        "reprompt": {"max_tokens": 400, "success_threshold": -1.0},
-        "optim": {"microbatch": 8, "lr": 1e-3, "warmup_steps": 0},
-        "eval": {"every": 2, "k": 2, "examples": 6, "batch": 6, "max_completion_tokens": 12},
-        "checkpoint": {"every": 2},
-        "log": {"progress": False},
-    }
-    sections["rollout"] |= {"max_prompt_tokens": 300, "max_completion_tokens": 12}
-    plain = {k: changes.pop(k) for k in list(changes) if not isinstance(changes[k], dict)}
-    base = config.Train(
-        out=str(out),
-        task=SUMS,
-        steps=4,
-        model=config.Model(path=str(model), compute_dtype="float32", remat="none"),
-    )
-    for name in {*sections, *changes}:
-        values = sections.get(name, {}) | changes.get(name, {})
-        base = replace(base, **{name: replace(getattr(base, name), **values)})
-    return replace(base, **plain)
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def timeless(out: Path) -> list[dict]:
-    """Returns the metrics of a run but for what depends on the clock."""
-    return [
-        {k: v for k, v in m.items() if not k.startswith("time/") and not k.endswith("per_s")}
-        for m in lines(out / "metrics.jsonl")
-    ]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
-COMPILED = []
-"""Seconds of every compilation (or of a look-up in the cache of programs) of this process."""
-
-
-def count(event, seconds, **_):
-    if event == "/jax/core/compile/backend_compile_duration":
-        COMPILED.append(seconds)
-
-
-jax.monitoring.register_event_duration_secs_listener(count)
-
-
-class Calls:
-    """A jitted function that takes nothing from the host.
-
-    It remembers the shapes and static arguments it was called with, and at each call how many
-    programs had been compiled.
-    """
-
-    def __init__(self, function):
-        self.function = function
-        self.shapes = set()
-        self.count = 0
-        self.compiled = []
-
-    def __call__(self, *args, **static):
-        leaves = tuple((x.shape, x.dtype) for x in jax.tree.leaves(args))
-        self.shapes.add((leaves, tuple(static.items())))
-        self.count += 1
-        self.compiled.append(len(COMPILED))
-        with jax.transfer_guard("disallow"):
-            return self.function(*args, **static)
 
 
 @pytest.fixture(scope="module")

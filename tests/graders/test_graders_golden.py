@@ -2,20 +2,16 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from paths import GOLDEN
 
-from sdjax.errors import UserError
 from sdjax.graders import tool_calls
 from sdjax.graders.answer import choice
-from sdjax.graders.code import grade_code, sandbox
-from sdjax.graders.math import grade_math, paper_grade, paper_strings
+from sdjax.graders.code import grade_code
+from sdjax.graders.math import grade_math, paper_grade
 from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.tasks.math import prompt
-
-ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "tests" / "golden"
 
 
 def rows(name: str) -> list[dict]:
@@ -33,14 +29,6 @@ def attempts(given: list[dict]) -> list[Attempt]:
     ]
 
 
-@pytest.fixture(scope="module")
-def sandboxed():
-    try:
-        sandbox.require()
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def test_math_reference_gives_the_papers_reward_and_all_that_comes_with_it():
     given = rewards("math")
     for row, grade in zip(given, grade_math.reference()(attempts(given)), strict=True):
@@ -54,7 +42,7 @@ def test_math_eval_reference_gives_the_papers_evaluation():
     for row, grade in zip(given, paper_grade.reference()(attempts(given)), strict=True):
         assert grade.details["extracted"] == row["extracted"], row["id"]
         assert grade.details["stripped"] == row["stripped_extracted"], row["id"]
-        assert paper_strings.strip(row["gold"]) == row["stripped_gold"], row["id"]
+        assert paper_grade.strip(row["gold"]) == row["stripped_gold"], row["id"]
         assert grade.correct == row["is_correct"], row["id"]
 
 

@@ -10,10 +10,9 @@ import marks
 import pytest
 
 from sdjax import config, tasks
-from sdjax.errors import UserError
 from sdjax.graders import tool_calls
 from sdjax.graders.answer import choice, number
-from sdjax.graders.code import grade_code, sandbox
+from sdjax.graders.code import grade_code
 from sdjax.graders.math import grade_math, paper_grade
 from sdjax.graders.workers.grade_batch import Attempt, each
 from sdjax.graders.workers.pool import Pool
@@ -164,11 +163,33 @@ def gone(word: str, allowed: int = 0) -> bool:
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc to look for processes in")
 def test_closing_a_pool_ends_its_processes():
-    pool = Pool("json:dumps", workers=2, limit_s=7.25)
+    pool = Pool("json:dumps", workers=2, memory_mb=1789)
     assert pool.map([[1], [2]]) == ["1", "2"]
-    assert processes().count("sdjax.graders.workers.worker json:dumps 7.25") >= 2
+    assert processes().count("sdjax.graders.workers.worker json:dumps 1789") >= 2
     pool.close()
-    assert gone("sdjax.graders.workers.worker json:dumps 7.25")
+    assert gone("sdjax.graders.workers.worker json:dumps 1789")
+
+
+def test_a_call_has_the_limit_that_it_is_given_and_renewed_workers_forget_earlier_calls(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "counting.py").write_text(
+        "import time\n"
+        "calls = 0\n"
+        "def call(seconds):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    time.sleep(seconds)\n"
+        "    return calls\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = Pool("counting:call", workers=1, limit_s=LIMIT_S)
+    assert pool.map([[0], [0]]) == [1, 2]
+    pool.renew()
+    assert pool.map([[0]]) == [1]
+    assert pool.map([[0.3]], limit_s=0.1)[0].reason == "late"
+    assert pool.map([[0.3]]) == [3]
+    pool.close()
 
 
 @pytest.mark.heavy
@@ -188,14 +209,6 @@ def test_generators_that_evaluate_answers_get_nothing_to_evaluate(name, tmp_path
     assert not mark.exists()
     right = f"<answer>{task.train[1].answer}</answer>"
     assert task.grade(right, task.train[1], truncated=False).correct
-
-
-@pytest.fixture(scope="module")
-def sandboxed():
-    try:
-        sandbox.require()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 HOME_FILE = str(Path.home() / "sdjax-was-here")

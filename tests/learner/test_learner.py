@@ -9,12 +9,11 @@ import learning
 import numpy as np
 import other_process
 import pytest
+from learning import PLAIN
 
 from sdjax import config
 from sdjax.errors import UserError
 
-# Adam's first update is g / (|g| + eps): with a huge eps and rate it is the gradient itself.
-PLAIN = {"eps": 1e6, "lr": 1e9, "weight_decay": 0.0, "clip_norm": 1e9}
 METHODS = {
     "sdpo": {},
     "top_k": {"divergence": "top_k", "top_k": 20},

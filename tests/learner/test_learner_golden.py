@@ -1,18 +1,17 @@
 """The EMA teacher and the learning rate are those of the reference code, number by number."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from paths import GOLDEN
 
 from sdjax import config
 from sdjax.learner import adamw
 from sdjax.teacher import kinds
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 EMA = np.load(GOLDEN / "ema.npz")
 SCHEDULES = json.loads((GOLDEN / "lr_schedule.json").read_text())["lr"]
 

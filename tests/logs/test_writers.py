@@ -4,10 +4,10 @@ import pty
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 
 from sdjax import config
 from sdjax.io import files
@@ -151,8 +151,7 @@ def test_on_a_terminal_a_bar_shows_step_reward_length_speed_and_time_left(tmp_pa
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     command = [sys.executable, "-c", script, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, stdout=theirs, env=environment, cwd=root) as process:
+    with subprocess.Popen(command, stdout=theirs, env=environment, cwd=ROOT) as process:
         os.close(theirs)
         shown = b""
         try:

@@ -11,11 +11,6 @@ from mistakes import CONFIG, EVALUATE, EXPORT, Attempt, says
 from sdjax.main import main
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
-
-
 @pytest.fixture
 def attempt(tmp_path, model, capsys):
     return Attempt(tmp_path, model, capsys)

@@ -11,12 +11,12 @@ import ml_dtypes
 import numpy as np
 import other_process
 import pytest
-import runs
 import tiny
 from flax import nnx
+from learning import PLAIN
+from runs import lines
 from safetensors.numpy import load_file
-from test_learner import PLAIN
-from test_train import job, lines
+from sums import job
 
 from sdjax import config
 from sdjax.errors import UserError
@@ -24,6 +24,8 @@ from sdjax.jobs import export_job, train_job
 from sdjax.models.files import tensors, weights
 from sdjax.models.network import lora, transformer
 from sdjax.models.network.layer import LayerWeights
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 LORA = config.Lora(rank=4, alpha=8.0)
 ADAPTED = replace(learning.CFG, lora=LORA)
@@ -165,12 +167,6 @@ def test_a_checksum_tells_values_and_places_apart():
     other[3, 5] = np.nextafter(other[3, 5], ml_dtypes.bfloat16(9))
     turned = x[::-1].copy()
     assert len({of(x), of(other), of(turned)}) == 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
 
 
 @pytest.fixture(scope="module")

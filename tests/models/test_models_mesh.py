@@ -13,12 +13,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import test_decode_gpu as kernels
+import decode_step as kernels
 import tiny
 from flax import nnx
 
 from sdjax import config
-from sdjax.models import decode_gpu, layer, transformer, weights
+from sdjax.models.files import weights
+from sdjax.models.network import decode_gpu, layer, transformer
 from sdjax.parallel import mesh as meshes, rules
 
 cfg, graph, whole = tiny.load(Path(sys.argv[1]))

@@ -16,12 +16,11 @@ import other_process
 import pytest
 import tiny
 from flax import nnx
+from paths import ROOT
 from safetensors.numpy import load_file, save_file
 
 from sdjax.errors import UserError
 from sdjax.models.files import gguf, resolve, shards, tensors, weights
-
-ROOT = Path(__file__).parents[2]
 
 
 def stored(folder: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""The reference code's numbers, from ../shared/golden where it is, else from a smaller copy."""
+"""The objectives give the numbers of the papers' code, which tests/golden/README.md describes."""
 
 import functools
 import json
@@ -13,18 +13,14 @@ from sdjax.config import Loss, Policy
 from sdjax.objectives import aggregation, divergences, policy_gradient
 from sdjax.objectives.reductions import log_prob
 
-TESTS = Path(__file__).parents[1]
-GOLDEN = TESTS.parent.parent / "shared" / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @functools.cache
 def golden(name):
-    """Returns the arrays of one golden file; the full one is not in the repository."""
-    for folder in (GOLDEN, TESTS / "golden"):
-        if (folder / name).exists():
-            with np.load(folder / name) as z:
-                return {k: z[k] for k in z.files}
-    pytest.skip(f"{name} is not here")
+    """Returns the arrays of one golden file."""
+    with np.load(GOLDEN / name) as z:
+        return {k: z[k] for k in z.files}
 
 
 def listed(name, key):
@@ -169,15 +165,9 @@ SCENARIOS = [
 ]
 
 
-def here(name):
-    if name not in scenarios():
-        pytest.skip(f"scenario {name} is not in the copy")
-    return scenarios()[name][0]
-
-
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_divergences_give_the_references_loss_matrix_and_losses(name):
-    x = here(name)
+    x = scenarios()[name][0]
     rtol, atol = (1e-4, 1e-5) if name == "saturated" else (2e-5, 4e-6)
     each = np.stack([split(m, name) for m in loss_matrices()])
     valid = np.broadcast_to(x["response_mask"] > 0, each.shape)
@@ -193,7 +183,7 @@ def test_divergences_give_the_references_loss_matrix_and_losses(name):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_divergences_give_the_references_gradients(name):
-    x = here(name)
+    x = scenarios()[name][0]
     each = [split(g, name) for g in gradients()]
     # The file holds these in ascending order of config, not in that of grad_config_index.
     ascending = np.argsort(with_gradients())
@@ -208,7 +198,7 @@ def test_divergences_give_the_references_gradients(name):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_other_aggregations_give_the_references_losses(name):
-    x = here(name)
+    x = scenarios()[name][0]
     distilled = (x["self_distillation_mask"] > 0) & (x["response_mask"].sum(-1) > 0)
     each = [split(loss_matrices()[i], name) for i in with_gradients()]
     for mode, kind, constant in [

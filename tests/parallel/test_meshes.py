@@ -8,6 +8,7 @@ from pathlib import Path
 
 import other_process
 import pytest
+from paths import ROOT
 
 from sdjax.bench import mesh_compare
 from sdjax.config.load import load, override
@@ -15,7 +16,6 @@ from sdjax.jobs import plan_job
 from sdjax.main import main
 from sdjax.plan import hlo
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = "configs/bench/meshes.sh"
 
 
@@ -206,16 +206,16 @@ def test_what_moves_on_every_mesh_is_near_the_formula():
 def traffic(shapes):
     """Runs in the subprocess: a row of bytes for each mesh, of a small model's update."""
     import jax
-    import test_plan
+    import planned
 
     from sdjax.parallel import mesh as meshes
     from sdjax.plan import programs
     from sdjax.plan import traffic as formula
 
-    cfg = test_plan.training(optim={"microbatch": 8})
+    cfg = planned.training(optim={"microbatch": 8})
     print(f"| data x fsdp x tensor | {' | '.join(hlo.KINDS)} | MB in all | formula | ratio |")
     for shape in shapes:
-        w = test_plan.step_of(cfg, test_plan.model(num_kv_heads=8), shape)
+        w = planned.step_of(cfg, planned.model(num_kv_heads=8), shape)
         devices = jax.devices()[: w.mesh.chips]
         compiled = programs.train_step(w, meshes.over(devices, shape)).traffic
         total, said = sum(compiled.values()), sum(formula.update(w).values())

@@ -2,70 +2,24 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import other_process
 import pytest
 import tiny
+from paths import ROOT
+from planned import model, step_of, training
 
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.jobs import plan_job
 from sdjax.main import main
-from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel import mesh as meshes
 from sdjax.plan import hlo, memory, programs, search, seconds, slices, workload
 from sdjax.rollout.engine.sizes import Schedule
 
-ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs" / "math" / "sdpo_qwen3_8b.py"
 QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-
-
-def training(**sections):
-    """Returns a small training, with sections replaced field by field."""
-    base = config.Train(
-        out="unused",
-        task=config.TaskConfig(),
-        rollout=config.Rollout(
-            prompts_per_step=8, group_size=4, max_prompt_tokens=64, max_completion_tokens=192
-        ),
-        reprompt=config.Reprompt(max_tokens=256),
-        teacher=config.Teacher(dtype="float32"),
-        loss=config.Loss(chunk_tokens=256),
-        optim=config.Optim(microbatch=4),
-    )
-    changed = {k: replace(getattr(base, k), **v) for k, v in sections.items()}
-    return replace(base, **changed)
-
-
-def model(**changes):
-    sizes = {
-        "vocab_size": 16_384,
-        "num_layers": 4,
-        "embed": 512,
-        "mlp": 1536,
-        "num_heads": 8,
-        "num_kv_heads": 4,
-        "head_dim": 64,
-    }
-    sizes |= changes
-    return ModelConfig(
-        family="qwen3",
-        max_positions=4096,
-        windows=(None,) * sizes["num_layers"],
-        qk_norm="head",
-        attention="plain",
-        compute_dtype="float32",
-        **sizes,
-    )
-
-
-def step_of(cfg, shape, mesh=(1, 1, 1), rollout_tensor=0, slots=8):
-    data, fsdp, tensor = mesh
-    on = workload.MeshSizes(data=data, fsdp=fsdp, tensor=tensor, rollout_tensor=rollout_tensor)
-    return workload.make(cfg, shape, on, slots=slots, mean_prompt=32, mean_completion=96)
 
 
 @pytest.mark.heavy
@@ -86,7 +40,7 @@ def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape)
 
 
 def test_bytes_of_a_gpu_and_seconds_of_a_step_are_near_those_measured():
-    # docs/performance.md.
+    # Measured on one H100: dev/log/2026-11-performance.md.
     from sdjax.models.files import published
 
     shape = published.read_config("Qwen/Qwen3-1.7B")

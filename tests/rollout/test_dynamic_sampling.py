@@ -1,65 +1,20 @@
 """Dynamic sampling: whole runs on a task of which only some questions have rewards that differ."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 import runs
-import tiny
-from test_train import Calls, job, lines
+from calls import Calls
+from mixed_rewards import METHODS, Letters, of
+from runs import lines
 
 from sdjax import config
-from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.jobs import train_job
 from sdjax.records import Completion, Example, Grade, Group
 from sdjax.rollout import dynamic_sampling
-from sdjax.tasks import Task
 from sdjax.training import loaded_model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Letters(config.TaskConfig):
-    """Every `mixed_every`-th question rewards an even number of letters, the others never do."""
-
-    held_out: int = 2
-    mixed_every: int = 2
-
-
-def load(cfg: Letters, data: config.Data) -> Task:
-    def example(i: int) -> Example:
-        content = f"Question {i:04}"
-        mixed = str(cfg.mixed_every > 0 and i % cfg.mixed_every == 0)
-        message = {"role": "user", "content": content}
-        return Example(id=str(i), messages=(message,), answer=mixed, task="letters")
-
-    def grade(attempts: Sequence[Attempt]) -> list[Grade]:
-        right = [a.answer == "True" and sum(map(ord, a.text)) % 2 == 0 for a in attempts]
-        return [Grade(reward=float(r), correct=r) for r in right]
-
-    train_set = [example(i) for i in range(100)]
-    return Task(
-        name="letters", train=train_set, held_out=[example(100), example(101)], grader=grade
-    )
-
-
-METHODS = {
-    "grpo": {"loss": {"distillation": 0.0}},
-    "sdpo": {"reprompt": {"max_tokens": 400, "success_threshold": 0.5}},
-}
-
-
-def of(model, out, method, rounds, mixed_every=2, **changes):
-    return job(
-        model,
-        out,
-        task=Letters(mixed_every=mixed_every),
-        rollout={"dynamic_sampling_rounds": rounds},
-        eval={"every": 0, "k": 1, "examples": 2, "batch": 2, "max_completion_tokens": 12},
-        **METHODS[method],
-        **changes,
-    )
 
 
 def of_training(out):
@@ -69,11 +24,6 @@ def of_training(out):
 def rewards_by_group(out):
     """Returns the rewards of every 4 rows of rollouts.jsonl, which are a group."""
     return np.array([r["reward"] for r in lines(out / "rollouts.jsonl")]).reshape(-1, 4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 @pytest.mark.heavy

@@ -3,32 +3,27 @@
 import json
 import socket
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import runs
 import serving
-import test_evaluation
-import test_train
+import sums
 import tiny
+from paths import ROOT
 
 from sdjax import config, main
 from sdjax.errors import UserError
 from sdjax.jobs import evaluate_job, train_job
 from sdjax.rollout.server import client
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 PROMPTS = [np.arange(5, 12), np.arange(40, 43), np.arange(100, 117)]
 GREEDY = config.Sampling(temperature=0.0, max_completion_tokens=16)
 HOT = config.Sampling(temperature=0.7, max_completion_tokens=16)
 ENGINES = ("vllm", "sglang")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -238,12 +233,10 @@ def test_training_gives_each_step_s_weights_to_the_server(folder, tmp_path, engi
     changes = {"optim": {"lr": 3e-2}, "eval": {"every": 0}, "checkpoint": {"every": 0}}
     with serving.serving(serving.Model(folder)) as server:
         served = config.Server(url=server.url, engine=engine, reload="folder")
-        cfg = test_train.job(
-            folder, tmp_path / "run", steps=2, rollout={"server": served}, **changes
-        )
+        cfg = sums.job(folder, tmp_path / "run", steps=2, rollout={"server": served}, **changes)
         train_job.run(cfg)
-    lines = test_train.lines(tmp_path / "run" / "metrics.jsonl")
-    rows = test_train.lines(tmp_path / "run" / "rollouts.jsonl")
+    lines = runs.lines(tmp_path / "run" / "metrics.jsonl")
+    rows = runs.lines(tmp_path / "run" / "rollouts.jsonl")
     assert [m["step"] for m in lines] == [0, 1, 2] and len(rows) == 2 * 16
     # With the weights of the step before, the second step's gap would be that of an update.
     for row in rows:
@@ -258,9 +251,9 @@ def test_an_update_shows_in_the_gap_of_a_server_that_keeps_its_weights(folder, t
     with serving.serving(serving.Model(folder)) as server:
         served = config.Server(url=server.url, off_policy=True)
         train_job.run(
-            test_train.job(folder, tmp_path / "run", steps=2, rollout={"server": served}, **changes)
+            sums.job(folder, tmp_path / "run", steps=2, rollout={"server": served}, **changes)
         )
-    first, second = test_train.lines(tmp_path / "run" / "metrics.jsonl")[1:]
+    first, second = runs.lines(tmp_path / "run" / "metrics.jsonl")[1:]
     assert first["sampler/abs_gap"] < 1e-4 < 1e-2 < second["sampler/abs_gap"]
 
 
@@ -268,7 +261,7 @@ def test_a_server_that_dies_in_a_step_ends_the_run_with_one_line(folder, tmp_pat
     changes = {"eval": {"every": 0}, "checkpoint": {"every": 0}}
     with serving.serving(serving.Model(folder)) as server:
         served = config.Server(url=server.url, reload="folder", retries=1, concurrency=2)
-        cfg = test_train.job(folder, tmp_path / "run", rollout={"server": served}, **changes)
+        cfg = sums.job(folder, tmp_path / "run", rollout={"server": served}, **changes)
         answered = iter(range(20))
 
         def dies(path, answer):
@@ -284,7 +277,7 @@ def test_a_server_that_dies_in_a_step_ends_the_run_with_one_line(folder, tmp_pat
 
 @pytest.mark.heavy
 def test_an_evaluation_on_a_server_scores_what_the_sampler_here_would(folder, tmp_path):
-    cfg = test_evaluation.job(str(folder), tmp_path / "here")
+    cfg = sums.evaluation(folder, tmp_path / "here")
     greedy = replace(cfg, eval=replace(cfg.eval, temperature=0.0, top_p=1.0))
     evaluate_job.run(greedy)
     with serving.serving(serving.Model(folder)) as server:
@@ -295,7 +288,7 @@ def test_an_evaluation_on_a_server_scores_what_the_sampler_here_would(folder, tm
 
 
 def test_an_evaluation_from_before_there_were_servers_can_go_on(folder, tmp_path):
-    cfg = replace(test_evaluation.job(str(folder), tmp_path), resume=True)
+    cfg = replace(sums.evaluation(folder, tmp_path), resume=True)
     (tmp_path / "answers.jsonl").touch()
     made = config.to_dict(cfg)
     del made["server"]
@@ -322,14 +315,14 @@ def test_an_evaluation_from_before_there_were_servers_can_go_on(folder, tmp_path
     ],
 )
 def test_a_server_that_cannot_train_is_refused_at_the_start(args, says, capsys):
-    config = Path(__file__).parents[2] / "configs" / "smollm2" / "sdpo_chain_sum.py"
+    config = ROOT / "configs" / "smollm2" / "sdpo_chain_sum.py"
     assert main.main(["--config", str(config), *args]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 
 
 def test_an_evaluation_does_not_change_the_server_s_weights(folder, tmp_path):
-    cfg = test_evaluation.job(str(folder), tmp_path)
+    cfg = sums.evaluation(folder, tmp_path)
     with pytest.raises(UserError, match=r"server\.reload is 'folder'"):
         replace(cfg, server=config.Server(url="http://a:1", reload="folder"))
     assert json.loads(json.dumps(config.to_dict(cfg)))["server"]["url"] is None

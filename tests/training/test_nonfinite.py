@@ -16,6 +16,8 @@ from sdjax.jobs import train_job
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned(runs.Letters):
@@ -54,17 +56,6 @@ def job(model, out, **changes):
     """Returns a run of three steps with a checkpoint after each."""
     few = {"steps": 3, "checkpoint": {"every": 1, "keep": 3}, "eval": {"every": 0}}
     return runs.job(model, out, **few | changes)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 import runs
-import tiny
 
 from sdjax import config
 from sdjax.jobs import train_job
@@ -19,11 +18,6 @@ from sdjax.tokenizer import Tokenizer
 from sdjax.training import regeneration
 
 STEPS, PROMPTS, THRESHOLD = 4, 4, 0.9
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import tiny
-from test_train import job, lines
+from paths import ROOT
+from runs import lines
+from sums import job
 
 from sdjax import config
 from sdjax.errors import UserError
@@ -18,7 +19,7 @@ from sdjax.records import Example, Grade
 from sdjax.tasks import Task
 from sdjax.training import alarm
 
-PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+PAGE = ROOT / "docs" / "metrics.md"
 
 
 @dataclass(frozen=True, kw_only=True)

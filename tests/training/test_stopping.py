@@ -9,29 +9,19 @@ import time
 import pytest
 import runs
 import several
-import tiny
 
 from sdjax.errors import RESUME
 from sdjax.jobs import train_job
 from sdjax.main import main
 from sdjax.training import evaluation, host_step
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 CONFIG = """
 from pathlib import Path
 import runs
 config = runs.job(Path({model!r}), Path({out!r}), checkpoint={{"every": {every}}})
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    with runs.compiled_once():
-        yield
 
 
 @pytest.fixture(scope="module")

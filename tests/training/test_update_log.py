@@ -9,9 +9,9 @@ import marks
 import numpy as np
 import other_process
 import pytest
-import tiny
-from test_dynamic_sampling import of
-from test_train import job, lines
+from mixed_rewards import of
+from runs import lines
+from sums import job
 
 from sdjax import config
 from sdjax.jobs import train_job
@@ -23,11 +23,6 @@ from sdjax.training import update_log
 TOKENS = {"tokens", "pieces", "epistemic", "sampler_logprobs", "student_logprobs"}
 TEXT = {"step", "id", "prompt", "completion", "length", "finish", "answer", "reward", "correct"}
 TEXT |= {"feedback", "details"}
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +131,7 @@ def test_alternatives_are_of_the_distributions_that_the_update_compares(kind):
 
 @pytest.mark.heavy
 def test_alternatives_on_a_mesh_are_those_of_one_device():
-    other_process.on_eight_devices("import test_rollout_log as t; t.compare_with_one_device()")
+    other_process.on_eight_devices("import test_update_log as t; t.compare_with_one_device()")
 
 
 def compare_with_one_device():

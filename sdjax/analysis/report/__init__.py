@@ -1,1 +1,1 @@
-"""What the report job shows of finished and running trainings: reads files only. No jax."""
+"""Builds the report of finished and running trainings from the files in their run directories."""

@@ -1,4 +1,4 @@
-"""Rollouts as compressed blocks of bounded size. No jax."""
+"""Packs rollouts into compressed blocks of bounded size."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from sdjax.analysis.report.rollouts import Shown, Survey
 from sdjax.errors import UserError
 
 ROWS, TOKENS = 64, 30_000
-"""A block holds at most so many rollouts, and no further one from so many tokens on: opening a
-rollout unpacks its block."""
+"""Limits of one block: ROWS rollouts, and no further rollout after TOKENS tokens. Blocks are small
+because the page unpacks a whole block to open one rollout."""
 
 
 @dataclass(kw_only=True)
 class CompressedBlock:
-    """Rollouts as the page reads them.
+    """The rollouts in the form that the page reads.
 
-    `index` has a column for each field of Shown.index and the number of the first rollout of each
-    block; `blocks` are base64 texts by name: text-0, detail-0, tops-0, text-1, ... `note` says what
-    was left out, "" where nothing was.
+    `index` has one column per field of Shown.index, and in "first" the number of each block's first
+    rollout. `blocks` are base64 texts by name: text-0, detail-0, tops-0, text-1, ... `note` states
+    what was left out; it is empty if nothing was.
     """
 
     index: dict[str, list] = field(default_factory=dict)
@@ -35,14 +35,14 @@ class CompressedBlock:
     note: str = ""
 
     def size(self, *kinds: str) -> int:
-        """Returns the bytes of the blocks of these kinds: text, detail, tops."""
+        """Returns the number of bytes of the blocks of these kinds: text, detail, tops."""
         return sum(len(b) for name, b in self.blocks.items() if name.split("-")[0] in kinds)
 
 
 def packed(value: Any) -> str:
     """Returns a value as JSON, gzipped, in base64.
 
-    JSON in ASCII, so that any text that Python can hold, lone surrogates among them, comes through.
+    The JSON is ASCII, so that any Python text survives, even one with lone surrogates.
     """
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return base64.b64encode(gzip.compress(text.encode("ascii"), 6, mtime=0)).decode("ascii")
@@ -55,14 +55,22 @@ def fit(
     max_rollouts: int,
     limit: int,
 ) -> CompressedBlock:
-    """Returns the rollouts of runs in at most `limit` bytes and `max_rollouts` rollouts.
+    """Returns the rollouts of several runs in at most `limit` bytes.
 
-    Runs get even shares. Of a run those with their tokens come first, whole groups evenly spaced
-    from its first to its last. Where all that is too large, alternatives go first (every second,
-    every third, ... completion that has them keeps them), then groups.
+    Runs get equal shares. Each run contributes rollouts with tokens first, in whole groups spaced
+    evenly over the run. If the result is too large, alternatives are reduced first: only every
+    second, third, ... completion with alternatives keeps them. Then the number of groups is
+    reduced. Raises UserError if not even one rollout fits.
+
+    Args:
+      runs: the runs.
+      surveys: the survey of each run.
+      lexicon: mode of sdjax.analysis.epistemic.
+      max_rollouts: largest number of rollouts.
+      limit: largest number of bytes.
     """
     every, wanted, total = 1, max_rollouts, sum(s.rows for s in surveys)
-    # No token takes less than two bytes: what cannot fit need not be tried.
+    # Every token takes at least two bytes, so a larger number of rollouts cannot fit.
     mean = sum(s.tokens for s in surveys) / max(total, 1)
     wanted = min(wanted, total, int(limit / (2 * mean)) if mean else wanted)
     while wanted > 0:

@@ -1,4 +1,4 @@
-"""Which metrics the report draws, and what it says of them. No jax."""
+"""Lists the metrics that the report draws, with their titles, units and explanations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One pair of axes: metrics by name, each with the label that tells it from the others."""
+    """One pair of axes with its metrics; each metric has a label that distinguishes it."""
 
     title: str
     unit: str
@@ -89,7 +89,7 @@ CHARTS = (
 
 
 def accuracy(names: Sequence[str]) -> list[Chart]:
-    """Returns the charts of held-out accuracy: in domain, then one for each other set."""
+    """Returns the charts of held-out accuracy: in domain, then one per other set."""
     found: dict[str, list[str]] = {}
     for name in names:
         if match := re.fullmatch(r"(eval|ood/\w+)/avg@(\d+)", name):
@@ -107,7 +107,7 @@ def accuracy(names: Sequence[str]) -> list[Chart]:
 
 
 def of(names: Sequence[str]) -> list[Chart]:
-    """Returns the charts of which at least one metric is among `names`."""
+    """Returns the charts that have at least one metric among `names`."""
     first, *rest = CHARTS
     out = []
     for chart in (first, *accuracy(names), *rest):

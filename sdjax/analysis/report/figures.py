@@ -1,4 +1,5 @@
-"""The figures of several runs as plain values for the page, and as tables for the terminal."""
+"""Collects the figures of several runs as plain values for the page and as tables for the
+terminal."""
 
 from __future__ import annotations
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 POINTS = 1000
-"""Steps of a curve that the page draws at most."""
+"""Most steps of a curve that the page draws."""
 COLUMNS = 7
-"""Steps of a table at most."""
+"""Most steps in a table."""
 
 
 def page(runs: Sequence[RunRecord], groups: Sequence[RunFamily], changes: Sequence[Change]) -> dict:
-    """Returns what the page's views but the browser show; NaN becomes None."""
+    """Returns the data of all views of the page except the rollouts; NaN becomes None."""
     names = run_families.metrics(groups)
     found = {n: [run_families.series(f, n) for f in groups] for n in names if n != "step"}
     found = {name: each for name, each in found.items() if any(each)}
@@ -75,7 +76,7 @@ def _summary(chart: Chart, runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 def tables(
     runs: Sequence[RunRecord], groups: Sequence[RunFamily], changes: Sequence[Change]
 ) -> list[Table]:
-    """Returns what the terminal shows: ends of the metrics, accuracy by step, words by set."""
+    """Returns the terminal's tables: first and last metrics, accuracy by step, words by set."""
     drawn = charts.of(run_families.metrics(groups))
     accuracy = [chart for chart in drawn if chart.title.startswith("Held-out accuracy")]
     by_step = [
@@ -105,7 +106,8 @@ def _add(table: Table, label: str, cells: Sequence[str]) -> None:
 
 
 def _ends_table(drawn: Sequence[Chart], runs: Sequence[RunRecord]) -> Table:
-    """Returns a row a run: of each chart the first metric, at its first and its last step."""
+    """Returns a table with one row per run: the first metric of each chart at the first and last
+    step."""
     rows = [row for chart in drawn for row in _summary(chart, runs)[:1]]
     table = _table("First -> last value", "run", [row["label"] for row in rows])
     for number, run in enumerate(runs):
@@ -140,7 +142,8 @@ def _cell(values: Series, step: int) -> str:
 
 
 def _words_table(name: str, changes: Sequence[Change]) -> Table:
-    """Returns a row a run: counts of each word by the first run's lexicon, and the rate of all."""
+    """Returns a table with one row per run: counts of each word by the first run's lexicon, and
+    their rate."""
     shown = [change for change in changes if change.lexicon == changes[0].lexicon]
     words = list(dict.fromkeys(word for c in shown for word in c.before.words))
     title = f"Epistemic words ({changes[0].lexicon}), before -> after, {name}"

@@ -1,8 +1,8 @@
-"""Puts the one HTML file together: page, styles, scripts, data. No jax.
+"""Assembles the HTML file from page, styles, scripts and data.
 
-The page can load nothing and run nothing but what this module put into it: its
-Content-Security-Policy names the hashes of its scripts and styles and no address. Data stand in it
-as base64, which holds no character that HTML knows.
+The page can load and run only what this module puts into it. Its Content-Security-Policy lists the
+hashes of its scripts and styles, and no address. The data are base64, which holds no character with
+a meaning in HTML.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def _hash(text: str) -> str:
 
 
 def assemble(title: str, report: Mapping[str, Any], rollouts: CompressedBlock) -> str:
-    """Returns the HTML file; `report` is what every view but that of the rollouts shows."""
+    """Returns the HTML file; `report` holds the data of all views except the rollouts."""
     styles = [_read(name) for name in STYLES]
-    # One script, so that its files see each other's names and none is left to the window.
+    # The files form one script, so that they share names without adding any to the window.
     own = '"use strict";\n{\n' + "\n".join(map(_read, SCRIPTS)) + "\n}\n"
     library = f"/*\n{_read(LICENCE)}*/\n{_read(LIBRARY)}"
     return Template(_read("page.html")).substitute(

@@ -1,4 +1,4 @@
-"""The report's curves as PNG files for papers, drawn by matplotlib. No jax."""
+"""Draws the report's curves as PNG files for papers, with matplotlib."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sdjax.analysis.report.charts import Chart
 from sdjax.analysis.report.run_families import RunFamily
 from sdjax.errors import UserError
 
-# Okabe and Ito's, as in the page.
+# The palette of Okabe and Ito, as on the page.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999")
 DASHES = ("-", "--", ":")
 
 
 def library() -> ModuleType:
-    """Returns matplotlib.figure; raises UserError where matplotlib is not installed."""
+    """Returns matplotlib.figure; raises UserError if matplotlib is not installed."""
     try:
         from matplotlib import figure
     except ImportError:
@@ -29,9 +29,9 @@ def library() -> ModuleType:
 
 
 def write(groups: Sequence[RunFamily], folder: Path) -> list[Path]:
-    """Writes a PNG for each chart of the report and returns the files.
+    """Writes a PNG file per chart of the report and returns the files.
 
-    A line is a family's mean over seeds; the band goes from the least to the most.
+    A line is a family's mean over seeds; the band spans its smallest and largest value.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -43,7 +43,7 @@ def write(groups: Sequence[RunFamily], folder: Path) -> list[Path]:
 
 
 def _plot(chart: Chart, groups: Sequence[RunFamily]):
-    # A figure of its own: pyplot would choose a display and keep every figure.
+    # Not pyplot, because it would choose a display and keep every figure in memory.
     figure = library().Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     for dash, metric in enumerate(chart.metrics):
@@ -59,7 +59,7 @@ def _plot(chart: Chart, groups: Sequence[RunFamily]):
                 axes.fill_between(values.steps, values.low, values.high, **band)
     axes.set(title=chart.title, xlabel="step", ylabel=chart.unit)
     axes.grid(alpha=0.3)
-    # Of colours and of dashes, not of each line, and beside the curves, which it would hide.
+    # The legend explains colours and dashes separately, and stands outside to hide no curve.
     for number, family in enumerate(groups):
         axes.plot([], [], color=COLOURS[number % len(COLOURS)], label=family.name)
     for dash, label in enumerate(chart.metrics.values()):

@@ -1,4 +1,4 @@
-"""Reads run directories: config, metrics, evaluations, rollouts. No jax."""
+"""Reads run directories: config, metrics, evaluations, rollouts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ REMEDY = "mend or remove the file"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run directory.
+    """The files of one run directory.
 
-    `metrics` are the lines of metrics.jsonl, numbers by name, with "step". `evaluations` are
-    those of evaluations.json, in order of "step". `rollouts` are files, to be read with `rows`.
+    `metrics` are the lines of metrics.jsonl: numbers by name, with "step". `evaluations` are those
+    of evaluations.json, in order of "step". `rollouts` are files that `rows` reads.
     """
 
     name: str
@@ -37,12 +37,15 @@ class RunRecord:
 
     @property
     def lexicon(self) -> str:
-        """By which it counts and marks epistemic words."""
+        """The lexicon by which the run counts and marks epistemic words."""
         return str(self.config.get("lexicon", "paper"))
 
 
 def runs(folders: Sequence[str]) -> list[RunRecord]:
-    """Returns the runs in these directories; raises UserError where one is not a training's."""
+    """Returns the runs in these directories.
+
+    Raises UserError if a directory holds no training, or if one is given twice.
+    """
     paths = [Path(folder) for folder in folders]
     for path in paths:
         for name in ("config.json", "metrics.jsonl"):
@@ -58,12 +61,12 @@ def runs(folders: Sequence[str]) -> list[RunRecord]:
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """Returns for each path its shortest end that no other path has."""
+    """Returns for each path its shortest ending that no other path has."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         ends = ["/".join(folder.parts[-length:]) for folder in folders]
         if len(set(ends)) == len(ends):
             break
-    # A name on disk may be no text.
+    # A file name may hold bytes that are not UTF-8.
     return [end.encode("utf-8", "replace").decode() for end in ends]
 
 
@@ -86,13 +89,13 @@ def _run(folder: Path, name: str) -> RunRecord:
 
 
 def rollout_files(folder: Path) -> tuple[Path, ...]:
-    """Returns a run's files of rollouts in order: one or in parts, gzipped or not."""
+    """Returns a run's files of rollouts in order; a run has one or several, gzipped or not."""
     found = [*folder.glob("rollouts*.jsonl*"), *folder.glob("rollouts/*.jsonl*")]
     return tuple(sorted((f for f in found if f.suffix in (".jsonl", ".gz")), key=_natural))
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    # rollouts-9 comes before rollouts-10.
+    # Numbers compare as numbers, so that rollouts-9 comes before rollouts-10.
     parts = re.findall(r"\d+|\D+", str(path))
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
@@ -111,8 +114,8 @@ def _json(file: Path) -> Any:
 def rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the number, from 1, and the object of each line of a JSONL file, gzipped or not.
 
-    A file that ends inside a line, as that of a run that is still writing or was killed, ends
-    before it, with a warning. Raises UserError naming file and line where a line is no object.
+    If the file ends inside a line, that line is left out with a warning, because a run may still be
+    writing or may have been killed. Raises UserError with file and line if a line is not an object.
     """
     number = 0
     try:
@@ -143,7 +146,8 @@ def _open(file: Path) -> BinaryIO:
 
 
 def _metrics(file: Path, number: int, row: Mapping[str, Any]) -> dict[str, float]:
-    """Returns a line's numbers, "NaN" and the like among them, as floats but for the step."""
+    """Returns the numbers of a line as floats, and the step as int; "NaN" and the like are
+    numbers."""
     step_of(file, number, row)
     out: dict[str, float] = {}
     for name, value in row.items():
@@ -157,7 +161,7 @@ def _metrics(file: Path, number: int, row: Mapping[str, Any]) -> dict[str, float
 
 
 def step_of(file: Path, number: int, row: Mapping[str, Any]) -> int:
-    """Returns the step of a line; raises UserError naming file and line where there is none."""
+    """Returns the step of a line; raises UserError with file and line if it has none."""
     step = row.get("step")
     if not isinstance(step, int) or isinstance(step, bool):
         raise UserError(f"{file}:{number}: step is {step!r}: not a number of a step; {REMEDY}")
@@ -165,7 +169,8 @@ def step_of(file: Path, number: int, row: Mapping[str, Any]) -> int:
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Returns evaluations.json, or for an unfinished run the first and last of its answers."""
+    """Returns evaluations.json; for an unfinished run, scores its first and its last answers
+    instead."""
     file = folder / "evaluations.json"
     if not file.exists():
         answers = sorted((folder / "answers").glob("*.jsonl"), key=_natural)

@@ -1,4 +1,4 @@
-"""Which rollouts the report shows, and each as the page reads it. No jax."""
+"""Chooses the rollouts that the report shows, and converts each for the page."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ TOPS = {"student": "student_top", "teacher": "teacher_top"}
 
 @dataclass(kw_only=True)
 class Survey:
-    """What a first reading of a run's rollouts found.
+    """The result of a first reading of a run's rollouts.
 
-    `groups` are numbers of successive lines with one step and id; `whole` says of each line
-    whether it has its tokens; `tokens` is of all lines, `counts` by step and lexicon.
+    `groups` are the numbers of successive lines with the same step and id. `whole` says for each
+    line whether it has its tokens. `tokens` is the sum over all lines. `counts` are words by step
+    and lexicon.
     """
 
     groups: list[int] = field(default_factory=list)
@@ -34,17 +35,16 @@ class Survey:
 
     @property
     def rows(self) -> int:
-        """Completions in all."""
+        """The number of completions."""
         return sum(self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A rollout as the page reads it, in four parts.
+    """A rollout in the four parts that the page reads.
 
-    `index` is what the list needs, `text` what is searched, `detail` the rest of what is seen of
-    an open rollout. `tops` returns the likeliest tokens of student and teacher; it is None where
-    there are none.
+    `index` is for the list of rollouts, `text` for the search, and `detail` for an open rollout.
+    `tops` returns the likeliest tokens of student and teacher; it is None if the rollout has none.
     """
 
     index: dict[str, Any]
@@ -54,7 +54,7 @@ class Shown:
 
 
 def survey(run: RunRecord, lexicons: Sequence[str]) -> Survey:
-    """Reads and checks every line of a run's rollouts; raises UserError naming file and line."""
+    """Reads and checks every line of a run's rollouts; raises UserError with file and line."""
     found = Survey()
     last: tuple[Any, Any] | None = None
     for file, number, row in _rows(run):
@@ -99,7 +99,7 @@ def _length(row: Mapping[str, Any]) -> int:
 
 
 def shares(sizes: Sequence[int], limit: int) -> list[int]:
-    """Returns how much of `limit` each of several gets: even shares, what one leaves to others."""
+    """Returns equal shares of `limit`; what a small run leaves over goes to the others."""
     out = [0] * len(sizes)
     left, open_ = limit, sorted(range(len(sizes)), key=lambda i: sizes[i])
     while open_:
@@ -110,10 +110,10 @@ def shares(sizes: Sequence[int], limit: int) -> list[int]:
 
 
 def chosen(groups: Sequence[int], whole: Sequence[bool], limit: int) -> list[bool]:
-    """Returns which rows are shown, at most `limit`: those with their tokens first.
+    """Returns which rows are shown, at most `limit`; rows with their tokens come first.
 
-    Of either kind whole groups, evenly spaced, the first and the last among them where two fit; of
-    a single group that is larger than the limit its first rows.
+    Rows are chosen in whole groups, spaced evenly, with the first and the last group if two fit. If
+    the only group is larger than the limit, its first rows are chosen.
     """
     of_group = [g for g, size in enumerate(groups) for _ in range(size)]
     mask = [False] * len(of_group)
@@ -140,7 +140,7 @@ def _spaced(groups: Sequence[Sequence[int]], limit: int) -> list[int]:
 
 
 def shown(run: RunRecord, number: int, keep: Sequence[bool], lexicon: str) -> Iterator[Shown]:
-    """Yields the rollouts of a run that are kept; `number` is the run's own in the report."""
+    """Yields the kept rollouts of a run; `number` is the run's number in the report."""
     sibling, last = 0, None
     for (file, line, row), kept in zip(_rows(run), keep, strict=False):
         key = (row["step"], row.get("id"))
@@ -156,7 +156,7 @@ class _Row:
     def __init__(
         self, file: Path, number: int, row: Mapping[str, Any], lexicon: str, marked_by: str
     ) -> None:
-        """`marked_by` is the lexicon by which the run marked epistemic tokens."""
+        """Checks a line; `marked_by` is the lexicon by which the run marked epistemic tokens."""
         self._place = f"{file}:{number}"
         self._row = row
         self._lexicon = lexicon
@@ -184,7 +184,8 @@ class _Row:
         return value
 
     def _numbers(self, name: str) -> np.ndarray | None:
-        """Returns float64[T], NaN where there is none; None where there are no pieces to show."""
+        """Returns float64[T] with NaN for null; None if the line has no such values or no
+        tokens."""
         value = self._list(name, len(self._pieces) if self._known else None)
         if value is None or not self._known:
             return None
@@ -214,7 +215,8 @@ class _Row:
         return given
 
     def push(self) -> tuple[list[str], np.ndarray | None]:
-        """Returns the texts of tokens and float64[T] teacher minus student, None if not known."""
+        """Returns the texts of the tokens, and float64[T] teacher minus student or None if
+        unknown."""
         student, teacher = self._numbers("student_logprobs"), self._numbers("teacher_logprobs")
         push = None if student is None or teacher is None else teacher - student
         return self._pieces, push
@@ -268,7 +270,7 @@ class _Row:
         return {who: self._top(name) for who, name in TOPS.items()}
 
     def _gap(self, student: np.ndarray | None) -> np.ndarray | None:
-        """Returns sampler minus student, or the sampler's own where no student is known."""
+        """Returns sampler minus student, or the sampler's values if the student's are unknown."""
         sampler = self._numbers("sampler_logprobs")
         return sampler if sampler is None or student is None else sampler - student
 
@@ -287,7 +289,7 @@ class _Row:
 
 
 def _units(text: str) -> int:
-    """Returns the length of a text in UTF-16 code units, in which JavaScript counts."""
+    """Returns the length of a text in UTF-16 code units, because JavaScript counts in these."""
     return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
@@ -302,7 +304,7 @@ def _hundredth(value: float) -> int | None:
 
 
 def _hundredths(values: np.ndarray | None) -> list[int | None] | None:
-    """Returns hundredths of a nat, None for NaN; infinities end at 1000 nats."""
+    """Returns hundredths of a nat: None for NaN, and infinities limited to 1000 nats."""
     if values is None:
         return None
     whole = np.rint(100 * np.clip(values, -1000, 1000))

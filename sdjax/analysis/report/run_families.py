@@ -1,4 +1,4 @@
-"""Runs that differ only in their seed, and their metrics together. No jax."""
+"""Groups runs that differ only in their seed, and combines their metrics."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import numpy as np
 from sdjax.analysis.report.read import RunRecord
 
 IGNORED = re.compile(r"(out|seed|data\.seed|resume|profile|log\..*|checkpoint\..*)(\.class)?")
-"""Fields of a config by which runs of one family may differ."""
+"""Fields of a config in which runs of one family may differ."""
 
 OFF = ("null", "false", "0", '""', "[]", "{}")
-"""Values that say the same as a field that is not there: runs of several versions compare."""
+"""Values that mean the same as a missing field, so that runs of several versions compare."""
 
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class RunFamily:
-    """Runs that differ only in their seed, under what their names have in common."""
+    """Runs that differ only in their seed; the name is what their names have in common."""
 
     name: str
     runs: tuple[RunRecord, ...]
@@ -35,9 +35,10 @@ class RunFamily:
 class Series:
     """A metric of a family, by step.
 
-    All are float64[S] but `steps`. `mean`, `low` (least) and `high` (most) are over the `number`
-    of runs that have the step; `half` is half the width of the 95 % interval of the mean by
-    Student's t, NaN where there is one run. `runs` is float64[runs, S], NaN where one has none.
+    All arrays are float64[S] except `steps` and `runs`. `mean`, `low` (smallest) and `high`
+    (largest) are over the `number` of runs that have the step. `half` is half the width of the
+    mean's 95 % interval by Student's t; it is NaN for one run. `runs` is float64[runs, S], with NaN
+    where a run lacks the step.
     """
 
     steps: np.ndarray  # int64[S]
@@ -50,7 +51,7 @@ class Series:
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields the fields of a config as dotted names with their values as JSON."""
+    """Yields the fields of a config as dotted names, with their values as JSON."""
     for name, inner in value.items():
         if isinstance(inner, Mapping) and inner:
             yield from flat(inner, f"{prefix}{name}.")
@@ -59,7 +60,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def of(runs: Sequence[RunRecord]) -> list[RunFamily]:
-    """Returns the families in order of their first run."""
+    """Returns the families in the order of their first runs."""
     found: dict[tuple, list[RunRecord]] = {}
     for run in runs:
         fields = [(k, v) for k, v in flat(run.config) if not IGNORED.fullmatch(k) and v not in OFF]
@@ -80,7 +81,8 @@ def _common(names: Sequence[str]) -> str:
 
 
 def differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
-    """Returns the fields in which runs differ, each with its value in every run, "" for none."""
+    """Returns the fields in which runs differ, with the value of every run; "" for a missing
+    field."""
     fields = [dict(flat(run.config)) for run in runs]
     names = dict.fromkeys(name for one in fields for name in one if name != "out")
     values = {name: [one.get(name, "") for one in fields] for name in names}
@@ -93,7 +95,7 @@ def metrics(families: Sequence[RunFamily]) -> list[str]:
 
 
 def series(family: RunFamily, metric: str) -> Series | None:
-    """Returns a metric of a family; None where no run has a finite value of it."""
+    """Returns a metric of a family; None if no run has a finite value of it."""
     by_run = [
         {
             row["step"]: row[metric]
@@ -129,7 +131,7 @@ def _quantile(freedom: np.ndarray) -> np.ndarray:
 
 
 def thinned(values: Series, points: int) -> Series:
-    """Returns at most `points` steps: evenly spaced ones, the first and the last among them."""
+    """Returns at most `points` steps, spaced evenly, with the first and the last."""
     if len(values.steps) <= points:
         return values
     keep = np.unique(np.linspace(0, len(values.steps) - 1, points).round().astype(int))

@@ -1,4 +1,4 @@
-"""Epistemic words before and after training, by run and set of answers. No jax."""
+"""Counts epistemic words before and after training, by run and set of answers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ ROLLOUTS = "training, first and last tenth of the steps"
 
 @dataclass(kw_only=True)
 class WordCounts:
-    """How often each word stands in a number of completions, and their tokens in all.
+    """How often each word occurs in a number of completions, and the number of their tokens.
 
-    `push` has for words in completions with known log-probabilities the sum of teacher minus
-    student over the tokens that take part in them, in nats, and the number of these tokens.
+    `push` covers words in completions with known log-probabilities. It holds the sum, in nats, of
+    teacher minus student over the tokens that take part in the word, and the number of these
+    tokens.
     """
 
     step: str = ""
@@ -30,7 +31,7 @@ class WordCounts:
     push: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, other: WordCounts) -> None:
-        """Adds the completions of another."""
+        """Adds the counts of other completions."""
         self.completions += other.completions
         self.tokens += other.tokens
         for word, number in other.words.items():
@@ -41,18 +42,18 @@ class WordCounts:
 
     @property
     def total(self) -> int:
-        """All words."""
+        """The number of all words."""
         return sum(self.words.values())
 
     @property
     def per_1000_tokens(self) -> float:
-        """Words a thousand tokens; a rate over nothing is 0."""
+        """Words per 1,000 tokens; 0 if there are no tokens."""
         return 1000 * self.total / max(self.tokens, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One run's counts at its first and its last measurement, in one set and by one lexicon."""
+    """One run's counts at its first and last measurement, in one set and by one lexicon."""
 
     run: str
     set: str
@@ -66,12 +67,13 @@ class Change:
 
 
 def of_text(text: str, tokens: int, mode: str) -> WordCounts:
-    """Returns one completion's counts by a lexicon."""
+    """Returns the counts of one completion by a lexicon."""
     return WordCounts(completions=1, tokens=tokens, words=epistemic.count(text, mode))
 
 
 def pushed(pieces: Sequence[str], push: np.ndarray, mode: str) -> dict[str, tuple[float, int]]:
-    """Returns WordCounts.push of one completion from its tokens' texts and float64[T] push."""
+    """Returns WordCounts.push of one completion from the texts of its tokens and float64[T]
+    push."""
     out = {}
     for word, tokens in epistemic.tokens_of_words(pieces, mode).items():
         known = push[tokens & np.isfinite(push)]
@@ -80,12 +82,12 @@ def pushed(pieces: Sequence[str], push: np.ndarray, mode: str) -> dict[str, tupl
 
 
 def of_evaluations(run: RunRecord) -> list[Change]:
-    """Returns the changes from a run's first evaluation to its last; none without a pair."""
+    """Returns the changes from a run's first to its last evaluation; none if it has only one."""
     if len(run.evaluations) < 2:
         return []
     first, last = (dict(read.sets(run.evaluations[i])) for i in (0, -1))
     steps = [str(run.evaluations[i]["step"]) for i in (0, -1)]
-    # Under which names evaluations keep their counts, and by which lexicon they are.
+    # The keys under which evaluations keep their counts, with the lexicon of each.
     own = run.evaluations[0].get("lexicon", run.lexicon)
     modes = {"epistemic": own} | ({} if own == "word" else {"epistemic_word": "word"})
     return [
@@ -114,9 +116,10 @@ def _evaluated(step: str, figures: Mapping[str, Any], key: str) -> WordCounts:
 
 
 def of_steps(run: str, by_step: Mapping[int, Mapping[str, WordCounts]]) -> list[Change]:
-    """Returns the changes from the first tenth of the steps to the last, by lexicon.
+    """Returns the changes from the first tenth of the steps to the last tenth, by lexicon.
 
-    `by_step` has the counts of each step's rollouts by lexicon; fewer than two steps are no change.
+    `by_step` holds the counts of each step's rollouts by lexicon. Fewer than two steps give no
+    change.
     """
     steps = sorted(by_step)
     if len(steps) < 2:

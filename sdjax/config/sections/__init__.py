@@ -1,1 +1,1 @@
-"""The sections of a config; `sdjax.config` exports every class in them."""
+"""The sections of the job configs; `sdjax.config` exports their classes."""

@@ -1,4 +1,4 @@
-"""The sections that describe the loss: the divergence and the policy gradient."""
+"""The sections of the loss: the divergence and the policy gradient."""
 
 from __future__ import annotations
 
@@ -10,59 +10,69 @@ from sdjax.config.checks import require, require_one
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is minimised: (1 - distillation) x policy gradient + distillation x divergence."""
+    """The minimised loss: (1 - distillation) x policy gradient + distillation x divergence."""
 
     distillation: float = 1.0
-    """1 is SDPO, 0 is GRPO, between them a blend. At 0 the teacher is not run."""
+    """Share of the divergence in the loss. 1 is SDPO, 0 is GRPO, values between blend the two. At 0
+    the teacher does not run."""
     divergence: str = "full"
-    """A name in objectives/divergences.py: full, top_k, sampled."""
+    """A name in `sdjax.objectives.divergences.DIVERGENCES`."""
     alpha: float = 0.5
-    """0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalised
-    Jensen-Shannon."""
+    """Which divergence. 0: forward KL(teacher || student). 1: reverse KL(student || teacher).
+    Between: generalised Jensen-Shannon."""
     top_k: int = 100
     """divergence=top_k: number of tokens kept."""
     top_k_by: Literal["student", "teacher"] = "student"
     """divergence=top_k: whose likeliest tokens are kept."""
     tail: bool = True
-    """divergence=top_k: the other tokens form one more bin; False renormalises the kept ones."""
+    """divergence=top_k: True puts all other tokens into one more bin; False renormalises the kept
+    ones."""
     scale: Literal["continuous", "reference"] = "continuous"
     """For 0 < alpha < 1. reference: the plain mixture form, which tends to 0 at both ends.
-    continuous: divided by alpha (1 - alpha), which tends to the two KLs."""
+    continuous: the same divided by alpha (1 - alpha), which tends to the two KLs."""
     token_clip: float | None = None
-    """Upper bound of the divergence at a token; divergence=sampled: of its coefficient."""
+    """Upper bound of the divergence at one token, or of its coefficient with divergence=sampled;
+    None is off."""
     pointwise_clip: float | None = None
-    """Upper bound of one vocabulary entry's share in the divergence. scale=continuous writes the
-    two KLs with shares that are not negative, reference with plain p log(p/q)."""
+    """Upper bound of one vocabulary entry's share of the divergence; None is off. Shares are never
+    negative with scale=continuous; with scale=reference they are plain p log(p/q)."""
     importance_clip: float | None = 2.0
-    """Upper bound of the ratio of current to old probability that scales a token's divergence;
+    """Upper bound of the ratio of current to old probability, which scales a token's divergence.
     None leaves the ratio out."""
     sampler_clip: float | None = 2.0
-    """Upper bound of the ratio of trainer to sampler probability (truncated importance sampling);
+    """Upper bound of the ratio of trainer to sampler probability (truncated importance sampling).
     None leaves the ratio out."""
     token_weights: str = "uniform"
-    """A name in objectives/token_weights.py."""
+    """A name in `sdjax.objectives.token_weights.TOKEN_WEIGHTS`."""
     weight_floor: float = 0.25
-    """token_weights=position or teacher_entropy: the least weight."""
+    """token_weights=position or teacher_entropy: the smallest weight."""
     position_center: float = 0.3
-    """token_weights=position: where in a completion (0 to 1) the weight is half way up."""
+    """token_weights=position: place in a completion, from 0 to 1, where the weight has risen half
+    way."""
     position_width: float = 0.1
-    """token_weights=position: how gradually it rises there."""
+    """token_weights=position: width of the rise, as a share of the completion. Larger is more
+    gradual."""
     entropy_scale: float = 1.0
-    """token_weights=teacher_entropy: nats over which the weight falls by a factor e."""
+    """token_weights=teacher_entropy: entropy in nats over which the weight falls by a factor of
+    e."""
     entropy_gate: float = 0.1
-    """token_weights=anti: tokens at which the teacher's entropy is below it, in nats, weigh 0."""
+    """token_weights=anti: a token has weight 0 where the teacher's entropy is below this many
+    nats."""
     epistemic_weight: float = 0.0
-    """token_weights=epistemic: what tokens of epistemic words weigh; 0 masks them."""
+    """token_weights=epistemic: weight of the tokens in epistemic words; 0 masks them."""
     aggregation: Literal["sequence", "token", "constant"] = "sequence"
-    """sequence: mean over a completion's tokens, then over completions; token: mean over all;
-    constant: a completion's sum over constant_length, then mean over completions (Dr.GRPO)."""
+    """How tokens are averaged. sequence: mean over the tokens of each completion, then over
+    completions. token: mean over all tokens. constant: each completion's sum divided by
+    constant_length, then mean over completions (Dr.GRPO)."""
     constant_length: int = 1024
-    """aggregation=constant: what a completion's sum is divided by."""
+    """aggregation=constant: the tokens that each completion's sum is divided by."""
     average_over: Literal["all", "distilled"] = "all"
-    """Whether completions without a demonstration or feedback count in the divergence's mean (as
-    the reference does: the step shrinks with their share)."""
+    """Completions in the divergence's mean. all: every completion, as in the reference; completions
+    without a demonstration or feedback make the update smaller. distilled: only completions that
+    have one."""
     chunk_tokens: int = 2048
-    """Positions whose logits exist at one time on a data shard; changes memory, not results."""
+    """Positions whose logits exist at the same time on each data shard. Changes memory, not
+    results."""
 
     def __post_init__(self) -> None:
         require(0 <= self.distillation <= 1, "loss.distillation", self.distillation, "in [0, 1]")
@@ -93,21 +103,26 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The policy gradient part of the loss (GRPO as the paper ran it, by default)."""
+    """The policy gradient part of the loss. The defaults are the paper's GRPO."""
 
     advantage: Literal["mean", "mean_std"] = "mean"
-    """Rewards minus their group's mean; mean_std divides by the group's standard deviation."""
+    """mean: each reward minus the mean of its group. mean_std: the same divided by the group's
+    standard deviation."""
     clip_low: float = 0.2
+    """The ratio of new to old probability is clipped below at 1 - clip_low."""
     clip_high: float = 0.28
+    """The ratio of new to old probability is clipped above at 1 + clip_high."""
     dual_clip: float | None = 3.0
-    """Upper bound of the loss, in advantages, where the advantage is negative; None is off."""
+    """Upper bound of the loss where the advantage is negative, as a multiple of the advantage's
+    size; None is off."""
     ratio: Literal["token", "sequence"] = "token"
-    """sequence: one length-normalised ratio for a completion (GSPO, arXiv:2507.18071)."""
+    """token: one ratio per token. sequence: one length-normalised ratio per completion (GSPO,
+    arXiv:2507.18071)."""
     overlong_buffer: int = 0
-    """Tokens before the length limit over which a reward falls (DAPO, arXiv:2503.14476); 0 is
+    """Tokens before the length limit over which the reward falls (DAPO, arXiv:2503.14476); 0 is
     off."""
     overlong_penalty: float = 1.0
-    """What a completion that reaches the length limit loses of its reward."""
+    """Reward that a completion loses when it reaches the length limit."""
 
     def __post_init__(self) -> None:
         require(

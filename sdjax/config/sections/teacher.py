@@ -1,4 +1,4 @@
-"""The sections that describe the teacher: what it reads and which weights it has."""
+"""The sections of the teacher: what it reads, and which weights it has."""
 
 from __future__ import annotations
 
@@ -10,43 +10,46 @@ from sdjax.config.checks import require, require_one
 
 @dataclass(frozen=True, kw_only=True)
 class Reprompt:
-    """What the teacher reads (arXiv:2601.20802 section 3; spec of the paper's code)."""
+    """What the teacher reads (arXiv:2601.20802 section 3; the defaults follow the paper's code)."""
 
     template: str = "{prompt}{solution}{feedback}\n\nCorrectly solve the original question."
     """The user message; {prompt} is the student's own user message."""
     solution_template: str = "\nCorrect solution:\n\n{demonstration}"
-    """Stands for {solution} where there is a demonstration."""
+    """Text of {solution} where there is a demonstration; several demonstrations repeat it."""
     feedback_template: str = (
         "\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
     )
-    """Stands for {feedback} where feedback is used."""
+    """Text of {feedback} where feedback is used."""
     success_threshold: float = 0.5
-    """A completion whose reward reaches this can be shown as a demonstration."""
+    """A completion whose reward is at least this can be a demonstration."""
     demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "random"
-    """Which successful completion of the group is shown; "solution" is the data set's own."""
+    """Which successful completion of the group is shown. solution: the data set's own solution.
+    none: no demonstration."""
     demonstrations: int = 1
-    """How many are shown, at most."""
+    """Most demonstrations shown."""
     own_success: bool = False
     """Whether a completion may be its own demonstration."""
     feedback: bool = False
-    """Whether the grader's feedback on a completion is shown to its teacher."""
+    """Show the grader's feedback on a completion to the teacher of that completion."""
     feedback_only_without_solution: bool = True
-    """With a demonstration at hand, leave the feedback out."""
+    """Leave the feedback out where there is a demonstration."""
     strip_thinking: bool = False
-    """Show the demonstration without what stands inside <think> tags (c = s without thinking)."""
+    """Show the demonstration without the text inside <think> tags (condition "c = s without
+    thinking" of arXiv:2603.24472)."""
     regenerate: bool = False
-    """Have the model answer once more with the demonstration in sight, as the teacher of a group's
-    first completion with one would read it. Where that answer is right, every teacher of the group
-    reads it in place of the demonstration; else the group has none (arXiv:2603.24472 section 3,
-    regeneration-conditioned)."""
+    """The model answers once more with the demonstration in its prompt. If that answer is correct,
+    every teacher of the group reads it in place of the demonstration. Otherwise the group has no
+    demonstration (arXiv:2603.24472 section 3, regeneration-conditioned). The prompt is the reprompt
+    of the group's first completion that has a demonstration."""
     max_tokens: int = 4096
-    """Longest reprompt after the chat template."""
+    """Longest reprompt in tokens, after the chat template."""
     beyond_context: bool = False
-    """Let a reprompt and its completion be longer than the model's context, as the reference does
-    (22,528 + 20,480 tokens of Qwen3's 40,960); the teacher only scores such positions."""
+    """Allow a reprompt and its completion to exceed the model's context, as the reference does. It
+    uses 22,528 + 20,480 tokens with Qwen3's 40,960. The teacher only scores such positions."""
     truncation: Literal["demonstration", "right"] = "demonstration"
-    """Of a reprompt over max_tokens: shorten the demonstration, so that question, closing
-    instruction and generation prompt survive; "right" cuts the end off, as the reference does."""
+    """What is cut from a reprompt over max_tokens. demonstration: the demonstration is shortened,
+    so question, closing instruction and generation prompt survive. right: the end is cut off, as in
+    the reference."""
 
     def __post_init__(self) -> None:
         require("{prompt}" in self.template, "reprompt.template", self.template, "needs {prompt}")
@@ -77,17 +80,20 @@ class Teacher:
     """Which weights the teacher has."""
 
     kind: Literal["initial", "live", "ema", "trust_region"] = "initial"
-    """initial: those at the start of the run. live: the student's. ema: a moving average.
-    trust_region: the initial ones, their logits mixed with the student's on the reprompt."""
+    """initial: the weights at the start of the run. live: the student's weights. ema: a moving
+    average of the student's weights. trust_region: the initial weights, with logits mixed with the
+    student's logits on the reprompt."""
     ema_rate: float = 0.05
-    """ema: the share of the student that enters once a step."""
+    """kind=ema: share of the student's weights added after each step."""
     mix: float = 0.05
-    """trust_region: the student's share of the logits."""
+    """kind=trust_region: the student's share of the logits."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the stored weights of an initial or trust_region teacher; an ema teacher is float32."""
+    """Type of the stored weights of an initial or trust_region teacher. An ema teacher is
+    float32."""
     location: Literal["device", "host"] = "device"
-    """host: an initial or trust_region teacher's weights are kept in the host's memory and are on
-    the devices during updates only, so that rollouts and evaluations have their room."""
+    """Where an initial or trust_region teacher's weights are kept. host: in the host's memory; they
+    move to the devices during updates, which frees device memory during rollouts and
+    evaluations."""
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_rate <= 1, "teacher.ema_rate", self.ema_rate, "must lie in [0, 1]")

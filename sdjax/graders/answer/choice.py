@@ -1,12 +1,13 @@
 r"""Grades a multiple-choice answer: one letter.
 
-Ours (`grade`): the answer is what the last <answer>...</answer> holds, else the last \boxed{...},
-else what follows the last "answer is" or "Answer:", else a last line that is nothing but a letter.
-It must name exactly one letter: "A", "(A)", "A. text" and "**A**" do, "A or B" does not. A
-completion cut off by the length limit counts only with a tag or box.
+The default rule (`grade`) reads the last <answer>...</answer>. Without one it reads the last
+\boxed{...}, then the text after the last "answer is" or "Answer:", then a last line that is only a
+letter. This part must name exactly one letter: "A", "(A)", "A. text" and "**A**" do, "A or B" does
+not. If the length limit cut the completion off, only a tag or box counts.
 
-The reference's (`grade_reference`): the last <answer> up to the next </answer>, else the whole
-text, stripped, equals the letter (verl/utils/reward_score/feedback/mcq.py of both papers' code).
+`grade_reference` does what verl/utils/reward_score/feedback/mcq.py of both papers' code does. It
+compares the letter with the stripped text from the last <answer> to the next </answer>, or with
+the whole stripped text.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def predicted(text: str, *, truncated: bool) -> str | None:
 
 
 def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:
-    """Returns reward 1 where the completion chooses the letter `answer`, else 0."""
+    """Returns reward 1 if the completion chooses the letter `answer`, else 0."""
     prediction = predicted(text, truncated=truncated)
     correct = prediction is not None and prediction == answer.strip().upper()
     feedback = ""

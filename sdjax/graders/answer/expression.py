@@ -1,10 +1,10 @@
-"""Grades an arithmetic expression that must use given numbers and reach a target. Exact.
+"""Grades an arithmetic expression that must use given numbers and reach a target.
 
-The answer is what the last <answer> or box holds, else the last line after the thinking, with
-"Answer:" before it or not. It is one expression of whole numbers, + - * / and parentheses, with
-"= TARGET" after it or not. A completion that is cut off has no answer. Any text gets a grade: an
-expression has at most MAX_TEXT characters and numbers of at most MAX_DIGITS digits, so its value
-stays small.
+The answer is the content of the last <answer> or box, else the last line after the thinking, with
+or without "Answer:" in front. It is one expression of whole numbers, + - * / and parentheses, and
+may end in "= TARGET". A completion that is cut off has no answer. The arithmetic is exact. An
+expression has at most MAX_TEXT characters and its numbers at most MAX_DIGITS digits, so that its
+value stays small for any text.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 @dataclass(frozen=True)
 class Expression:
-    """What an expression is worth and the numbers in it, in order; value None: it divides by 0."""
+    """The value of an expression (None if it divides by 0) and its numbers, in order."""
 
     value: Fraction | None
     numbers: tuple[int, ...]
 
 
 def answer(numbers: Sequence[int], target: int) -> str:
-    """Returns what an example's `answer` holds, such as "3 4 5 = 24"."""
+    """Returns the `answer` of an example, such as "3 4 5 = 24"."""
     return f"{' '.join(map(str, numbers))} = {target}"
 
 
 def parse(text: str) -> Expression | None:
-    """Returns the value of an expression, None for any other text."""
+    """Returns the expression in a text, None for any other text."""
     if len(text) > MAX_TEXT:
         return None
     values: list[Fraction | None] = []
@@ -92,7 +92,7 @@ def _apply(operation: str, a: Fraction | None, b: Fraction | None) -> Fraction |
 
 
 def stated(text: str) -> str:
-    """Returns the part of a completion that is read as its expression."""
+    """Returns the part of a completion that holds its expression."""
     found = stated_answer(text)
     if found is None:
         lines = after_thinking(text[-10_000:]).strip().splitlines()
@@ -101,9 +101,9 @@ def stated(text: str) -> str:
 
 
 def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:
-    """Returns reward 1 where the expression uses every number once and gives the target, else 0.
+    """Returns reward 1 if the expression uses every number once and gives the target, else 0.
 
-    `answer` is as `answer` above writes it.
+    `answer` has the form that the function `answer` writes.
     """
     numbers, _, target = answer.partition(" = ")
     found = "" if truncated else stated(text)

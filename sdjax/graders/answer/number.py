@@ -1,9 +1,10 @@
 r"""Grades an answer that is one number.
 
-The rule: the answer is the number in the last <answer>...</answer>, else in the last \boxed{...},
-else the last number of the text, all after the thinking. A box or tag must hold exactly one number
-(after its last "="), so that listing candidates earns nothing. A completion cut off by the length
-limit counts only with a box or tag: its last number is wherever it happened to stop.
+The rule reads only the text after the thinking. The answer is the number in the last
+<answer>...</answer>, else in the last \boxed{...}, else the last number of the text. A box or tag
+must hold exactly one number after its last "=", so that a list of candidates earns nothing. If the
+length limit cut the completion off, only a box or tag counts, because the last number of such a
+text is accidental.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _joins(before: str) -> bool:
 
 
 def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:
-    """Returns reward 1 where the text's number equals `answer`, else 0."""
+    """Returns reward 1 if the number of the text equals `answer`, else 0."""
     stated = stated_answer(text)
     if stated is not None:
         found = numbers(stated.rpartition("=")[2])

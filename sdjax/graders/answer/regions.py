@@ -1,4 +1,4 @@
-"""Finds the part of a completion that states its answer. Every scan is linear in the text."""
+"""Finds the part of a completion that states its answer, in time linear in its length."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Returns what the last \boxed{...} or \fbox{...} with balanced braces holds, or None.
+    r"""Returns the content of the last \boxed{...} or \fbox{...} with balanced braces, or None.
 
-    Escaped braces do not count. A box that is never closed is passed over.
+    Escaped braces do not count. A box that never closes is ignored.
     """
     open_braces: list[tuple[int, bool]] = []
     best: tuple[int, int] | None = None
@@ -27,7 +27,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def last_tagged(text: str, tag: str) -> str | None:
-    """Returns what the last <tag>...</tag> holds, stripped, or None."""
+    """Returns the stripped content of the last <tag>...</tag>, or None."""
     start = text.rfind(f"<{tag}>", 0, max(text.rfind(f"</{tag}>"), 0))
     if start < 0:
         return None
@@ -35,14 +35,14 @@ def last_tagged(text: str, tag: str) -> str | None:
 
 
 def after_thinking(text: str) -> str:
-    """Returns what follows the last </think>, or the whole text."""
+    """Returns the text after the last </think>, or the whole text."""
     return text.rpartition("</think>")[2]
 
 
 def stated_answer(text: str) -> str | None:
-    r"""Returns what the last <answer> or, without one, the last \boxed{...} after thinking holds.
+    r"""Returns the content of the last <answer> after the thinking, else of the last \boxed{...}.
 
-    A box inside the <answer> wins over the words around it.
+    A box inside the <answer> counts in place of the words around it.
     """
     answer = after_thinking(text)
     tagged = last_tagged(answer, "answer")

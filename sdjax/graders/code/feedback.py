@@ -1,4 +1,4 @@
-"""What a model is told of a program that fails, as the SDPO paper's code words it."""
+"""Writes the feedback on a program that fails, in the words of the SDPO paper's code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OUTPUT_WIDTH = 250
 
 
 class TestOutcome(Protocol):
-    """What is read of a test's outcome."""
+    """The fields of a test's outcome that feedback shows."""
 
     @property
     def status(self) -> str: ...  # noqa: D102
@@ -28,7 +28,11 @@ class TestOutcome(Protocol):
 
 
 def write(outcomes: Sequence[TestOutcome], *, truncated: bool) -> str:
-    """Returns the feedback on a program: its first error, else time-out, else two wrong answers."""
+    """Returns the feedback on a program.
+
+    It shows the first error. Without an error it shows the first time-out, else a missing program,
+    else up to MAX_CASES wrong answers.
+    """
     by_status: dict[str, list[tuple[int, TestOutcome]]] = {}
     for number, outcome in enumerate(outcomes, start=1):
         by_status.setdefault(outcome.status, []).append((number, outcome))
@@ -74,7 +78,7 @@ def _debug(outcome: TestOutcome) -> str:
 
 
 def _lines(text: str, count: int, width: int) -> str:
-    """Returns the first lines of a text, each cut, and how many are left out."""
+    """Returns the first `count` lines of a text, each cut at `width`, and how many follow."""
     lines = text.strip().split("\n")
     kept = [_cut(line, width) for line in lines[:count]]
     if len(lines) > count:

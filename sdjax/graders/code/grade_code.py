@@ -1,10 +1,12 @@
 """Grades a program by running it on tests in the sandbox.
 
-Ours: the last closed ```python block runs with all of Python; a functional test's arguments are
-one JSON value a line, its function may be a method of `class Solution`; outputs are compared word
-by word, numbers by value. The reference's (`reference=True`, verl/utils/reward_score/feedback/
-code.py of both papers' code): the longest block, restricted builtins, arguments split at any
-space, outputs compared as text. Feedback is written as the reference writes it.
+The default rule runs the last closed ```python block with all of Python. The arguments of a
+functional test are one JSON value per line, and its function may be a method of `class Solution`.
+Outputs are compared word by word, and numbers by value.
+
+`reference=True` does what verl/utils/reward_score/feedback/code.py of both papers' code does. It
+runs the longest block with restricted builtins, splits arguments at any space, and compares
+outputs as text. Both write feedback as the papers' code does.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from sdjax.graders.workers.grade_batch import Attempt, Grader
 from sdjax.records import Grade
 
 DEFAULT_LIMIT_S = 6.0
-# Time for all tests of one program, in multiples of the time for one.
+# All tests of a program together have this many times the time limit of one test.
 TOTAL_FACTOR = 4
 MAX_SHOWN = 2000
 
@@ -34,9 +36,9 @@ _REFERENCE_BLOCK = re.compile(r"```(?:\w+)?\n(.*?)```", re.DOTALL)
 
 @dataclass(frozen=True)
 class Tests:
-    """What a program must do: for each input the expected output."""
+    """The inputs that a program gets and the outputs that it must give."""
 
-    __test__ = False  # not one of pytest's
+    __test__ = False  # pytest must not collect this class
 
     kind: Literal["stdin", "functional", "code"]
     name: str
@@ -47,7 +49,7 @@ class Tests:
 
 @dataclass(frozen=True)
 class ProgramOutcome:
-    """How one test went. `shown` is the output as feedback shows it."""
+    """The result of one test. `shown` is the output as feedback shows it."""
 
     status: Literal["passed", "wrong", "error", "timeout", "format"]
     input: str = ""
@@ -58,7 +60,7 @@ class ProgramOutcome:
 
 
 def read_tests(text: str) -> Tests:
-    """Returns the tests in a JSON text; raises ValueError saying what is wrong with it.
+    """Returns the tests in a JSON text; raises ValueError or TypeError for any other text.
 
     {"testtype": "stdin" | "functional" | "code", "fn_name", "inputs": [...], "outputs": [...],
     "time_limit": seconds or null}
@@ -81,7 +83,7 @@ def read_tests(text: str) -> Tests:
 
 
 def program(text: str, *, reference: bool) -> str | None:
-    """Returns the program that a response gives, or None."""
+    """Returns the program in a response, or None if it has none."""
     if reference:
         return max(_REFERENCE_BLOCK.findall(text), key=len, default=None)
     blocks = [
@@ -94,7 +96,11 @@ def program(text: str, *, reference: bool) -> str | None:
 
 
 def grader(*, reference: bool = False, parallel: int | None = None) -> Grader:
-    """Returns a grader that runs `parallel` programs at a time (None: one a core)."""
+    """Returns a grader that runs `parallel` programs at a time; None runs one per core.
+
+    Raises UserError if the sandbox does not work on this machine.
+    """
+    sandbox.require()
 
     def grade_all(attempts: Sequence[Attempt]) -> list[Grade]:
         with ThreadPoolExecutor(parallel or os.cpu_count()) as threads:
@@ -104,7 +110,10 @@ def grader(*, reference: bool = False, parallel: int | None = None) -> Grader:
 
 
 def grade(attempt: Attempt, *, reference: bool = False) -> Grade:
-    """Returns reward 1 where the program passes every test, else 0; details hold the share."""
+    """Returns reward 1 if the program passes every test, else 0.
+
+    `details["acc"]` is the share of tests that it passes.
+    """
     try:
         tests = read_tests(attempt.answer)
     except (ValueError, TypeError, RecursionError):
@@ -160,7 +169,7 @@ def _error(report: dict[str, Any]) -> str | None:
 
 
 def _same_text(actual: str, expected: str) -> bool:
-    """The reference's comparison: newlines as spaces, a dash at the expected end dropped."""
+    """Returns the papers' verdict: newlines count as spaces, a dash at the expected end is cut."""
     wanted = expected.strip().replace("\n", " ").removesuffix("-").strip()
     return actual.replace("\n", " ") == wanted
 

@@ -1,7 +1,8 @@
-"""Runs a model's programs apart from everything: bubblewrap, and limits inside it.
+"""Runs a model's programs in bubblewrap, with limits.
 
-A program sees no network, no process but its own, a read-only Python installation, and an empty
-/tmp that is gone afterwards. Time, memory, processes, output and file size are limited.
+A program has no network and sees only its own processes. Its Python installation is read-only. Its
+/tmp is empty at the start and is removed afterwards. Time, memory, processes, output and file size
+are limited.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Literal
 from sdjax.errors import UserError
 
 INSTALL = "install bubblewrap, for instance with: sudo apt-get install bubblewrap"
-# User ids that no account has; one a program, so that a process limit counts its own alone.
+# User ids that no account has. Each program gets one, because the process limit counts per user.
 _UIDS = itertools.cycle(range(1_000_000_000, 1_000_100_000))
 _ENVIRONMENT = {
     "PATH": "/usr/bin",
@@ -40,9 +41,9 @@ _REPLY_BYTES = 2**28
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """What a program is run on: standard input, arguments of a function, or Python asserts."""
+    """The input of one test: standard input, arguments of a function, or Python asserts."""
 
-    __test__ = False  # not one of pytest's
+    __test__ = False  # pytest must not collect this class
 
     kind: Literal["stdin", "functional", "code"]
     input: str
@@ -51,7 +52,7 @@ class Test:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one program. A test may use `test_s`, all tests together `total_s`."""
+    """Limits of one program. A test may take `test_s` seconds, all tests together `total_s`."""
 
     test_s: float
     total_s: float
@@ -61,7 +62,7 @@ class Limits:
 
 @cache
 def require() -> None:
-    """Raises UserError unless programs can be run in a sandbox here."""
+    """Raises UserError if the sandbox does not work on this machine."""
     if shutil.which("bwrap") is None:
         raise UserError(
             f"code: bwrap is not installed, and programs run in no other way; {INSTALL}"
@@ -85,9 +86,9 @@ def _complaint() -> str:
 def run(
     code: str, tests: Sequence[Test], limits: Limits, *, reference: bool = False
 ) -> list[dict[str, Any]]:
-    """Returns a report on each test, as sandbox_runner describes it.
+    """Returns a report on each test, in the form that sandbox_runner describes.
 
-    `reference` restricts builtins and imports, and reads arguments, as the papers' code does.
+    `reference` restricts builtins and imports, and splits arguments, as the papers' code does.
     """
     job = {
         "code": code,
@@ -110,7 +111,7 @@ def run(
 
 
 def _talk(job: bytes, deadline: float) -> bytes:
-    """Returns what the runner writes until it ends, is late, or writes too much."""
+    """Returns the runner's output until it ends, its time is over, or it writes too much."""
     process = subprocess.Popen(
         [*_command(), sys.executable, "-I", "-c", _runner()],
         stdin=subprocess.PIPE,
@@ -132,7 +133,7 @@ def _talk(job: bytes, deadline: float) -> bytes:
                 if not chunk:
                     break
                 reply += chunk
-        # Usually the runner has ended, and bwrap is about to: then it reaps its own children.
+        # Usually the runner has ended and bwrap soon ends too. It then reaps its own children.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=1.0)
     finally:
@@ -157,7 +158,7 @@ def _command() -> tuple[str, ...]:
     command = ["bwrap", "--die-with-parent", "--new-session", "--clearenv", "--unshare-ipc"]
     command += ["--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if os.geteuid() == 0:
-        # Root keeps the right to become the user that the process limit counts.
+        # Root keeps the right to become another user, whose processes the limit counts.
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user"]
@@ -166,7 +167,7 @@ def _command() -> tuple[str, ...]:
     options = subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
     if "--size" in options:
         command += ["--size", str(_TMP_BYTES)]
-    # Before the installation, which may itself lie in /tmp.
+    # /tmp comes before the installation, because the installation may be in /tmp.
     command += ["--perms", "1777", "--tmpfs", "/tmp", "--ro-bind", "/usr", "/usr"]
     for folder in ("/lib", "/lib64", "/bin"):
         path = Path(folder)

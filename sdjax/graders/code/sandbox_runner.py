@@ -1,10 +1,10 @@
-"""Runs one program on its tests. This file's text runs inside the sandbox, never outside it.
+"""Runs one program on its tests. This file's text runs only inside the sandbox.
 
 Standard input holds {"code", "tests": [{"kind", "input", "name"}], "limit_s", "total_s",
-"memory_mb", "output_bytes", "uid", "reference"}; standard output gets one JSON object a test:
+"memory_mb", "output_bytes", "uid", "reference"}. Standard output gets one JSON object per test:
 {"stdout", "stderr", "result": JSON text, "repr", "str", "error": [text, frames...]} or
-{"timeout": true}, {"died": signal} or {"flooded": true}. Expected outputs never come in here: the
-caller compares, so that no program can find or forge them.
+{"timeout": true}, {"died": signal} or {"flooded": true}. The sandbox never holds the expected
+outputs. The caller compares, so that a program can neither find nor forge them.
 """
 
 import builtins
@@ -29,7 +29,7 @@ ALLOWED_IMPORTS = set(
 
 
 def confine(job):
-    """Takes away processes, memory, file size and core dumps for good."""
+    """Limits processes, memory, file size and core dumps for good."""
     if job["uid"]:
         os.setgroups([])
         os.setgid(job["uid"])
@@ -65,7 +65,7 @@ def restricted_builtins():
 
 
 def arguments(text, reference):
-    """Returns the arguments in a functional test's input: a JSON value a line."""
+    """Returns the arguments in a functional test's input: one JSON value per line."""
     if reference:
         return [json.loads(piece) for piece in text.split()]
     lines = [line for line in text.split("\n") if line.strip()]
@@ -93,13 +93,13 @@ def target(names, name, reference):
 
 
 def execute(job, test):
-    """Runs the program on one test; returns what the test asks for, beside standard output."""
+    """Runs the program on one test; returns the part of the report about its result."""
     reference, kind = job["reference"], test["kind"]
     names = {"__name__": "__main__" if kind == "stdin" else "solution"}
     source = job["code"]
     if reference:
         names["__builtins__"] = restricted_builtins()
-        # The reference puts a line in front; line numbers in its messages count it.
+        # The reference adds a first line, which its line numbers count.
         source = "\n" + source if kind == "stdin" else source
     try:
         exec(compile(source, FILE, "exec"), names)
@@ -119,7 +119,7 @@ def execute(job, test):
 
 
 def child(job, test, channels):
-    """Runs one test in a process of its own, which must end afterwards."""
+    """Runs one test in the current process, which must end afterwards."""
     out, err, result = channels
     os.setsid()
     seconds = int(job["limit_s"]) + 1
@@ -149,7 +149,7 @@ def child(job, test, channels):
 def described(error):
     """Returns an exception's message and its last three frames in the program."""
     if isinstance(error, MemoryError):
-        # Frames hold what filled the memory; nothing more can be done while they live.
+        # The frames hold what filled the memory, so nothing else can run until they are gone.
         error.__traceback__ = None
         return ["MemoryError: "]
     frames = [
@@ -167,7 +167,7 @@ def collect(pid, pipes, deadline, limit):
     with selectors.DefaultSelector() as selector:
         for name, fd in pipes.items():
             selector.register(fd, selectors.EVENT_READ, name)
-        # The child's end is seen on its result pipe, which no grandchild is meant to hold.
+        # The result pipe closes when the child ends, because no grandchild should hold it.
         while "result" in {key.data for key in selector.get_map().values()}:
             ready = selector.select(max(deadline - time.monotonic(), 0))
             if not ready:
@@ -187,7 +187,7 @@ def collect(pid, pipes, deadline, limit):
 
 
 def drain(selector, data, limit):
-    """Reads what is left in the pipes of a child that has ended."""
+    """Reads the rest of the pipes of a child that has ended."""
     while selector.get_map():
         ready = selector.select(0)
         if not ready:
@@ -231,7 +231,7 @@ def run(job, test, deadline):
 
 
 def finished(result, status):
-    """Returns the report that a child left, or how it died."""
+    """Returns the report that a child wrote, or how it died."""
     try:
         report = json.loads(result)
     except ValueError:
@@ -241,7 +241,7 @@ def finished(result, status):
 
 
 def main():
-    """Runs every test while the program's whole time lasts."""
+    """Runs every test within the total time of the program."""
     job = json.loads(sys.stdin.buffer.read())
     channel = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)

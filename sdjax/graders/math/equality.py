@@ -1,4 +1,8 @@
-"""Whether two mathematical answers mean the same. No sympy here: `leaf` decides what is left."""
+"""Decides whether two mathematical answers mean the same.
+
+It compares numbers, words, lists, intervals and matrices without sympy. A function `leaf`, which
+may use sympy, compares the single expressions that remain.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +25,21 @@ class Unsure(Exception):
 
 
 def unsure(prediction: str, gold: str) -> bool:
-    """A leaf that decides nothing."""
+    """Raises Unsure: a leaf that decides nothing."""
     raise Unsure
 
 
 def same(prediction: str, gold: str, leaf: Leaf) -> bool:
-    """Returns whether two answers, as written, mean the same."""
+    """Returns whether two answers mean the same; `leaf` compares single expressions."""
     if _same(clean(prediction), clean(gold), leaf, MAX_DEPTH):
         return True
-    # y - 2x = 3 and y = 2x + 3 are the same line, which their right sides do not show.
+    # y - 2x = 3 and y = 2x + 3 are the same line, but their right sides differ.
     equations = "=" in prediction and "=" in gold
     return equations and leaf(clean(prediction, named=True), clean(gold, named=True))
 
 
 def _same(prediction: str, gold: str, leaf: Leaf, depth: int) -> bool:
-    """Returns whether two cleaned answers mean the same; `leaf` decides single expressions."""
+    """Returns whether two cleaned answers mean the same."""
     if not prediction or not gold or depth == 0:
         return False
     if prediction == gold or _plain(prediction) == _plain(gold):
@@ -57,7 +61,7 @@ def _same(prediction: str, gold: str, leaf: Leaf, depth: int) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Returns a word or letter without brackets, spaces and case; other text unchanged."""
+    """Returns a word or letter without brackets, spaces and case, and other text unchanged."""
     bare = text.strip("(). ")
     return bare.replace(" ", "").lower() if _is_words(bare) else text
 
@@ -72,13 +76,13 @@ def _is_relation(text: str) -> bool:
 
 
 def _base(text: str) -> str | None:
-    """Returns the index of a number such as 52_{8}: its base."""
+    """Returns the base of a number such as 52_{8}, which is its index, or None."""
     match = re.fullmatch(r"[0-9A-F]+_\{(\d+)\}", text)
     return match.group(1) if match else None
 
 
 def _numbers(prediction: str, gold: str) -> bool | None:
-    """Returns a verdict where both answers are numbers, else None."""
+    """Returns a verdict if both answers are numbers, else None."""
     ours, theirs = number(prediction.rstrip("%")), number(gold.rstrip("%"))
     if ours is None or theirs is None:
         return None
@@ -100,7 +104,7 @@ def _finite(value: Fraction) -> bool:
 
 
 def _rounds_to(text: str, value: Fraction, exact: Fraction) -> bool:
-    """Returns whether a decimal is an exact value, cut or rounded at SIGNIFICANT digits or more."""
+    """Returns whether a decimal is `exact`, cut or rounded at SIGNIFICANT digits or more."""
     places = len(text.partition(".")[2])
     shown = len(re.sub(r"\D", "", text).lstrip("0"))
     return shown >= SIGNIFICANT and abs(value - exact) < Fraction(1, 10**places)
@@ -112,12 +116,12 @@ def _listing(text: str) -> Listing | None:
 
 
 def _lists(ours: Listing | None, theirs: Listing | None, leaf: Leaf, depth: int) -> bool:
-    """Compares two lists, of which one may be a single answer that is no list."""
+    """Returns whether two lists mean the same; None stands for an answer that is no list."""
     if ours is None or theirs is None:
         return False
     if len(ours.elements) != len(theirs.elements) or len(theirs.elements) > MAX_ELEMENTS:
         return False
-    # Brackets say whether ends belong to an interval; a missing pair is forgiven.
+    # Brackets say whether the ends belong to an interval. One answer may leave them out.
     if ours.brackets != theirs.brackets and ours.brackets and theirs.brackets:
         return False
     if {ours.brackets, theirs.brackets} <= {"", "{}"}:

@@ -1,11 +1,12 @@
 r"""Grades a mathematical answer.
 
-Ours: the answer is the last \boxed{...} with balanced braces, wherever it stands. It is compared
-as a number, text, list or interval (`compare`), single expressions by math-verify. A completion
-cut off by the length limit is graded by the box it has, and flagged; an unclosed box is no answer.
+The default rule (`ours`) takes the last \boxed{...} with balanced braces, wherever it stands. It
+compares numbers, texts, lists and intervals itself (`equality`) and single expressions with
+math-verify. If the length limit cut the completion off, a closed box still counts and the grade
+records the cut. A box that never closes is not an answer.
 
-The reference's (`reference`): verl/utils/reward_score/feedback/math.py of both papers' code: only
-the last 100 characters are searched, and bare strings go to math-verify.
+`reference` does what verl/utils/reward_score/feedback/math.py of both papers' code does: it
+searches only the last 100 characters and gives bare strings to math-verify.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from sdjax.graders.answer.regions import last_boxed
 from sdjax.graders.math import equality
 from sdjax.graders.math.latex import MAX_LENGTH
 from sdjax.graders.workers.grade_batch import Attempt, Grader, verdicts
-from sdjax.graders.workers.pool import Lost, Pool
+from sdjax.graders.workers.pool import Lost, Pool, shared
 from sdjax.records import Grade
 
 REFERENCE_WINDOW = 100
 
 
 def ours(pool: Pool | None = None) -> Grader:
-    """Returns our grader; its `details` hold prediction, truncated, and lost if undecided."""
-    pool = pool or Pool("sdjax.graders.math.symbolic:same", warm_up=["x", "1"])
+    """Returns the default grader, whose `details` hold prediction and truncated.
+
+    If a comparison gave no verdict, `details["lost"]` says why.
+    """
+    pool = pool or shared("sdjax.graders.math.symbolic:same", warm_up=("x", "1"))
 
     def grader(attempts: Sequence[Attempt]) -> list[Grade]:
         predictions = [last_boxed(a.text) for a in attempts]
@@ -39,7 +43,7 @@ def ours(pool: Pool | None = None) -> Grader:
 
 
 def quick(prediction: str, gold: str) -> bool | None:
-    """Returns whether two answers agree where that needs no sympy, else None."""
+    """Returns whether two answers agree, or None if only sympy can tell."""
     try:
         return equality.same(prediction, gold, equality.unsure)
     except equality.Unsure:
@@ -60,8 +64,8 @@ def _grade(attempt: Attempt, prediction: str | None, agreed: bool | Lost) -> Gra
 
 
 def reference(pool: Pool | None = None) -> Grader:
-    """Returns the papers' reward; `details` are what it returns beside score and feedback."""
-    pool = pool or Pool("sdjax.graders.math.symbolic:reference", limit_s=10.0, warm_up=["x", "1"])
+    """Returns the grader of the papers' reward, whose `details` hold its other results."""
+    pool = pool or shared("sdjax.graders.math.symbolic:reference", limit_s=10.0, warm_up=("x", "1"))
 
     def grader(attempts: Sequence[Attempt]) -> list[Grade]:
         predictions = [_reference_box(a.text[-REFERENCE_WINDOW:]) for a in attempts]
@@ -73,7 +77,7 @@ def reference(pool: Pool | None = None) -> Grader:
 
 
 def _reference_box(window: str) -> str | None:
-    r"""Returns what the last literal \boxed{ holds, "" if it never closes, None without one."""
+    r"""Returns the content of the last literal \boxed{: "" if it never closes, None without one."""
     start = window.rfind("\\boxed{")
     if start < 0:
         return None

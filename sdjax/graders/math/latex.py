@@ -1,4 +1,4 @@
-"""Brings short LaTeX answers into one spelling, and reads those that are numbers or lists."""
+"""Rewrites short LaTeX answers in one spelling, and reads numbers, lists and matrices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-# An answer longer than this is not one; nothing below is asked to read more.
+# Longer texts are cut, because they are not answers and some patterns below are slow on them.
 MAX_LENGTH = 2000
 _MAX_EXPONENT = 300
 
@@ -62,15 +62,15 @@ class Listing:
 
 
 def clean(answer: str, *, named: bool = False) -> str:
-    r"""Returns an answer without dollar signs, sizes, units and variable names, spelt one way.
+    r"""Returns an answer without dollar signs, sizes, units and variable names, in one spelling.
 
-    Spaces between words stay; "\dfrac12\text{ cm}" becomes "\frac{1}{2}", "x = 1{,}000." "1000"
-    ("x=1000" if `named`), "\text{(C)}" "(C)", "5\%" "5%".
+    "\dfrac12\text{ cm}" becomes "\frac{1}{2}", "x = 1{,}000." becomes "1000" ("x=1000" if
+    `named`), "\text{(C)}" becomes "(C)", and "5\%" becomes "5%". Spaces between words stay.
     """
     text = _characters(answer[:MAX_LENGTH])
     text = _SIZING.sub("", _SPACING.sub(" ", text))
     text = re.sub(r"(?<!\\)\\,", " ", text)
-    # Patterns below may be quadratic in runs of spaces.
+    # Some patterns below take quadratic time on runs of spaces.
     text = re.sub(r"\s+", " ", text)
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
@@ -91,7 +91,7 @@ def clean(answer: str, *, named: bool = False) -> str:
 
 
 def tight(text: str) -> str:
-    """Returns a text without spaces but those between two words or two numbers."""
+    """Returns a text whose only spaces are between two words or two numbers."""
     text = re.sub(r"\s+", " ", text).strip()
     return re.sub(
         r"(?<![a-zA-Z\d]) | (?![a-zA-Z\d])|(?<=\d) (?=[a-zA-Z])|(?<=[a-zA-Z]) (?=\d)", "", text
@@ -99,7 +99,7 @@ def tight(text: str) -> str:
 
 
 def _characters(text: str) -> str:
-    """Returns a text without control characters, marks of direction and lone surrogates."""
+    """Returns a text without control characters, direction marks and lone surrogates."""
     text = text.translate(_TRANSLATION)
     if text.isascii() and text.isprintable():
         return text
@@ -117,7 +117,7 @@ def _full_fraction(match: re.Match[str]) -> str:
 
 
 def _without_name(text: str) -> str:
-    r"""Drops "x =", "f(x) =", "x \in" and "\approx" in front of an answer."""
+    r"""Returns an answer without a leading "x =", "f(x) =", "x \in" or "\approx"."""
     text = re.sub(r"^\s*\\approx\s*", "", text)
     text = re.sub(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])\s*", "", text)
     name, equals, value = text.partition("=")
@@ -194,7 +194,7 @@ def _encloses(text: str, left: int, right: int) -> bool:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """Splits at the commas that no bracket holds; names before "=" are dropped."""
+    """Returns the parts between the commas outside brackets, without names before "="."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += _OPENING.get(c, 0) - _CLOSING.get(c, 0)

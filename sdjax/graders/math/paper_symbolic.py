@@ -1,7 +1,7 @@
-"""Equality of two answers as the papers' evaluation decides it. Runs in worker processes only.
+"""Compares two answers as the evaluation of arXiv:2603.24472 does. Runs in workers only.
 
-Behaviour of `math_equal` in eval/utils/grader.py of arXiv:2603.24472's code, where sympy's own
-LaTeX parser is not usable (as with the antlr version that its requirements pin).
+It reproduces `math_equal` in eval/utils/grader.py of the paper's code, on a machine where sympy's
+own LaTeX parser fails. It fails with the antlr version that the paper's requirements pin.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def same(prediction: str, gold: str) -> bool:
 
 
 def numeric(prediction: str, gold: str) -> bool | None:
-    """Returns a verdict if both are numbers, where a hundredth or a hundredfold passes too."""
+    """Returns a verdict if both are numbers. A hundredth and a hundredfold count as equal too."""
     value, wanted = _digits(prediction), _digits(gold)
     if value is None or wanted is None:
         return None
@@ -62,7 +62,7 @@ def _equal(prediction: str, gold: str, depth: int) -> bool:
 
 
 def _choice(text: str) -> str:
-    """Returns the last letter A to E that stands alone."""
+    """Returns the last letter A to E that is a whole word, or ""."""
     letters = re.findall(r"\b([A-E])\b", text.upper())
     return letters[-1] if letters else ""
 
@@ -74,7 +74,7 @@ def _all_equal(ours: list[str], theirs: list[str], depth: int) -> bool:
 
 
 def _structured(prediction: str, gold: str, depth: int) -> bool:
-    """Compares without brackets, then by elements, entries or sides of an equation."""
+    """Returns a verdict on texts without brackets, then on elements, entries or equations."""
     if _bare(prediction) == _bare(gold):
         return True
     bracketed = re.compile(r"[(\[].+[)\]]")
@@ -124,7 +124,7 @@ def _parsed(text: str) -> Any:
         return safe_parse.parse(text)
     if not text.isascii():
         return text
-    # The reference's parser reads a number in front of a fraction as a factor.
+    # The paper's parser reads a number before a fraction as a factor.
     text = re.sub(r"(?<=\d)\\frac", r"\\cdot\\frac", text)
     try:
         return latex2sympy(text, normalization_config=None)

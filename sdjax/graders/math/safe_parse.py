@@ -1,4 +1,4 @@
-"""Reads an expression with sympy, whose own parser runs any Python it is given."""
+"""Parses an expression with sympy, safely: sympy's own parser runs any Python in the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 from sympy.parsing.sympy_parser import parse_expr
 
-# No attributes, strings, subscripts, lambdas or dunders: what is left cannot reach the system.
+# A text without attributes, strings, subscripts, lambdas and dunders cannot reach the system.
 _UNSAFE = re.compile(r"__|[\"'`@\[\];:\\]|\.\s*[A-Za-z_]|\blambda\b")
 _NAMES: dict[str, Any] = {
     name: getattr(sympy, name)
@@ -20,7 +20,7 @@ _NAMES: dict[str, Any] = {
 
 
 def parse(text: str, local_dict: dict[str, Any] | None = None, **_: Any) -> Any:
-    """Returns a sympy expression; raises ValueError for what could be more than one."""
+    """Returns a sympy expression; raises ValueError for a text that could be anything else."""
     if _UNSAFE.search(text):
         raise ValueError("not a plain expression")
     return parse_expr(text, local_dict=local_dict, global_dict=dict(_NAMES))

@@ -1,4 +1,4 @@
-"""What needs sympy: runs in worker processes only, for it may hang."""
+"""Compares answers with sympy. Runs in worker processes only, because sympy may hang."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logging.disable(logging.CRITICAL)
 
 
 class _Unreadable(Exception):
-    """A text that math-verify makes nothing of."""
+    """Raised for a text that math-verify cannot read."""
 
 
 def same(prediction: str, gold: str) -> bool:
-    """Returns whether two answers mean the same (`compare.same`, single expressions by sympy)."""
+    """Returns whether two answers mean the same: `equality.same`, with sympy as its leaf."""
     return equality.same(prediction, gold, _equal)
 
 
@@ -32,8 +32,8 @@ def _equal(prediction: str, gold: str) -> bool:
     return verify([*theirs], [*ours], timeout_seconds=None, allow_set_relation_comp=True)
 
 
-# The answers of a group share their gold. What cannot be read is not kept: memory that another
-# answer filled may be why.
+# The answers of a group share their gold, so it is kept. A failure to read is not kept, because a
+# lack of memory that another answer caused may be the reason.
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> tuple[sympy.Basic, ...]:
     found = parse(
@@ -61,10 +61,10 @@ _CLEARLY = 1e-3
 
 
 def _differ(ours: sympy.Basic, theirs: sympy.Basic) -> bool:
-    """Returns whether the values of two expressions, variables replaced by numbers, are far apart.
+    """Returns whether two expressions are far apart at one point; False if that is not certain.
 
-    False where that is not certain. It saves the simplification of most wrong answers, which takes
-    longer than all the rest; lone variables may be words, and are not for numbers to tell apart.
+    It replaces variables by numbers. This saves the simplification of most wrong answers, which
+    takes longer than all the rest. A lone variable may be a word, so numbers cannot decide it.
     """
     if isinstance(ours, sympy.Symbol) or isinstance(theirs, sympy.Symbol):
         return False
@@ -74,7 +74,8 @@ def _differ(ours: sympy.Basic, theirs: sympy.Basic) -> bool:
         return False
     symbols = ours.free_symbols | theirs.free_symbols
     names = sorted({s.name for s in symbols})
-    # Positive, where roots and logarithms are real; the same for a name, whatever is assumed of it.
+    # Roots and logarithms of positive numbers are real. Symbols of one name may differ in their
+    # assumptions but get the same number.
     points = {s: sympy.Float(1.37 + 0.61 * names.index(s.name)) for s in symbols}
     try:
         a, b = (complex(e.evalf(15, subs=points)) for e in (ours, theirs))

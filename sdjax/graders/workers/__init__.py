@@ -1,1 +1,1 @@
-"""Worker processes for grading that may hang, die or use too much memory."""
+"""Worker processes for comparisons that may hang, die or use too much memory."""

@@ -1,19 +1,21 @@
-"""Grades many completions at once: what is quick in this process, the rest in workers."""
+"""Grades many completions at once: quick comparisons in this process, the others in workers."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from sdjax.errors import UserError
 from sdjax.graders.workers.pool import Lost, Pool
 from sdjax.records import Grade
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One completion's text, what its grader compares with, and whether it was cut off.
+    """The text of one completion, the answer to compare it with, and whether it was cut off.
 
-    `id` is the example's.
+    `id` is the id of the example.
     """
 
     text: str
@@ -22,24 +24,40 @@ class Attempt:
     id: str = ""
 
 
-# Grades a batch, in order. Total: it returns a grade for any texts.
+# Grades a batch, in order. It must return a grade for any text.
 Grader = Callable[[Sequence[Attempt]], list[Grade]]
 
 
 def each(grade: Callable[..., Grade]) -> Grader:
-    """Returns a Grader of a function that grades one text and is quick."""
+    """Returns a Grader that calls a quick function `grade(text, answer, truncated=...)` per text.
+
+    The Grader raises UserError if the function does not return a Grade.
+    """
 
     def grader(attempts: Sequence[Attempt]) -> list[Grade]:
-        return [grade(a.text, a.answer, truncated=a.truncated) for a in attempts]
+        return [_one(grade, attempt) for attempt in attempts]
 
     return grader
+
+
+def _one(grade: Callable[..., Grade], attempt: Attempt) -> Grade:
+    result = grade(attempt.text, attempt.answer, truncated=attempt.truncated)
+    if not isinstance(result, Grade):
+        function = grade.func if isinstance(grade, functools.partial) else grade
+        raise UserError(
+            f"the grader {getattr(function, '__name__', function)} returned "
+            f"{type(result).__name__}: it must return a sdjax.records.Grade"
+        )
+    return result
 
 
 def verdicts(
     pairs: Sequence[tuple[str, str]], quick: Callable[[str, str], bool | None], pool: Pool
 ) -> list[bool | Lost]:
-    """Returns whether each (prediction, gold) agrees; a pair that `quick` leaves open goes to the
-    pool, equal pairs once."""
+    """Returns whether each (prediction, gold) agrees.
+
+    A pair for which `quick` returns None goes to the pool. Equal pairs are compared once.
+    """
     known: dict[tuple[str, str], bool | Lost] = {}
     open_pairs = []
     for pair in dict.fromkeys(pairs):

@@ -1,7 +1,7 @@
-"""Worker processes for calls that may hang, die or eat memory.
+"""Worker processes for calls that may hang, die or use too much memory.
 
-`concurrent.futures` cannot end a call that hangs, and one dead worker breaks its pool; here each
-call has a time limit, and a worker that exceeds it, or dies, is replaced.
+`concurrent.futures` cannot end a call that hangs, and one dead worker breaks its pool. Here each
+call has a time limit, and the pool replaces a worker that exceeds it or dies.
 """
 
 from __future__ import annotations
@@ -20,33 +20,39 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-# A worker ends a late call itself; if it cannot, it is killed this much later.
+LIMIT_S = 3.0
+# A worker ends a late call itself. If it cannot, the pool kills it this much later.
 GRACE_S = 0.5
 START_S = 120.0
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Stands for the result of a call that gave none."""
+    """Stands for the result of a call that returned none."""
 
     reason: Literal["late", "died", "error"]
 
 
+def _command(arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "sdjax.graders.workers.worker", *arguments]
+
+
 class _Worker:
-    """One process (see `worker`), its serving fork, and the call that is busy with."""
+    """One process (see `worker`), the fork of it that serves, and the call that the fork runs."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         package_root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sdjax.graders.workers.worker", *arguments],
+            _command(arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            # The same hash seed in every worker: what it computes must not depend on which one.
+            # Every worker has the same hash seed, because a result must not depend on the worker.
             env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
             start_new_session=True,
         )
@@ -56,15 +62,15 @@ class _Worker:
         self._received = b""
 
     def send(self, call: int, arguments: Sequence[Any], limit_s: float) -> None:
-        """Hands over a call; raises OSError if the process is gone."""
+        """Sends a call to the process; raises OSError if the process is gone."""
         assert self.process.stdin is not None
         self.call = call
         self.deadline = time.monotonic() + limit_s + GRACE_S
-        self.process.stdin.write(json.dumps(list(arguments)).encode() + b"\n")
+        self.process.stdin.write(json.dumps([limit_s, list(arguments)]).encode() + b"\n")
         self.process.stdin.flush()
 
     def receive(self) -> Iterator[dict[str, Any]]:
-        """Yields the messages that are complete; raises EOFError if the process is gone."""
+        """Yields the complete messages; raises EOFError if the process is gone."""
         assert self.process.stdout is not None
         data = os.read(self.process.stdout.fileno(), 2**16)
         if not data:
@@ -76,7 +82,7 @@ class _Worker:
                 yield json.loads(line)
 
     def kill_server(self) -> None:
-        """Ends the serving fork; another one will announce itself."""
+        """Ends the serving fork. The process forks another one, which announces itself."""
         assert self.server is not None
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.server, signal.SIGKILL)
@@ -102,8 +108,8 @@ class Pool:
     """Calls a function of an importable module, "module:name", in worker processes.
 
     Arguments and results are JSON values, small enough for a pipe (a few kB). Workers start at
-    the first call and stay; `close`, or the end of the program, ends them. `warm_up` are the
-    arguments of a call that each worker makes before it counts time, to load what loads late.
+    the first call and stay. `close` or the end of the program ends them. `warm_up` holds the
+    arguments of a call that each worker makes first, without a time limit, to load its imports.
     """
 
     def __init__(
@@ -111,42 +117,57 @@ class Pool:
         function: str,
         *,
         workers: int | None = None,
-        limit_s: float = 3.0,
+        limit_s: float = LIMIT_S,
         memory_mb: int = 2048,
         warm_up: Sequence[Any] | None = None,
     ) -> None:
         self.limit_s = limit_s
-        self._arguments = [function, str(limit_s), str(memory_mb), json.dumps(warm_up)]
+        self._arguments = [function, str(memory_mb), json.dumps(warm_up)]
         self._size = workers or os.cpu_count() or 1
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
         self.close = weakref.finalize(self, _kill_all, self._workers)
 
-    def map(self, calls: Sequence[Sequence[Any]]) -> list[Any | Lost]:
-        """Returns the result of each call, in order; Lost where there is none."""
+    def map(
+        self, calls: Sequence[Sequence[Any]], *, limit_s: float | None = None
+    ) -> list[Any | Lost]:
+        """Returns the result of each call, in order, and Lost for a call without a result.
+
+        A call may take `limit_s` seconds, by default those of the pool.
+        """
         results: list[Any | Lost] = [Lost("died")] * len(calls)
+        limit_s = self.limit_s if limit_s is None else limit_s
         waiting = deque(range(len(calls)))
         with self._lock:
             while len(self._workers) < min(self._size, len(calls)):
                 self._workers.append(self._start())
             while waiting or any(w.call is not None for w in self._workers):
-                self._give_out(waiting, calls)
+                self._give_out(waiting, calls, limit_s)
                 self._take_in(results)
         return results
+
+    def renew(self) -> None:
+        """Makes the next calls run in new forks, whose state no earlier call has changed."""
+        with self._lock:
+            for worker in self._workers:
+                if worker.server is not None:
+                    worker.kill_server()
 
     def _start(self) -> _Worker:
         return _Worker(self._arguments)
 
-    def _give_out(self, waiting: deque[int], calls: Sequence[Sequence[Any]]) -> None:
+    def _give_out(
+        self, waiting: deque[int], calls: Sequence[Sequence[Any]], limit_s: float
+    ) -> None:
         for worker in self._workers:
             if waiting and worker.server is not None and worker.call is None:
                 call = waiting.popleft()
-                # A process that is gone is noticed when its output is read.
+                # `_take_in` notices a dead process when it reads the output.
                 with contextlib.suppress(OSError):
-                    worker.send(call, calls[call], self.limit_s)
+                    worker.send(call, calls[call], limit_s)
 
     def _take_in(self, results: list[Any | Lost]) -> None:
-        """Waits for messages and deadlines, and sees to lost workers."""
+        """Waits for messages and deadlines, and replaces lost workers."""
         active = [w for w in self._workers if w.call is not None or w.server is None]
         with selectors.DefaultSelector() as selector:
             for worker in active:
@@ -172,15 +193,23 @@ class Pool:
         if worker.server is None:
             raise RuntimeError(
                 "a grading worker does not start; see what this prints: "
-                f"{shlex.join([sys.executable, '-m', 'sdjax.graders.workers.worker', *self._arguments])}"
+                f"{shlex.join(_command(self._arguments))}"
             )
         if worker.call is not None:
             results[worker.call] = Lost("died")
         self._workers[self._workers.index(worker)] = self._start()
 
 
+@cache
+def shared(
+    function: str, *, limit_s: float = LIMIT_S, warm_up: tuple[Any, ...] | None = None
+) -> Pool:
+    """Returns this process's one pool for a function, so that all tasks share its workers."""
+    return Pool(function, limit_s=limit_s, warm_up=warm_up)
+
+
 def _accept(worker: _Worker, message: dict[str, Any], results: list[Any | Lost]) -> None:
-    """Takes a message in; one from a server that was given up is dropped."""
+    """Stores the result in a message; ignores a message of a fork that was given up."""
     if "ready" in message:
         if worker.call is not None:
             results[worker.call] = Lost("died")

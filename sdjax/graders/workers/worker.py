@@ -1,11 +1,12 @@
-"""One worker of a Pool: a process that loads a function, and its fork that serves calls.
+"""One worker of a Pool: a process that loads a function, and a fork of it that serves calls.
 
-    python -m sdjax.graders.workers.worker MODULE:FUNCTION LIMIT_S MEMORY_MB ARGUMENTS_OF_A_FIRST_CALL|null
+    python -m sdjax.graders.workers.worker MODULE:FUNCTION MEMORY_MB WARM_UP
 
-The fork reads calls from standard input and writes results to standard output, one JSON value a
-line: a list of arguments in; {"value": ...}, {"late": true} or {"error": "..."} out. It announces
-itself by {"ready": its process id}. When it dies another one is forked at once: what took long to
-load is loaded once.
+WARM_UP is a JSON list, the arguments of a first call, or null. The fork reads calls from standard
+input and writes results to standard output, one JSON value per line. A call is [limit in seconds,
+arguments]. A result is {"value": ...}, {"late": true} or {"error": "..."}. The fork first sends
+{"ready": its process id}. When it dies, the process forks another one at once, because forking
+keeps the loaded modules.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 
 class _Late(BaseException):
-    """The call's time is over. Not an Exception, so that no `except Exception` swallows it."""
+    """The time of the call is over. Not an Exception, so no `except Exception` catches it."""
 
 
 def _raise_late(signum: int, frame: object) -> None:
@@ -30,7 +31,7 @@ def _raise_late(signum: int, frame: object) -> None:
 
 def _confine(memory_mb: int) -> None:
     memory = memory_mb * 2**20
-    # macOS knows this limit, but does not let it be set.
+    # macOS has this limit but refuses to set it.
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -40,8 +41,8 @@ def _confine(memory_mb: int) -> None:
 
 
 def _call(function: Any, arguments: list[Any], limit_s: float) -> dict[str, Any]:
-    # SIGPROF keeps its default action: it ends a process that is stuck inside C code, where the
-    # handler of SIGALRM cannot run, even if nobody is left to kill it.
+    # The handler of SIGALRM cannot run while C code runs. SIGPROF keeps its default action, which
+    # ends such a process, even if the pool that would kill it is gone.
     signal.setitimer(signal.ITIMER_PROF, limit_s + 2)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
     try:
@@ -55,9 +56,9 @@ def _call(function: Any, arguments: list[Any], limit_s: float) -> dict[str, Any]
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _serve(function: Any, limit_s: float, channel: int) -> None:
+def _serve(function: Any, channel: int) -> None:
     """Answers calls until standard input ends."""
-    # The line feed in front ends what a predecessor may have left unfinished.
+    # The first line feed ends a line that an earlier fork may have left unfinished.
     message: dict[str, Any] = {"ready": os.getpid()}
     line = b"\n"
     with os.fdopen(0, "rb") as calls:
@@ -68,14 +69,14 @@ def _serve(function: Any, limit_s: float, channel: int) -> None:
             call = calls.readline()
             if not call:
                 return
-            message = _call(function, json.loads(call), limit_s)
+            limit_s, arguments = json.loads(call)
+            message = _call(function, arguments, limit_s)
 
 
 def main() -> None:
     """Forks a server, and another one whenever it dies, until standard input ends."""
-    target, limit_s, memory_mb = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
-    warm_up = json.loads(sys.argv[4])
-    # Nothing that a library prints may reach the channel.
+    target, memory_mb, warm_up = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+    # The channel must not receive what a library prints.
     channel = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     module, _, name = target.partition(":")
@@ -87,7 +88,7 @@ def main() -> None:
         server = os.fork()
         if server == 0:
             try:
-                _serve(function, limit_s, channel)
+                _serve(function, channel)
             finally:
                 os._exit(0 if sys.exc_info()[0] is None else 1)
         if os.waitpid(server, 0)[1] == 0:

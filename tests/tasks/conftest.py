@@ -1,0 +1,3 @@
+"""Fixtures that the tests of this folder share."""
+
+from sandboxes import sandboxed as sandboxed
