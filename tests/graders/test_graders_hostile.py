@@ -85,11 +85,13 @@ TEXTS = {
 def test_hostile_texts_are_graded_wrong_in_time_and_the_next_is_graded_right(name):
     grader = GRADERS[name]
     text, answer = RIGHT[name]
+    # Other programs do not change the CPU time of a rule that works in this process.
+    clock = time.perf_counter if name.startswith("math") else time.process_time
     assert grader([Attempt(text, answer)])[0].correct
     for title, hostile in TEXTS.items():
-        start = time.perf_counter()
+        start = clock()
         grades = grader([Attempt(hostile, answer, cut) for cut in (False, True)])
-        assert time.perf_counter() - start < LIMIT_S + SLACK_S, title
+        assert clock() - start < LIMIT_S + SLACK_S, title
         assert [g.correct for g in grades] == [False, False], title
         json.dumps([g.details for g in grades])
     assert grader([Attempt(text, answer)])[0].correct

@@ -1,5 +1,6 @@
 """Countdown: its questions, its grader, and the traces that a program tells of it."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -30,6 +31,7 @@ ALL = {
     "divide": Countdown(operations="+-*/", needs="/", target_low=2, size=64, held_out=40),
     "four": Countdown(numbers=4, size=64, held_out=40),
 }
+TRACES = Traces(out="", tasks=ALL)
 CONFIG = load_config(Path(__file__).parents[2] / "configs/tiny/traces.py")
 
 
