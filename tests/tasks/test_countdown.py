@@ -43,11 +43,13 @@ def graded(text, answer="3 4 5 = 17", **more):
     return expression.grade(text, answer, **more)
 
 
-def conversations(count, **changes):
-    cfg = Traces(out="", tasks=ALL, **changes)
-    return [
-        conversation(list(ALL.values())[i % len(ALL)], cfg, Random(f"{i}")) for i in range(count)
-    ]
+@functools.cache
+def numbered(i):
+    return conversation(list(ALL.values())[i % len(ALL)], TRACES, Random(f"{i}"))
+
+
+def conversations(count):
+    return [numbered(i) for i in range(count)]
 
 
 @pytest.mark.parametrize("name", ALL)
