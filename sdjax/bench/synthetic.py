@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sdjax.config import Bench
-from sdjax.records import Completion, Example, Grade, Group, TeacherPrompt
-from sdjax.rollout.interface import Sampled
+from sdjax.records import Completion, Example, Grade, Group, Sampled, TeacherPrompt
 
 
 def prompts(cfg: Bench, number: int, vocab: int, rng: np.random.Generator) -> list[np.ndarray]:

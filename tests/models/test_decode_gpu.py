@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from sdjax.models.network import attention, decode_gpu, decode_kernels, layer, rope, transformer
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN
 
 ROWS, SLOTS = 8, 150
 

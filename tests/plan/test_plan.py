@@ -16,7 +16,7 @@ from sdjax.main import main
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel import mesh as meshes
 from sdjax.plan import hlo, memory, programs, search, seconds, slices, workload
-from sdjax.rollout.engine.sizes import Schedule
+from sdjax.rollout.engine.generation import Schedule
 
 ROOT = Path(__file__).parents[2]
 PAPER = ROOT / "configs" / "math" / "sdpo_qwen3_8b.py"
