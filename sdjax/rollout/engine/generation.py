@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import hosts, rules
-from sdjax.parallel.mesh import batch_shards, bucket
+from sdjax.parallel.mesh import bucket
 from sdjax.records import Finish, Sampled
 from sdjax.rollout.engine import draw
 from sdjax.rollout.engine.slots import Drawn, Programs, Prompts, Slots
@@ -86,10 +86,9 @@ def token_bytes(cfg: ModelConfig, mesh: Mesh) -> int:
 def slots_that_fit(
     cfg: ModelConfig, mesh: Mesh, capacity: int, schedule: Schedule, free: int | None
 ) -> int:
-    """Returns how many slots of a capacity fit into `free` bytes per device, over all shards.
+    """Returns how many slots of a capacity fit into `free` bytes per device, per batch shard.
 
-    The number per shard is a power of two, so that small changes of the free memory do not change
-    it.
+    The number is a power of two, so that small changes of the free memory do not change it.
     """
     most = MOST_SLOTS
     if free is not None:
@@ -100,7 +99,7 @@ def slots_that_fit(
         slot = token * capacity * (1 + 1 / (2 * cfg.num_layers)) + 32 * cfg.vocab_size
         room = FREE_SHARE * free - 2 * token * schedule.prefill_tokens
         most = min(most, max(int(room / slot), 1))
-    return (1 << (most.bit_length() - 1)) * batch_shards(mesh)
+    return 1 << (most.bit_length() - 1)
 
 
 def free_bytes(mesh: Mesh) -> int | None:

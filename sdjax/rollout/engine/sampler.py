@@ -55,7 +55,8 @@ class LocalSampler(EngineSetup):
         longest = bucket(int(np.max(lengths + limits)))
         if not sampling.slots and longest not in self.fitted:
             free = free_bytes(self.mesh)
-            self.fitted[longest] = slots_that_fit(self.cfg, self.mesh, longest, self.schedule, free)
+            fit = slots_that_fit(self.cfg, self.mesh, longest, self.schedule, free)
+            self.fitted[longest] = fit * self.shards
         most = sampling.slots or self.fitted[longest]
         number = min(most, -(-len(lengths) // self.shards) * self.shards)
         return Generation(self, weights, request, limits, slots=number, longest=longest)

@@ -19,7 +19,7 @@ from sdjax.models.network import transformer
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
-from sdjax.parallel.mesh import AS_WRITTEN, batch_shards
+from sdjax.parallel.mesh import AS_WRITTEN
 from sdjax.rollout.engine import draw
 
 _Array = jax.Array
@@ -187,7 +187,7 @@ def _prefill(
     """
     hidden, cache = transformer.prefill(weights, cfg, tokens, length)
     made = Prompts(hidden=hidden, cache=cache)
-    if batch_shards(mesh) == 1:
+    if mesh.size == mesh.shape["tensor"]:  # one batch shard
         return jax.tree.map(itemgetter(slice(rows)), made)
     specs = _slot_specs(cfg)
     return jax.shard_map(
