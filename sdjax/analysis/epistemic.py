@@ -152,8 +152,8 @@ def by_grade(
 ) -> ByGrade:
     """Returns the summaries of responses, each of which was graded `correct` or not."""
     words = lexicon(mode).words
-    found = [[len(list(w.spans(text))) for w in words.values()] for text in map(str.lower, texts)]
-    counts = np.array(found, np.int64).reshape(-1, len(words))  # [responses, words]
+    rows = [[len(list(w.spans(text))) for w in words.values()] for text in map(str.lower, texts)]
+    counts = np.array(rows, np.int64).reshape(-1, len(words))  # [responses, words]
     graded, tokens = np.array(correct, bool), np.array(lengths, np.int64)
     summaries = []
     for chosen in (np.ones(len(texts), bool), graded, ~graded):
@@ -194,7 +194,7 @@ def tokens_of_words(token_texts: Sequence[str], mode: str = "paper") -> dict[str
     ends = np.cumsum([len(text) for text in lowered], dtype=np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
     text = "".join(lowered)
-    found = {}
+    tokens_of = {}
     for name, word in lexicon(mode).words.items():
         spans = np.array(list(word.spans(text)), np.int64).reshape(-1, 2)
         if not len(spans):
@@ -202,5 +202,5 @@ def tokens_of_words(token_texts: Sequence[str], mode: str = "paper") -> dict[str
         change = np.zeros(len(lowered) + 1, np.int64)
         np.add.at(change, np.searchsorted(ends, spans[:, 0], side="right"), 1)
         np.add.at(change, np.searchsorted(starts, spans[:, 1], side="left"), -1)
-        found[name] = np.cumsum(change)[:-1] > 0
-    return found
+        tokens_of[name] = np.cumsum(change)[:-1] > 0
+    return tokens_of

@@ -19,14 +19,14 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
     a batch has sequences.
     """
     cfg, rng = s.cfg, s.rng()
-    asked = synthetic.prompts(cfg, cfg.batches * prompts, s.model.vocab_size, rng)
-    lengths = synthetic.lengths(cfg, len(asked) * cfg.group_size, rng).astype(np.int32)
-    made = engine_speed.compare(
+    drawn = synthetic.prompts(cfg, cfg.batches * prompts, s.model.vocab_size, rng)
+    lengths = synthetic.lengths(cfg, len(drawn) * cfg.group_size, rng).astype(np.int32)
+    speeds = engine_speed.compare(
         s.sampler,
         s.model,
         jax.block_until_ready(s.sampler.weights(s.params())),
         SamplingRequest(
-            prompts=asked,
+            prompts=drawn,
             group_size=cfg.group_size,
             sampling=Sampling(
                 max_completion_tokens=cfg.completion_tokens, slots=prompts * cfg.group_size
@@ -45,5 +45,5 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
             tokens=int(lengths.sum()),
             peak_bytes=timing.peak_bytes(),
         )
-        for name, laps in made.items()
+        for name, laps in speeds.items()
     ]

@@ -36,10 +36,10 @@ def load(
     """
 
     def convert(row: dict[str, Any], number: int) -> list[Demonstration]:
-        found = list(_turns(_messages(row), number))
-        if not found:
+        demonstrations = list(_turns(_messages(row), number))
+        if not demonstrations:
             raise RowError("has no turn of the assistant with a text")
-        return found if turns == "all" else found[-1:]
+        return demonstrations if turns == "all" else demonstrations[-1:]
 
     rows, skipped = convert_rows(source, read_rows(source), convert, on_bad_row)
     return [demonstration for of_row in rows for demonstration in of_row], skipped

@@ -66,7 +66,7 @@ def convert_rows(
     silently, and raises RowError for a wrong row. Raises UserError for the first wrong row if
     `on_bad_row` is "error", and for a file without a usable row.
     """
-    made: list[Converted] = []
+    converted: list[Converted] = []
     skipped: list[Skipped] = []
     count = 0
     for number, row in rows:
@@ -83,13 +83,13 @@ def convert_rows(
             skipped.append(Skipped(file, number, str(error)))
             continue
         if value is not None:
-            made.append(value)
+            converted.append(value)
     if not count:
         raise UserError(f"{file}: has no rows: name another file")
-    if not made:
+    if not converted:
         reason = f"; first: row {skipped[0].row}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{file}: none of its {count} rows is usable{reason}")
-    return made, tuple(skipped)
+    return converted, tuple(skipped)
 
 
 def unseen(

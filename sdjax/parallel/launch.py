@@ -30,7 +30,7 @@ JOIN_S = 300
 SILENT_S = 30
 """Seconds without a heartbeat after which a process counts as dead. Threads of JAX send heartbeats,
 so a process that is busy for longer still lives."""
-TOLD_S = 10
+READ_S = 10
 """Longest wait in seconds of a failed process until the others have read its error."""
 LOOK_S = 2.0
 """Seconds between two checks of which processes live."""
@@ -231,34 +231,34 @@ class _Watch:
         """Waits for the error message of another process."""
         while not self._leaving.is_set():
             try:
-                told = json.loads(self._client.blocking_key_value_get("sdjax/error", 2000))
+                failure = json.loads(self._client.blocking_key_value_get("sdjax/error", 2000))
             except jax.errors.JaxRuntimeError:
                 # No process has failed yet. If the service is gone, JAX ends this process.
                 time.sleep(0.1)
                 continue
-            if told["process"] == _index():
+            if failure["process"] == _index():
                 return
             # All processes find a mistake in the config at once, and each reports it itself.
             if not self._failing.wait(0.5):
-                self._end_as_told(told)
+                self._end_with(failure)
             return
 
-    def _end_as_told(self, told: dict[str, Any]) -> None:
+    def _end_with(self, failure: dict[str, Any]) -> None:
         """Ends this process, but not before the failed process has left the service."""
 
         def depart() -> None:
             with suppress(jax.errors.JaxRuntimeError):
-                self._client.key_value_set(f"sdjax/told/{_index()}", "")
+                self._client.key_value_set(f"sdjax/read/{_index()}", "")
                 if _index():
                     self._client.shutdown()
                 else:
-                    self._client.get_live_nodes([0, told["process"]])  # waits until it has left
+                    self._client.get_live_nodes([0, failure["process"]])  # waits until it has left
 
         leaving = threading.Thread(target=depart, daemon=True)
         leaving.start()
         # The failed process needs the service to leave, and process 0 holds the service.
-        leaving.join(TOLD_S / 2 if _index() else TOLD_S)
-        _end(told["message"], told["code"])
+        leaving.join(READ_S / 2 if _index() else READ_S)
+        _end(failure["message"], failure["code"])
 
     def _look(self) -> None:
         """Checks which processes live; each check waits for the same check of all that live."""
@@ -296,10 +296,10 @@ class _Watch:
         words = json.dumps({"process": _index(), "message": message, "code": code})
         with suppress(jax.errors.JaxRuntimeError):  # another process failed first
             self._client.key_value_set("sdjax/error", words)
-        until = time.monotonic() + TOLD_S
+        until = time.monotonic() + READ_S
         while time.monotonic() < until:
             with suppress(jax.errors.JaxRuntimeError):
-                if len(self._client.key_value_dir_get("sdjax/told")) >= _count() - 1:
+                if len(self._client.key_value_dir_get("sdjax/read")) >= _count() - 1:
                     break
             time.sleep(0.1)
 
@@ -309,11 +309,11 @@ class _Watch:
         if _index() == 0:
             others = threading.Thread(target=self._last_look, daemon=True)
             others.start()
-            others.join(TOLD_S)
+            others.join(READ_S)
         with suppress(jax.errors.JaxRuntimeError):
             jax.distributed.shutdown()
         for thread in self._threads:
-            thread.join(TOLD_S)
+            thread.join(READ_S)
 
     def _last_look(self) -> None:
         with suppress(jax.errors.JaxRuntimeError):

@@ -216,28 +216,28 @@ def fit(
     """
     encode = functools.partial(tokenizer.encode_prompt, enable_thinking=enable_thinking)
     count = len(demonstrations)
-    said = "" if count and cfg.feedback_only_without_solution else feedback
-    if not count and not said:
+    added = "" if count and cfg.feedback_only_without_solution else feedback
+    if not count and not added:
         return Fitted(tokens=None, demonstrations=0, feedback_used=False, truncated=False)
-    tokens = encode(messages(example, demonstrations, said, cfg))
+    tokens = encode(messages(example, demonstrations, added, cfg))
     over = len(tokens) > cfg.max_tokens
     if not over or cfg.truncation == "right":
         return Fitted(
             tokens=tokens[: cfg.max_tokens],
             demonstrations=count,
-            feedback_used=bool(said),
+            feedback_used=bool(added),
             truncated=over,
         )
 
     def render(before: Sequence[str], text: str) -> np.ndarray:
-        return encode(messages(example, (*before, text), said, cfg))
+        return encode(messages(example, (*before, text), added, cfg))
 
     for kept in range(count, 0, -1):
         *before, last = demonstrations[:kept]
         shortened = shorten(last, functools.partial(render, before), tokenizer, cfg.max_tokens)
         if shortened is not None:
             return Fitted(
-                tokens=shortened, demonstrations=kept, feedback_used=bool(said), truncated=True
+                tokens=shortened, demonstrations=kept, feedback_used=bool(added), truncated=True
             )
     alone = None
     if feedback:

@@ -86,10 +86,10 @@ def _search(mass: jax.Array, u: jax.Array) -> jax.Array:
     target = u[:, None] * cumulative[:, -1:]
     # XLA computes a cumulative sum in parts, so rounding may make it rise at entries without mass,
     # and may carry the target past the last entry with mass.
-    some = mass > 0
-    found = some & (cumulative > target)
-    last = mass.shape[-1] - 1 - jnp.argmax(some[:, ::-1], axis=-1)
-    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)
+    has_mass = mass > 0
+    reached = has_mass & (cumulative > target)
+    last = mass.shape[-1] - 1 - jnp.argmax(has_mass[:, ::-1], axis=-1)
+    return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last)
 
 
 def _limit(logits: jax.Array, how: Settings) -> jax.Array:

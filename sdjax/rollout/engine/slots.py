@@ -186,22 +186,22 @@ def _prefill(
     `length` is int32[P], the tokens of each prompt before its padding.
     """
     hidden, cache = transformer.prefill(weights, cfg, tokens, length)
-    made = Prompts(hidden=hidden, cache=cache)
+    prompts = Prompts(hidden=hidden, cache=cache)
     if mesh.size == mesh.shape["tensor"]:  # one batch shard
-        return jax.tree.map(itemgetter(slice(rows)), made)
+        return jax.tree.map(itemgetter(slice(rows)), prompts)
     specs = _slot_specs(cfg)
     return jax.shard_map(
         partial(jax.tree.map, partial(_first, rows=rows)),
         mesh=mesh,
         in_specs=(Prompts(hidden=specs.hidden, cache=specs.cache),),
         out_specs=prompt_specs,
-    )(made)
+    )(prompts)
 
 
 def _first(x: _Array, *, rows: int) -> _Array:
     """Returns, whole on each batch shard, the first rows of an array that is split by rows.
 
-    The other rows do not leave the shard that made them.
+    The other rows do not leave the shard that computed them.
     """
     at = jax.lax.axis_index(rules.BATCH) * x.shape[0] + jnp.arange(x.shape[0])
     out = jnp.zeros((rows, *x.shape[1:]), x.dtype)
@@ -303,6 +303,6 @@ def _decode(
 
     tokens, logprobs = jnp.zeros((rows, steps), jnp.int32), jnp.zeros((rows, steps), jnp.float32)
     start = (jnp.int32(0), slots, tokens, logprobs)
-    made, slots, tokens, logprobs = jax.lax.while_loop(continues, body, start)
-    drawn = Drawn(tokens=tokens, logprobs=logprobs, count=slots.count, done=slots.done, steps=made)
+    step, slots, tokens, logprobs = jax.lax.while_loop(continues, body, start)
+    drawn = Drawn(tokens=tokens, logprobs=logprobs, count=slots.count, done=slots.done, steps=step)
     return slots, drawn

@@ -69,5 +69,5 @@ def load(client: Client, folder: str) -> None:
     path = "/update_weights_from_disk"
     answer = client.post(path, {"model_path": folder}, remedy="can the server read the folder?")
     if not isinstance(answer, dict) or not answer.get("success"):
-        said = answer.get("message") if isinstance(answer, dict) else answer
-        raise UserError(f"{client.base}{path}: not loaded: {said}: can the server read {folder}?")
+        reason = answer.get("message") if isinstance(answer, dict) else answer
+        raise UserError(f"{client.base}{path}: not loaded: {reason}: can the server read {folder}?")
