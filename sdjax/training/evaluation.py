@@ -25,7 +25,7 @@ from sdjax.logs.terminal import closing_table
 from sdjax.parallel import hosts
 from sdjax.records import Example, Group
 from sdjax.rollout.collect import collect
-from sdjax.rollout.interface import Sampler
+from sdjax.rollout.interface import Sampler, SamplingRequest
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 from sdjax.training import loaded_model
@@ -128,16 +128,19 @@ def answers(
         # Batches of one size share a program; the last is filled up with an example of its own.
         size = min(cfg.batch, len(batch.held_out.examples))
         filled = [*batch.examples, *[batch.examples[0]] * (size - len(batch.examples))]
+        request = SamplingRequest(
+            prompts=[tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in filled],
+            group_size=cfg.k,
+            sampling=cfg,
+            key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),
+        )
         groups = collect(
             sampler,
             weights,
-            filled,
-            tokenizer,
-            batch.held_out.task.grade_many,
-            group_size=cfg.k,
-            sampling=cfg,
-            enable_thinking=thinking,
-            key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),
+            request,
+            examples=filled,
+            tokenizer=tokenizer,
+            grade_many=batch.held_out.task.grade_many,
         )
         yield [
             row

@@ -23,9 +23,8 @@ from sdjax.learner.state import TrainState
 from sdjax.logs.writers import Timers
 from sdjax.parallel import hosts
 from sdjax.records import Group, TeacherPrompt
-from sdjax.rollout import dynamic_sampling
-from sdjax.rollout.collect import collect
-from sdjax.rollout.dynamic_sampling import SampledGroups
+from sdjax.rollout.collect import SampledGroups, collect, fill, round_key
+from sdjax.rollout.interface import SamplingRequest
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
@@ -162,20 +161,26 @@ def _rollout(
     """Returns the graded groups of a step, from as many batches of the order as it takes."""
 
     def sample(of_round: int) -> list[Group]:
+        examples, thinking = next(order), cfg.rollout.enable_thinking
+        request = SamplingRequest(
+            prompts=[
+                shop.tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in examples
+            ],
+            group_size=cfg.rollout.group_size,
+            sampling=cfg.rollout,
+            key=round_key(root, number, of_round),
+        )
         return collect(
             shop.sampler,
             weights,
-            next(order),
-            shop.tokenizer,
-            task.grade_many,
-            group_size=cfg.rollout.group_size,
-            sampling=cfg.rollout,
-            enable_thinking=cfg.rollout.enable_thinking,
-            key=dynamic_sampling.round_key(root, number, of_round),
+            request,
+            examples=examples,
+            tokenizer=shop.tokenizer,
+            grade_many=task.grade_many,
         )
 
     has_signal = partial(alerts.has_signal, cfg=cfg)
-    return dynamic_sampling.fill(sample, has_signal, cfg.rollout.dynamic_sampling_rounds)
+    return fill(sample, has_signal, cfg.rollout.dynamic_sampling_rounds)
 
 
 def _reprompts(

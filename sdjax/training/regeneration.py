@@ -14,6 +14,7 @@ import jax
 from sdjax import config
 from sdjax.records import Group, TeacherPrompt
 from sdjax.rollout.collect import collect
+from sdjax.rollout.interface import SamplingRequest
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.training import loaded_model
@@ -47,14 +48,15 @@ def regenerated(
     answers = collect(
         shop.sampler,
         weights,
-        [group.example for group in groups],
-        shop.tokenizer,
-        task.grade_many,
-        group_size=1,
-        sampling=cfg.rollout,
-        enable_thinking=cfg.rollout.enable_thinking,
-        key=jax.random.fold_in(jax.random.fold_in(root, step), NOISE),
-        prompts=[(seen or shown[0]).tokens for seen in asked],
+        SamplingRequest(
+            prompts=[(seen or shown[0]).tokens for seen in asked],
+            group_size=1,
+            sampling=cfg.rollout,
+            key=jax.random.fold_in(jax.random.fold_in(root, step), NOISE),
+        ),
+        examples=[group.example for group in groups],
+        tokenizer=shop.tokenizer,
+        grade_many=task.grade_many,
     )
     threshold = cfg.reprompt.success_threshold
     right = [

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from sdjax.models.network import decode_gpu, decode_kernels, layer, transformer
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN
 
 
 @pytest.mark.parametrize("family, window", [("qwen3", None), ("llama", 70), ("qwen3", 5)])

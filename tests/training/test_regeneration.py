@@ -10,8 +10,7 @@ import runs
 
 from sdjax import config
 from sdjax.jobs import train_job
-from sdjax.records import Completion, Example, Grade, Group
-from sdjax.rollout.interface import Sampled
+from sdjax.records import Completion, Example, Grade, Group, Sampled
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
@@ -28,7 +27,7 @@ def steps(model, tmp_path_factory):
 
     def spied(*args, **kwargs):
         answers = collect(*args, **kwargs)
-        asked.append((kwargs, answers))
+        asked.append((vars(args[2]) | kwargs, answers))
         return answers
 
     with runs.compiled_once(), pytest.MonkeyPatch.context() as patch:
@@ -121,7 +120,7 @@ def regenerate(model: Path, rewards, texts, **asked):
             ),
         )
 
-    def stream(weights, prompts, *, group_size, sampling, key):
+    def stream(weights, request):
         assert texts, "nothing is to be sampled"
         for i, text in enumerate(texts):
             drawn = completion(text)

@@ -68,7 +68,8 @@ def gated(x: jax.Array, w: LayerWeights, *, interpret: bool = False) -> jax.Arra
     """Returns the MLP's inner activations [B, 1, mlp] of x [B, 1, embed], as layer.gated."""
     from sdjax.models.network import decode_kernels
 
-    if not decode_kernels.fits_gate_up(rules.tokens_on_shard(x), *w.gate.shape):
+    rows = x.shape[0] * x.shape[1] // rules.shards(*rules.BATCH)
+    if not decode_kernels.fits_gate_up(rows, *w.gate.shape):
         return layer.gated(x, w)
     gate_up = partial(decode_kernels.gate_up, interpret=interpret)
     row, none = rules.spec(("batch",)), rules.spec(())

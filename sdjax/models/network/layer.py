@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sdjax.models.network.attention import precision
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.rope import rotate
-from sdjax.parallel.rules import BATCH, Axes, constrain, constrain_hidden, shards, tokens_on_shard
+from sdjax.parallel.rules import BATCH, HIDDEN, Axes, constrain, shards
 
 Kept = TypeVar("Kept")
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
@@ -103,7 +103,7 @@ def block(
     inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x.astype(dtype)
     inner = to_residual("bsf,fd->bsd", gated(inner, weights), weights.down, None)
     x = x + (inner if pre else rms_norm(inner, weights.mlp_norm, cfg))
-    return constrain_hidden(x), kept
+    return constrain(x, HIDDEN), kept
 
 
 def attended(
@@ -179,7 +179,8 @@ def _by_columns(product: jax.Array, axes: Axes, w: LayerWeights) -> jax.Array:
     each of its columns, or for each token: gathered in bfloat16, the sum scattered in float32. Of
     more tokens a shard than columns the choice is the compiler's.
     """
-    return constrain(product, axes) if tokens_on_shard(product) <= w.gate.shape[-1] else product
+    tokens = product.shape[0] * product.shape[1] // shards(*BATCH)
+    return constrain(product, axes) if tokens <= w.gate.shape[-1] else product
 
 
 def _project(

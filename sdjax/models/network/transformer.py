@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding
 from sdjax.models.network import attention, decode_gpu, lora, rope, scan
 from sdjax.models.network.layer import LayerWeights, attended, block, cast, gated, rms_norm
 from sdjax.models.network.model_config import ModelConfig, Rope
-from sdjax.parallel.rules import constrain, constrain_hidden, spec
+from sdjax.parallel.rules import HIDDEN, constrain, spec
 
 
 class Layers(nnx.Module):
@@ -180,7 +180,7 @@ def _embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     x = jnp.take(table, tokens, axis=0).astype(dtype).astype(jnp.float32)
     # Each device looks up its columns for all rows, then columns are exchanged for rows: over fsdp
     # neither the table nor its gradient is ever whole. Over tensor the compiler gathers the table.
-    return constrain_hidden(constrain(x, ("replica", None, "embed")))
+    return constrain(constrain(x, ("replica", None, "embed")), HIDDEN)
 
 
 def _checkpointed(layer: Callable, cfg: ModelConfig) -> Callable:
