@@ -172,7 +172,8 @@ def _train(
                     values |= evaluations.measure(number, weights)
                     del weights
                 writer.write(number, values)
-                writer.warn(number, alerts.skipped_updates(skipped, REMEDY))
+                warned = alerts.skipped_updates(skipped, REMEDY) if any(skipped) else {}
+                writer.warn(number, warned)
                 interval = Interval()
             if saves:
                 host = {"data": position, "history": history}

@@ -34,7 +34,7 @@ def has_signal(group: Group, cfg: config.Train) -> bool:
     distillation needs a teacher who knows more than the student. With reprompt.regenerate that is
     not known yet, so a group with a demonstration counts.
     """
-    if cfg.loss.distillation < 1 and not _is_flat(group):
+    if cfg.loss.distillation < 1 and len({grade.reward for grade in group.grades}) > 1:
         return True
     return cfg.loss.distillation > 0 and reprompt.can_teach(group, cfg.reprompt)
 
@@ -49,15 +49,14 @@ def warnings(
     """
     if reprompts is not None and not any(r.distilled for of in reprompts for r in of):
         return {"masked": f"every completion is masked: {_why_masked(groups, reprompts, cfg)}"}
-    if cfg.rollout.group_size > 1 and all(_is_flat(group) for group in groups):
+    rewards = [{grade.reward for grade in group.grades} for group in groups]
+    if cfg.rollout.group_size > 1 and all(len(of_group) == 1 for of_group in rewards):
         return {"flat": f"rewards are flat, equal within every group: {_why_flat(groups)}"}
     return {}
 
 
 def skipped_updates(skipped: Sequence[bool], remedy: str) -> dict[str, str]:
-    """Returns a line of the kind "skipped" where any update was skipped; else {}."""
-    if not any(skipped):
-        return {}
+    """Returns a line of the kind "skipped" for updates of which some were skipped."""
     count = f"{sum(skipped)} of {len(skipped)} updates skipped"
     return {"skipped": f"{count}: loss or gradient not finite ({remedy})"}
 
@@ -110,11 +109,6 @@ def _score(figures: Mapping[str, Any]) -> float:
     """Returns the avg@k of a set."""
     ((_, estimate),) = ((k, v) for k, v in figures["accuracy"].items() if k.startswith("avg@"))
     return float(estimate["value"])
-
-
-def _is_flat(group: Group) -> bool:
-    """Returns whether all rewards of a group are equal."""
-    return len({grade.reward for grade in group.grades}) == 1
 
 
 def _why_flat(groups: Sequence[Group]) -> str:

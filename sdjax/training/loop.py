@@ -70,7 +70,8 @@ def train(setup: StepSetup, now: Progress, out: RunOutputs, stop: Stop) -> None:
                 out.writer.write(now.step + 1, metrics)
                 replay.give_up(setup, now, result, out.folder, resume.what_is_safe(out.saved))
             warnings = alerts.warnings(sampled.groups, inputs.reprompts, cfg)
-            warnings |= alerts.skipped_updates(result.skipped, WHERE)
+            if any(result.skipped):
+                warnings |= alerts.skipped_updates(result.skipped, WHERE)
 
             # Advance. The step's batches and records go before the sampler's new weights come.
             now.state = setup.functions.after(result.state)

@@ -136,7 +136,7 @@ def test_alternatives_are_of_the_distributions_that_the_update_compares(kind):
 
 @pytest.mark.heavy
 def test_alternatives_on_a_mesh_are_those_of_one_device():
-    other_process.on_eight_devices("import test_rollout_log as t; t.compare_with_one_device()")
+    other_process.on_eight_devices("import test_update_log as t; t.compare_with_one_device()")
 
 
 def compare_with_one_device():
