@@ -13,7 +13,7 @@ from sdjax import config
 from sdjax.errors import UserError
 from sdjax.jobs import plan_job
 from sdjax.main import main
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 from sdjax.parallel import mesh as meshes
 from sdjax.plan import hlo, memory, programs, search, seconds, slices, workload
 from sdjax.rollout.engine.sizes import Schedule
@@ -54,7 +54,7 @@ def model(**changes):
     return ModelConfig(
         family="qwen3",
         max_positions=4096,
-        windows=(None,) * sizes["num_layers"],
+        layers=(LayerKind(),) * sizes["num_layers"],
         qk_norm="head",
         attention="plain",
         compute_dtype="float32",
