@@ -73,7 +73,7 @@ def test_the_kernels_of_a_real_shape_lower_to_triton(rows, window):
 
     def both(parts, norm, turn, cache, index, x, w):
         attend = partial(decode_kernels.attend, eps=1e-6, window=window)
-        out = attend(parts, (norm, norm), (turn, turn), cache, cache, index)
+        out = attend(parts, (norm, norm), (turn, turn), (cache, cache), index)
         return out, decode_kernels.gate_up(x, w, w)
 
     args = (

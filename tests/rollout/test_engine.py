@@ -416,7 +416,7 @@ def test_slots_fill_the_free_memory_and_are_a_power_of_two_a_shard():
         learning.CFG,
         vocab_size=151_936,
         num_layers=28,
-        windows=(None,) * 28,
+        layers=learning.CFG.layers[:1] * 28,
         num_heads=16,
         num_kv_heads=8,
         head_dim=128,
