@@ -54,7 +54,7 @@ def test_the_divergence_of_readme_keeps_the_contract():
 
     made = defined(block_with("DIVERGENCES["))
     assert divergences.DIVERGENCES["hellinger"] is made["hellinger"]
-    contracts.check_divergence(made["hellinger"], made["config"].loss)
+    contracts.check_divergence(made["hellinger"], config.Loss(divergence="hellinger"))
 
 
 def test_the_divergence_of_readme_trains():

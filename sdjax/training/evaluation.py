@@ -25,7 +25,7 @@ from sdjax.logs.terminal import closing_table
 from sdjax.parallel import hosts
 from sdjax.records import Example, Group
 from sdjax.rollout.collect import collect
-from sdjax.rollout.interface import Sampler
+from sdjax.rollout.interface import Sampler, SamplingRequest
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 from sdjax.training import loaded_model
@@ -128,16 +128,19 @@ def answers(
         # Batches of one size share a program; the last is filled up with an example of its own.
         size = min(cfg.batch, len(batch.held_out.examples))
         filled = [*batch.examples, *[batch.examples[0]] * (size - len(batch.examples))]
+        request = SamplingRequest(
+            prompts=[tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in filled],
+            group_size=cfg.k,
+            sampling=cfg,
+            key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),
+        )
         groups = collect(
             sampler,
             weights,
-            filled,
-            tokenizer,
-            batch.held_out.task.grade_many,
-            group_size=cfg.k,
-            sampling=cfg,
-            enable_thinking=thinking,
-            key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),
+            request,
+            examples=filled,
+            tokenizer=tokenizer,
+            grade_many=batch.held_out.task.grade_many,
         )
         yield [
             row
@@ -251,7 +254,7 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
 class EvaluationHistory:
     """The evaluations of a training run: how its model scores as it learns."""
 
-    shop: loaded_model.LoadedModel
+    model: loaded_model.LoadedModel
     sets: Sequence[HeldOut]
     cfg: config.Eval
     thinking: bool | None
@@ -267,7 +270,7 @@ class EvaluationHistory:
         if not self.sets:
             return {}
         plan = batches(self.sets, self.cfg.batch)
-        sampler, tokenizer = self.shop.sampler, self.shop.tokenizer
+        sampler, tokenizer = self.model.sampler, self.model.tokenizer
         made = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
         rows = [row for batch in made for row in batch]
         by_set = score(rows, self.sets, self.lexicon)
@@ -287,7 +290,7 @@ class EvaluationHistory:
 def resumed(
     file: Path,
     plan: Sequence[EvalBatch],
-    shop: loaded_model.LoadedModel,
+    model: loaded_model.LoadedModel,
     cfg: config.Eval,
     thinking: bool | None,
     before: Callable[[int], None] = lambda number: None,
@@ -308,8 +311,8 @@ def resumed(
         yield list(itertools.islice(lines, len(batch.examples) * cfg.k))
     if done == len(plan):
         return
-    read = (weights or shop.stored_weights)()
-    made = answers(shop.sampler, read, shop.tokenizer, plan[done:], cfg, thinking)
+    read = (weights or model.stored_weights)()
+    made = answers(model.sampler, read, model.tokenizer, plan[done:], cfg, thinking)
     for number, rows in enumerate(made, done + 1):
         if primary:
             with file.open("a", encoding="utf-8") as out:

@@ -1,6 +1,6 @@
-"""The batch of an update that went wrong: saved when a run gives up, and made again to look at.
+"""An update that was not finite: a run that gives up saves it, and --replay computes it again.
 
-OUT/nonfinite/STEP.npz holds the batch, and the checkpoint OUT/nonfinite/STEP the state before it.
+OUT/nonfinite/STEP.npz holds its batch; the checkpoint OUT/nonfinite/STEP the state before it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 import shutil
 import zipfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -30,39 +30,45 @@ from sdjax.learner.objective import microbatch_loss
 from sdjax.learner.state import TrainState
 from sdjax.models.network import lora
 from sdjax.parallel import hosts, rules
-from sdjax.training import adapters, loaded_model
+from sdjax.training import loaded_model, resume
+from sdjax.training.host_step import StepResult, StepSetup
 from sdjax.training.loaded_model import LoadedModel
 from sdjax.training.resume import Progress
 
 
 def give_up(
-    number: int,
-    now: Progress,
-    update: tuple[Batch, Batch],
-    model: config.Model,
-    out: Folder,
-    safe: str,
-) -> None:
-    """Saves a step's last update, as packed and as placed, and the state before it; then raises."""
+    setup: StepSetup, now: Progress, result: StepResult, out: Folder, safe: str
+) -> NoReturn:
+    """Saves the last update of a step and the state before it, then raises UserError.
+
+    Args:
+        setup: What the steps of the run read.
+        now: Where the run was before the step, but with the skips of the step.
+        result: What its updates left. The last one was skipped, so its state is that before it.
+        out: The run directory.
+        safe: The end of the message: which checkpoint the run leaves.
+    """
+    step = now.step + 1
     folder = out.local / "nonfinite"
-    packed, placed = update
+    packed, placed = result.last
     if placed.rows.old_logprobs is not None:
         old = multihost_utils.process_allgather(placed.rows.old_logprobs, tiled=True)
         packed = dataclasses.replace(
             packed, rows=dataclasses.replace(packed.rows, old_logprobs=np.asarray(old))
         )
     if jax.process_index() == 0:
-        shutil.rmtree(folder / str(number), ignore_errors=True)  # of an earlier attempt
+        # An earlier attempt of the run may have left one.
+        shutil.rmtree(folder / str(step), ignore_errors=True)
     saved = Checkpoints(folder, config.Checkpoint(keep=1))
-    saved.save(number, now.state, adapters.base_of(now.state, model))
+    saved.save(step, result.state, resume.base_of(result.state, setup.cfg.model))
     saved.close()
-    file = folder / f"{number}.npz"
+    file = folder / f"{step}.npz"
     if jax.process_index() == 0:
         with writing(file):
             np.savez(file, allow_pickle=False, **dict(_arrays(packed)))
     file = out.place / "nonfinite" / file.name
     raise UserError(
-        f"step {number}: loss or gradient not finite in {now.skips.in_row} updates in a row, the "
+        f"step {step}: loss or gradient not finite in {now.skips.in_row} updates in a row, the "
         f"last one in {file}: look at it with --replay {file}; {safe}"
     )
 
@@ -119,17 +125,17 @@ def run(cfg: config.Train) -> None:
             f"replay is {cfg.replay!r}: the checkpoint {file.parent / file.stem} is gone"
         )
     saved.check(number)
-    shop = loaded_model.workshop(cfg.model, cfg.mesh, lora=cfg.lora)
+    model = loaded_model.open_model(cfg.model, cfg.mesh, lora=cfg.lora)
     tx = adamw.make(cfg.optim)
-    shardings = states.shardings(shop.abstract, tx, cfg.teacher, shop.mesh)
+    shardings = states.shardings(model.abstract, tx, cfg.teacher, model.mesh)
     init = states.initialiser(tx, cfg.teacher, shardings)
-    train_step = update.make_train_step(shop.graphdef, cfg, shop.mesh, shardings)
-    with jax.set_mesh(shop.mesh):
-        like = jax.eval_shape(init, shop.abstract)
+    train_step = update.make_train_step(model.graphdef, cfg, model.mesh, shardings)
+    with jax.set_mesh(model.mesh):
+        like = jax.eval_shape(init, model.abstract)
         state, host = saved.restore(number, abstract(like, shardings))
-        state = adapters.with_base(state, shop, host)
-        placed = hosts.place(batch, update.batch_shardings(batch, shop.mesh))
-        found = next(_not_finite(batch, placed, state, shop, shardings, cfg), "nothing")
+        state = resume.with_base(state, model, host)
+        placed = hosts.place(batch, update.batch_shardings(batch, model.mesh))
+        found = next(_not_finite(batch, placed, state, model, shardings, cfg), "nothing")
         _, metrics, _ = train_step(state, placed)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
     hosts.note(
@@ -142,7 +148,7 @@ def _not_finite(
     batch: Batch,
     placed: Batch,
     state: TrainState,
-    shop: LoadedModel,
+    model: LoadedModel,
     shardings: TrainState,
     cfg: config.Train,
 ) -> Iterator[str]:
@@ -161,11 +167,11 @@ def _not_finite(
         def loss(params: nnx.State) -> tuple[jax.Array, Any]:
             whole = lora.joined(params, state.frozen)
             none = GradientSums()
-            return microbatch_loss(whole, teacher_params, rows, samples, shop.graphdef, cfg, none)
+            return microbatch_loss(whole, teacher_params, rows, samples, model.graphdef, cfg, none)
 
         return jax.grad(loss, has_aux=True)(state.params)
 
-    on_all = rules.replicated(shop.mesh)
+    on_all = rules.replicated(model.mesh)
     gradient_of = jax.jit(gradient, out_shardings=(shardings.params, on_all))
     for micro in range(int(batch.microbatches)):
         rows = jax.tree.map(lambda x, i=micro: x[i], placed.rows)

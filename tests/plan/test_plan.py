@@ -16,7 +16,7 @@ from sdjax.jobs import plan_job
 from sdjax.main import main
 from sdjax.parallel import mesh as meshes
 from sdjax.plan import hlo, memory, programs, search, seconds, slices, workload
-from sdjax.rollout.engine.sizes import Schedule
+from sdjax.rollout.engine.generation import Schedule
 
 PAPER = ROOT / "configs" / "math" / "sdpo_qwen3_8b.py"
 QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}

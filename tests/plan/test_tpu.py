@@ -42,7 +42,7 @@ def model_parts():
     """Returns the structure and abstract params of a small Qwen3 with TPU-sized heads."""
     from flax import nnx
 
-    from sdjax.models.network.model_config import ModelConfig
+    from sdjax.models.network.model_config import LayerKind, ModelConfig
     from sdjax.models.network.transformer import Transformer
 
     cfg = ModelConfig(
@@ -55,7 +55,7 @@ def model_parts():
         num_kv_heads=2,
         head_dim=128,
         max_positions=2048,
-        windows=(None, None),
+        layers=(LayerKind(),) * 2,
         qk_norm="head",
         attention="splash",
     )
