@@ -13,7 +13,6 @@ NOT_YET = {
     *("sdjax/jobs", "sdjax/learner", "sdjax/logs", "sdjax/main.py", "sdjax/models"),
     *("sdjax/objectives", "sdjax/parallel", "sdjax/records.py", "sdjax/rollout"),
     *("sdjax/tasks", "sdjax/teacher", "sdjax/tiny", "sdjax/tokenizer.py", "sdjax/training"),
-    "README.md",
 }
 PAGES = CHECK["files"](*CHECK["PAGES"])
 CODE = CHECK["files"](*CHECK["CODE"])
