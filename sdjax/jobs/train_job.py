@@ -35,8 +35,8 @@ def run(cfg: config.Train) -> None:
     try:
         with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
             setup = host_step.make_setup(cfg, task, model, examples)
-            with loop.running(setup, sets, folder, saved) as (now, out):
-                loop.train(setup, now, out, stop)
+            with loop.running(setup, sets, folder, saved) as (progress, out):
+                loop.train(setup, progress, out, stop)
     except WriteError as error:
         raise WriteError(f"{error}; {resume.what_is_safe(saved)}") from error
 
