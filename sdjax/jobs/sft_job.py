@@ -131,7 +131,8 @@ def _train(
     tx = adamw.make(cfg.optim)
     shardings = state.shardings(shop.abstract, tx, NO_TEACHER, shop.mesh)
     init = state.initialiser(tx, NO_TEACHER, shardings)
-    update = supervised.make_step(shop.graphdef, cfg, shop.mesh, shardings)
+    train_step = supervised.make_train_step(shop.graphdef, cfg, shardings)
+    after_step = update.make_after_step(NO_TEACHER, shardings)
     order = Batches(kept, cfg.batch, cfg.data.seed)
     out = folder.local
     checkpoints = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
@@ -167,7 +168,8 @@ def _train(
         for number in range(done + 1, steps + 1):
             before(number - done - 1)
             batch, position = next(ahead)
-            train_state, metrics = update(train_state, batch)
+            train_state, metrics, _ = train_step(train_state, batch)
+            train_state = after_step(train_state)
             interval.add(metrics)
             last = number == steps
             evaluates = bool(sets) and (last or _is_due(number, cfg.eval.every))

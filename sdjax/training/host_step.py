@@ -16,7 +16,7 @@ from sdjax.analysis import epistemic
 from sdjax.data.pipeline import Batches
 from sdjax.learner import adamw, alternatives, state, update
 from sdjax.learner import batch as batches
-from sdjax.learner import update_metrics as learner_metrics
+from sdjax.learner import objective as objectives
 from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.objective import TokenRecord
 from sdjax.learner.state import TrainState
@@ -73,11 +73,14 @@ def make_steps(cfg: config.Train, shop: loaded_model.LoadedModel) -> StepFunctio
     """Returns the jitted functions of a run; compiles nothing yet."""
     tx = adamw.make(cfg.optim)
     shardings = state.shardings(shop.abstract, tx, cfg.teacher, shop.mesh)
+    objective, graphdef = objectives.Objective.of(cfg), shop.graphdef
     return StepFunctions(
         init=state.initialiser(tx, cfg.teacher, shardings),
-        train=update.make_train_step(shop.graphdef, cfg, shop.mesh, shardings),
-        score=update.make_score(shop.graphdef, cfg, shop.mesh),
-        alternatives=alternatives.make_alternatives(shop.graphdef, cfg, shop.mesh, shardings),
+        train=update.make_train_step(graphdef, objective, cfg.optim, shardings, cfg.model.remat),
+        score=update.make_score(graphdef, objective, shop.mesh),
+        alternatives=alternatives.make_alternatives(
+            graphdef, objective, cfg.log.alternatives, shop.mesh, shardings
+        ),
         after=update.make_after_step(cfg.teacher, shardings),
         shardings=shardings,
     )
@@ -221,17 +224,12 @@ def _updates(
     made = []
     for start in range(0, len(groups), size):
         part = groups[start : start + size]
-        packed = batches.pack(
-            part,
-            None if reprompts is None else reprompts[start : start + size],
-            microbatch=cfg.optim.microbatch,
-            distillation=cfg.loss.distillation,
-            policy=cfg.policy,
-            longest=cfg.rollout.max_completion_tokens,
-            pad_id=shop.tokenizer.pad_id,
-            epistemic=epistemic_tokens[start * per_group : (start + size) * per_group],
-            row_tokens=cfg.optim.row_tokens,
-        )
+        read = None if reprompts is None else reprompts[start : start + size]
+        longest = cfg.rollout.max_completion_tokens
+        samples = batches.samples_of(part, read, cfg.loss, cfg.policy, longest)
+        marked = epistemic_tokens[start * per_group : (start + size) * per_group]
+        pad_id = shop.tokenizer.pad_id
+        packed = batches.pack(part, read, samples, marked, cfg.optim, pad_id)
         hosts.check_same("the batch of an update", packed, "report it, with the config")
         placed = hosts.place(packed, update.batch_shardings(packed, shop.mesh))
         if cfg.optim.minibatches > 1:
@@ -273,7 +271,7 @@ def _move(
         train_state, metrics, record = steps.train(train_state, placed)
         reported.append((metrics, record))
     host = jax.device_get(reported)
-    of_step = learner_metrics.of_step([metrics for metrics, _ in host])
+    of_step = objectives.step_metrics([metrics for metrics, _ in host])
     skipped = [bool(metrics["optim/skipped"]) for metrics, _ in host]
     return train_state, of_step, [record for _, record in host], skipped
 

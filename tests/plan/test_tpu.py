@@ -88,16 +88,18 @@ def compile_train_step(name, shape, teacher=None, optim=None):
     _, graphdef, abstract = model_parts()
     tx = learning.adamw.make(cfg.optim)
     shardings = learning.state.shardings(abstract, tx, cfg.teacher, mesh)
-    step = learning.step.make_train_step(graphdef, cfg, mesh, shardings)
+    step = learning.update.make_train_step(
+        graphdef, learning.objective.Objective.of(cfg), cfg.optim, shardings, cfg.model.remat
+    )
     init = learning.state.initialiser(tx, cfg.teacher, shardings)
     batch = learning.pack(cfg)
     state = placed(jax.eval_shape(init, abstract), shardings)
-    after = learning.step.make_after_step(cfg.teacher, shardings)
+    after = learning.update.make_after_step(cfg.teacher, shardings)
     with jax.set_mesh(mesh):
         init.lower(placed(abstract, shardings.params)).compile()
         after.lower(state).compile()
         compiled = step.lower(
-            state, placed(batch, learning.step.batch_shardings(batch, mesh))
+            state, placed(batch, learning.update.batch_shardings(batch, mesh))
         ).compile()
     report(compiled)
     return compiled
