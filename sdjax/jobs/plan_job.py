@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from sdjax import config
-from sdjax.bench import steps, subject
+from sdjax.bench import subject
 from sdjax.config.load import load, override
 from sdjax.errors import UserError
 from sdjax.io import run_dir
@@ -82,7 +82,7 @@ class _Asked:
         how = replace(job.model, attention=_attention(job.model, piece))
         job = replace(job, model=how)
         if isinstance(job, config.Bench):
-            train, model = steps.train_config(job, max(job.prompts)), subject.model_config(job)
+            train, model = _training_of(job, max(job.prompts)), subject.model_config(job)
             mean, name = float(job.completion_tokens), how.path
             if job.weights == "random":
                 name = f"random {job.shape.model_type}"
@@ -100,6 +100,28 @@ class _Asked:
             every_layer=cfg.every_layer,
             most_step_s=cfg.most_step_s,
         )
+
+
+def _training_of(cfg: config.Bench, prompts: int) -> config.Train:
+    """Returns the training whose step a bench measures."""
+    return config.Train(
+        out=cfg.out,
+        task=config.TaskConfig(),
+        rollout=config.Rollout(
+            prompts_per_step=prompts,
+            group_size=cfg.group_size,
+            max_prompt_tokens=cfg.prompt_tokens,
+            max_completion_tokens=cfg.completion_tokens,
+        ),
+        model=cfg.model,
+        reprompt=config.Reprompt(max_tokens=cfg.reprompt_tokens),
+        lora=cfg.lora,
+        teacher=cfg.teacher,
+        loss=cfg.loss,
+        policy=cfg.policy,
+        optim=cfg.optim,
+        mesh=cfg.mesh,
+    )
 
 
 def training(file: str, change: Sequence[str] = ()) -> config.Train | config.Bench:

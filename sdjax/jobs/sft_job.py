@@ -195,7 +195,14 @@ def _functions(
     tx = adamw.make(cfg.optim)
     shardings = state.shardings(model.abstract, tx, NO_TEACHER, model.mesh)
     init = state.initialiser(tx, NO_TEACHER, shardings)
-    return init, supervised.make_step(model.graphdef, cfg, model.mesh, shardings), shardings
+    train_step = supervised.make_train_step(model.graphdef, cfg, shardings)
+    after_step = update.make_after_step(NO_TEACHER, shardings)
+
+    def take_update(train_state: TrainState, batch: SFTBatch) -> tuple[TrainState, dict]:
+        train_state, metrics, _ = train_step(train_state, batch)
+        return after_step(train_state), metrics
+
+    return init, take_update, shardings
 
 
 def _evaluations(

@@ -149,7 +149,9 @@ def answers(
         size = min(cfg.batch, len(batch.held_out.examples))
         examples = [*batch.examples, *[batch.examples[0]] * (size - len(batch.examples))]
         request = SamplingRequest(
-            prompts=[tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in examples],
+            prompts=[
+                tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in examples
+            ],
             group_size=cfg.k,
             sampling=cfg,
             key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),

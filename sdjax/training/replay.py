@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -23,12 +24,10 @@ from sdjax.io import storage
 from sdjax.io.storage import Folder
 from sdjax.learner import adamw, update
 from sdjax.learner import state as states
-from sdjax.learner.accumulate import GradientSums
 from sdjax.learner.batch import Batch, Packed, Rows, Samples
 from sdjax.learner.checkpoint import Checkpoints, abstract
-from sdjax.learner.objective import microbatch_loss
+from sdjax.learner.objective import GradientSums, Objective, microbatch_loss
 from sdjax.learner.state import TrainState
-from sdjax.models.network import lora
 from sdjax.parallel import hosts, rules
 from sdjax.training import loaded_model, resume
 from sdjax.training.host_step import StepResult, StepSetup
@@ -129,7 +128,9 @@ def run(cfg: config.Train) -> None:
     tx = adamw.make(cfg.optim)
     shardings = states.shardings(model.abstract, tx, cfg.teacher, model.mesh)
     init = states.initialiser(tx, cfg.teacher, shardings)
-    train_step = update.make_train_step(model.graphdef, cfg, model.mesh, shardings)
+    train_step = update.make_train_step(
+        model.graphdef, Objective.of(cfg), cfg.optim, shardings, cfg.model.remat
+    )
     with jax.set_mesh(model.mesh):
         like = jax.eval_shape(init, model.abstract)
         state, host = saved.restore(step, abstract(like, shardings))
@@ -170,21 +171,17 @@ def _not_finite(
         for name in _bad_leaves(params):
             yield f"the {whose}'s parameter {name}"
 
-    def gradient(state: TrainState, rows: Rows, samples: Samples) -> tuple[nnx.State, Any]:
+    def gradient(state: TrainState, micro: Batch) -> tuple[nnx.State, Any]:
         teacher_params = states.teacher_on_device(state, shardings)
-
-        def loss(params: nnx.State) -> tuple[jax.Array, Any]:
-            whole = lora.joined(params, state.frozen)
-            none = GradientSums()
-            return microbatch_loss(whole, teacher_params, rows, samples, model.graphdef, cfg, none)
-
-        return jax.grad(loss, has_aux=True)(state.params)
+        near = dataclasses.replace(state, teacher_params=teacher_params)
+        loss = partial(microbatch_loss, model.graphdef, Objective.of(cfg))
+        return jax.grad(loss, has_aux=True)(state.params, GradientSums(), near, micro)
 
     on_all = rules.replicated(model.mesh)
     gradient_of = jax.jit(gradient, out_shardings=(shardings.params, on_all))
     for micro in range(int(batch.microbatches)):
         rows = jax.tree.map(lambda x, i=micro: x[i], placed.rows)
-        grads, (sums, record) = gradient_of(state, rows, placed.samples)
+        grads, (sums, record) = gradient_of(state, dataclasses.replace(placed, rows=rows))
         real = batch.rows.sample[micro] >= 0
         for whose in ("student", "teacher") if batch.rows.teacher is not None else ("student",):
             values = np.asarray(getattr(record, f"{whose}_logprob"))

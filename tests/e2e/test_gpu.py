@@ -25,6 +25,7 @@ from paths import ROOT
 from sdjax import config
 from sdjax.learner import batch as batches
 from sdjax.learner import update
+from sdjax.learner.objective import Objective
 from sdjax.models.families import registry
 from sdjax.models.files import shards, tensors
 from sdjax.models.network.transformer import head_weight, hidden_states, logits
@@ -126,18 +127,12 @@ def _gap(groups, workshop, params, sampling) -> np.ndarray:
         loss=config.Loss(distillation=0.0),
         optim=config.Optim(microbatch=8),
     )
-    batch = batches.pack(
-        groups,
-        None,
-        microbatch=8,
-        distillation=0.0,
-        policy=cfg.policy,
-        longest=sampling.max_completion_tokens,
-        pad_id=0,
-        epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
-    )
+    longest = sampling.max_completion_tokens
+    samples = batches.samples_of(groups, None, cfg.loss, cfg.policy, longest)
+    epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
+    batch = batches.pack(groups, None, samples, epistemic, cfg.optim, 0)
     placed = jax.device_put(batch, update.batch_shardings(batch, workshop.mesh))
-    scored = update.make_score(workshop.graphdef, cfg, workshop.mesh)(params, placed)
+    scored = update.make_score(workshop.graphdef, Objective.of(cfg), workshop.mesh)(params, placed)
     real = np.asarray(batch.rows.sample) >= 0
     return np.abs(np.asarray(scored) - batch.rows.sampler_logprobs)[real]
 

@@ -90,6 +90,17 @@ def test_grpo_has_no_teacher_and_each_update_its_own_completions(model, tmp_path
         assert ("student_top" in r) <= (i < 8)
 
 
+def make_alternatives(learner):
+    """Returns the jitted function to the alternatives of rows."""
+    return alternatives.make_alternatives(
+        learner.graphdef,
+        learner.objective,
+        learner.cfg.log.alternatives,
+        learner.mesh,
+        learner.shardings,
+    )
+
+
 KINDS = {
     "initial": {},
     "live": {"teacher": {"kind": "live"}},
@@ -108,7 +119,7 @@ def test_alternatives_are_of_the_distributions_that_the_update_compares(kind):
     learner.update(batch)
     with jax.set_mesh(learner.mesh):
         learner.state = learner.after(learner.state)  # now the teachers differ
-    score = alternatives.make_alternatives(learner.graphdef, cfg, learner.mesh, learner.shardings)
+    score = make_alternatives(learner)
     few = np.flatnonzero(batch.samples.learned)[[0, 3, -1]].tolist()
     with jax.set_mesh(learner.mesh):
         made = alternatives.scored(score, learner.state, batch, few, learner.mesh, 4)
@@ -142,9 +153,7 @@ def compare_with_one_device():
     found = []
     for sizes in ((1, 1, 1), (2, 2, 2)):
         learner = learning.Learner(cfg, learning.make_mesh(*sizes))
-        score = alternatives.make_alternatives(
-            learner.graphdef, cfg, learner.mesh, learner.shardings
-        )
+        score = make_alternatives(learner)
         with jax.set_mesh(learner.mesh):
             made = alternatives.scored(score, learner.state, batch, few, learner.mesh, 5)
             found.append(made.by_completion())
@@ -156,7 +165,7 @@ def compare_with_one_device():
 def test_alternatives_compile_once_for_batches_of_one_shape():
     cfg = learning.train_config()
     learner = learning.Learner(cfg, learning.make_mesh())
-    score = alternatives.make_alternatives(learner.graphdef, cfg, learner.mesh, learner.shardings)
+    score = make_alternatives(learner)
     batch = learning.pack(cfg)
     learned = np.flatnonzero(batch.samples.learned).tolist()
     with jax.set_mesh(learner.mesh):
