@@ -1,10 +1,11 @@
 """Counts what one training step runs: functions, files, and frames above the divergence.
 
-    python dev/trace_step.py          # prints three numbers, then the frames and the functions by file
+    python dev/trace_step.py          # three numbers, then the frames and the functions by file
 
 A tiny SDPO training takes one step on the CPU. `sys.setprofile` sees every call of a function of
-sdjax, in every thread. JAX's caches are cleared before the step, so tracing of each program counts.
-Lambdas count; comprehensions do not, since newer Pythons inline them.
+sdjax, in every thread. A step is one iteration of the loop in training/loop.py, from the draw to
+the warnings, without the evaluation. JAX's caches are cleared before the step, so tracing of
+each program counts. Lambdas count; comprehensions do not, since newer Pythons inline them.
 """
 
 from __future__ import annotations
@@ -78,28 +79,57 @@ class Trace:
                 at = at.f_back
             self.frames = max(self.frames, frames, key=len)
 
-    def step(self, function: Any) -> Any:
-        """Returns `function` with its calls counted."""
+    def begun_by(self, function: Any) -> Any:
+        """Returns `function` so that counting begins with its call."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             jax.clear_caches()
-            threading.setprofile(self)
-            sys.setprofile(self)
+            switch(self)
+            return function(*args, **kwargs)
+
+        return counted
+
+    def without(self, function: Any) -> Any:
+        """Returns `function` with its calls left out, if counting has begun."""
+
+        def uncounted(*args: Any, **kwargs: Any) -> Any:
+            before = sys.getprofile()
+            switch(None)
             try:
                 return function(*args, **kwargs)
             finally:
-                sys.setprofile(None)
-                threading.setprofile(None)  # type: ignore[arg-type]
+                switch(before)
+
+        return uncounted
+
+    def ended_with(self, function: Any) -> Any:
+        """Returns `function` so that counting ends when it returns."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            finally:
+                switch(None)
 
         return counted
 
 
+def switch(profile: Any) -> None:
+    """Sets the profile function of this thread and of threads that start later."""
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+
+
 def traced() -> Trace:
     """Trains for one step and returns what it ran."""
-    from sdjax.training import loop
+    from sdjax.logs.writers import Writer
+    from sdjax.training import host_step, loop
 
     trace = Trace()
-    loop.Training._step = trace.step(loop.Training._step)  # type: ignore[method-assign]
+    host_step.sample_groups = trace.begun_by(host_step.sample_groups)
+    loop.evaluate = trace.without(loop.evaluate)
+    # The last call of an iteration that saves no checkpoint.
+    Writer.warn = trace.ended_with(Writer.warn)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "training.py"
         file.write_text(TRAINING.format(out=str(Path(folder) / "out")))

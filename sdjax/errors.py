@@ -1,4 +1,4 @@
-"""The exceptions that are no bugs: what the user can mend, and being told to stop."""
+"""Exceptions that are not bugs: mistakes that the user can mend, and a run that is stopped."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from os import PathLike
 
 RESUME = 75
-"""Exit code of a run that a signal stopped, all saved: the same command with --resume goes on.
-EX_TEMPFAIL of sysexits.h, which nothing else here exits with."""
+"""Exit code of a run that a signal stopped after saving; the same command with --resume goes on.
+It is EX_TEMPFAIL of sysexits.h. Nothing else exits with it."""
 
 
 class UserError(ValueError):
@@ -22,16 +22,20 @@ class UserError(ValueError):
 class WriteError(UserError):
     """A file that could not be written, such as on a full disk: its path and why."""
 
+    @classmethod
+    def of(cls, path: str | PathLike, error: OSError) -> WriteError:
+        """Returns the error that names the path, and why `error` says it cannot be written."""
+        return cls(f"{path}: cannot be written ({error.strerror or str(error)})")
+
 
 class Stopped(Exception):
-    """The run was asked to stop, and has; `sdjax.main` exits with RESUME."""
+    """A signal asked the run to stop, and it has stopped; `sdjax.main` exits with RESUME."""
 
 
 @contextmanager
 def writing(path: str | PathLike) -> Iterator[None]:
-    """Turns an OSError of the block into a WriteError that names the path."""
+    """Raises a WriteError that names the path in place of an OSError of the block."""
     try:
         yield
     except OSError as error:
-        why = error.strerror or str(error)
-        raise WriteError(f"{path}: cannot be written ({why})") from error
+        raise WriteError.of(path, error) from error

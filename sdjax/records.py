@@ -1,4 +1,4 @@
-"""Host-side records, in the order in which a step makes them. No jax."""
+"""Records on the host, in the order in which a step makes them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Message(TypedDict):
 class Example:
     """One row of a data set.
 
-    `answer` is what the task's grader compares with; `solution` is a worked solution, where the
-    data set has one. `id` is unique within its task and split.
+    The task's grader compares completions with `answer`. `solution` is a worked solution, where
+    the data set has one. `id` is unique within its task and split.
     """
 
     id: str
@@ -33,12 +33,21 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Completion:
+class Sampled:
     """The tokens sampled for one prompt, including the stop token if one was sampled.
 
-    `logprobs[t]` is that of `tokens[t]` under the distribution it was drawn from (after
-    temperature, top-k and top-p). `text` is decoded without special tokens.
+    `logprobs[t]` is the log-probability of `tokens[t]` under the distribution that it was drawn
+    from (after temperature, top-k and top-p).
     """
+
+    tokens: np.ndarray  # int32[T_i]
+    logprobs: np.ndarray  # float32[T_i]
+    finish: Finish  # at a stop token, or at the limit of tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """Sampled tokens and their text, which is decoded without special tokens."""
 
     tokens: np.ndarray  # int32[T_i]
     logprobs: np.ndarray  # float32[T_i]
@@ -48,7 +57,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Grade:
-    """What a grader says of one completion. `reward` trains, `correct` counts in accuracy."""
+    """A grader's verdict on one completion: `reward` trains, `correct` counts in accuracy."""
 
     reward: float
     correct: bool
@@ -68,12 +77,12 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherPrompt:
-    """What the teacher reads in place of the prompt, for one completion.
+    """The reprompt of one completion: the teacher reads it in place of the prompt.
 
-    `demonstration` is the index in the group of the completion shown, "solution" for the data
-    set's own, "regenerated" for an answer given with one of these in sight, or None. With neither a
-    demonstration nor feedback the reprompt is the plain prompt and the completion is not
-    distilled.
+    `demonstration` is the index in the group of the completion that it shows, or "solution" for the
+    solution of the data set. It is "regenerated" for an answer that the model gave while it saw one
+    of these, and None without a demonstration. Without a demonstration and feedback the reprompt is
+    the plain prompt, and the completion is not distilled.
     """
 
     tokens: np.ndarray  # int32[R_i]

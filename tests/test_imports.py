@@ -1,4 +1,4 @@
-"""Imports point down, names are unique, functions are short; no tracked file holds a secret."""
+"""Imports point down, names are unique, functions are short; tracked files name no machine."""
 
 import ast
 import functools

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by every script of this folder: settings, --dry-run, and gcloud's commands.
+# Every script of this folder sources this file: settings, --dry-run, and calls of gcloud.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck disable=SC2034
@@ -22,7 +22,7 @@ WHERE=(--project "$PROJECT" --zone "$ZONE")
 
 say() { echo "tpu: $*" >&2; }
 
-# Runs a command, or prints it.
+# Runs a command; with --dry-run only prints it.
 run() {
   if [[ -n $DRY_RUN ]]; then
     printf '+'; printf ' %q' "$@"; printf '\n'
@@ -31,7 +31,7 @@ run() {
   fi
 }
 
-# Runs a command on all workers, or on those that WORKER names; for LIMIT_S seconds, where set.
+# Runs a command on all workers, or on the workers named by WORKER. LIMIT_S limits its seconds.
 on_workers() {
   local limit=()
   [[ -z ${LIMIT_S:-} ]] || limit=(timeout "$LIMIT_S")
@@ -40,8 +40,8 @@ on_workers() {
 
 queued() { [[ $MODE == queued* ]]; }
 
-# Prints the state of the slice (READY, PREEMPTED, ...), NONE if there is none, or UNKNOWN: it may
-# be there.
+# Prints the state of the slice (READY, PREEMPTED, ...). NONE: it does not exist. UNKNOWN: gcloud
+# did not answer, so it may exist.
 state() {
   local said
   if [[ -n $DRY_RUN ]]; then
@@ -55,7 +55,7 @@ state() {
   fi
 }
 
-# Ends with exit code 2 where the name is taken: nothing here may touch somebody's slice.
+# Ends with exit code 2 if the name is in use, because the scripts must not touch another slice.
 check_name_is_free() {
   local at
   [[ -z $DRY_RUN ]] || return 0

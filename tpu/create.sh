@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Creates a slice, as MODE in settings.sh says, and waits until it is ready.
+# Creates a slice in the way of MODE in settings.sh, and waits until it is ready.
 #   tpu/create.sh [--dry-run] [--settings FILE]
-# Exit code 1: there is none, and nothing of it is left.
+# Exit code 1: there is no slice, and no part of one is left.
 source "$(dirname "$0")/common.sh" "$@"
 
 case $MODE in
@@ -10,13 +10,13 @@ case $MODE in
 esac
 check_name_is_free
 
-# shellcheck disable=SC2317 # a trap calls it
+# shellcheck disable=SC2317 # because a trap calls it
 left() {
   code=$?
   trap - EXIT
   if [[ $code -ne 0 ]]; then
-    say "no slice (exit code $code); deleting what there may be of it"
-    "$HERE/delete.sh" || say "could not be deleted: look at it with: gcloud compute tpus tpu-vm list"
+    say "no slice (exit code $code); deleting any part of it"
+    "$HERE/delete.sh" || say "could not delete it; check with: gcloud compute tpus tpu-vm list"
     exit 1
   fi
 }

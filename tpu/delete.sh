@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Deletes the slice and its queued resource, and makes sure that they are gone.
+# Deletes the slice and its queued resource, and checks that they are gone.
 #   tpu/delete.sh [--dry-run] [--settings FILE]
-# What a run wrote to the bucket stays.
+# The files of the run stay in the bucket.
 source "$(dirname "$0")/common.sh" "$@"
 
 for _ in 1 2 3; do
@@ -13,5 +13,5 @@ for _ in 1 2 3; do
   [[ -n $DRY_RUN || $(state) == NONE ]] && exit 0
   sleep "$POLL_S"
 done
-say "$NAME is still there: $(state)"
+say "$NAME still exists: $(state)"
 exit 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Copies the results of the run from the bucket to RESULTS, without checkpoints; a second time only
-# what is new. Needs no slice.
+# Copies the results of the run, without checkpoints, from the bucket to RESULTS. A further call
+# copies only new files. It needs no slice.
 #   tpu/fetch.sh [--dry-run] [--settings FILE]
 source "$(dirname "$0")/common.sh" "$@"
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Starts the training on all workers, or lets it go on from its newest checkpoint, and returns.
+# Starts the training on all workers, or resumes it from its newest checkpoint, and returns.
 #   tpu/launch.sh [--dry-run] [--settings FILE]
-# Each worker writes sdjax.log and, at the end, its exit code to sdjax.exit.
+# Each worker writes its log to sdjax.log and, at the end, its exit code to sdjax.exit.
 source "$(dirname "$0")/common.sh" "$@"
 
 train="python -m sdjax.main --config $CONFIG --out ~/bucket/$RUN --resume $ARGS"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Follows the log of worker 0 (WORKER=3 tpu/logs.sh: of another).
+# Follows the log of worker 0; WORKER=3 tpu/logs.sh follows that of worker 3.
 #   tpu/logs.sh [--dry-run] [--settings FILE]
 source "$(dirname "$0")/common.sh" "$@"
 

@@ -1,33 +1,33 @@
 #!/usr/bin/env bash
-# A whole training: creates a slice, sets it up, trains, takes the next slice after a preemption,
-# copies the results and deletes the slice, however it ends.
+# Runs a whole training: creates a slice, installs sdjax, and trains. After a preemption it creates
+# the next slice. At the end, also after an error, it copies the results and deletes the slice.
 #   tpu/run.sh [--dry-run] [--settings FILE]
-# Exit code: that of the training; 1 where TRIES slices were not enough; 130 interrupted.
+# Exit code: that of the training; 1 if TRIES slices were not enough; 130 if interrupted.
 source "$(dirname "$0")/common.sh" "$@"
 
 check_name_is_free
 
-# shellcheck disable=SC2317 # a trap calls it
+# shellcheck disable=SC2317 # because a trap calls it
 end() {
   code=$?
   trap - EXIT INT TERM
   if ! "$HERE/delete.sh"; then
-    say "IT IS STILL BEING PAID FOR: gcloud compute tpus tpu-vm delete $NAME ${WHERE[*]}"
+    say "THE SLICE IS STILL BEING PAID FOR: gcloud compute tpus tpu-vm delete $NAME ${WHERE[*]}"
     [[ $code -ne 0 ]] || code=1
   fi
-  "$HERE/fetch.sh" || say "results were not copied; tpu/fetch.sh tries again"
+  "$HERE/fetch.sh" || say "results were not copied; run tpu/fetch.sh to copy them"
   exit "$code"
 }
 trap end EXIT
 trap 'exit 130' INT TERM
 
-# Waits, and sets `how` to how the training ended: its exit code, or "lost" where the slice went
-# first. 75 is a run that was told to stop and can go on.
+# Waits for the end of the training. Sets `how` to its exit code, or to "lost" if the slice ended
+# first. Code 75 is a run that a signal stopped and that can be resumed.
 watch() {
   local silent=0 codes at
   how=0
   while [[ -z $DRY_RUN ]]; do
-    # Waited for, so that a signal is heard at once.
+    # In the background, because bash handles a signal only after a command in the foreground.
     sleep "$POLL_S" &
     wait $!
     at=$(state)
@@ -39,7 +39,7 @@ watch() {
       continue
     fi
     silent=0
-    # A worker that fails leaves the others waiting for it, or failing in turn.
+    # One failed worker is enough, because the others then wait for it or fail too.
     if grep -qx 75 <<<"$codes"; then how=75; return; fi
     how=$(grep -xE '[1-9][0-9]*' <<<"$codes" | head -n 1) || true
     if [[ -n $how ]]; then return; fi
@@ -54,7 +54,7 @@ for ((slice = 1; slice <= TRIES; slice++)); do
     watch
     case $how in
       0) say "done"; exit 0 ;;
-      75 | lost) say "preempted ($how); going on from the newest checkpoint" ;;
+      75 | lost) say "preempted ($how); resuming from the newest checkpoint" ;;
       *)
         say "the training failed with exit code $how; the end of its log:"
         WORKER=0 on_workers "tail -n 30 sdjax.log" || true
@@ -65,5 +65,5 @@ for ((slice = 1; slice <= TRIES; slice++)); do
   "$HERE/delete.sh"
   if [[ $slice -lt $TRIES && -z $DRY_RUN ]]; then sleep "$POLL_S"; fi
 done
-say "no slice of $TRIES lasted"
+say "no slice of $TRIES lasted until the training ended"
 exit 1

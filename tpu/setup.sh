@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Puts the last commit of this repository on all workers, installs it, and mounts the bucket.
+# Copies the last commit of this repository to all workers, installs it, and mounts the bucket.
 #   tpu/setup.sh [--dry-run] [--settings FILE]
 source "$(dirname "$0")/common.sh" "$@"
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The same training on a GKE cluster with XPK, which restarts it after a preemption.
+# Runs the training on a GKE cluster with XPK, which restarts it after a preemption.
 #   CLUSTER=mine IMAGE=REGION-docker.pkg.dev/PROJECT/REPO/sdjax tpu/xpk.sh [--dry-run]
-# IMAGE holds this repository, installed with its tpu extra, in its working directory; jobset.yaml
-# is what to apply without XPK. The bucket is mounted by the cluster's GCS FUSE driver.
+# IMAGE holds this repository in its working directory, installed with its tpu extra. The cluster's
+# GCS FUSE driver mounts the bucket. Without XPK, apply jobset.yaml instead.
 source "$(dirname "$0")/common.sh" "$@"
 
 : "${CLUSTER:=my-cluster}" "${IMAGE:=my-image}"

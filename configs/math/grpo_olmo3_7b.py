@@ -5,7 +5,7 @@
         --model.path runs/math/grpo_olmo3_7b/model
 
 Slice: v5p-128 (64 chips, topology v5p:4x4x4), one row per chip.
-Expected: AIME24 not below its start, where SDPO's falls (arXiv:2603.24472; the figure is not known here).
+Expected: AIME24 not below its start, where SDPO's falls (arXiv:2603.24472; figure unknown).
 """
 
 from dataclasses import replace

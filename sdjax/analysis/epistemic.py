@@ -1,11 +1,11 @@
-"""Epistemic verbalization: how often a text says "wait", "perhaps", "let me check". No jax.
+"""Epistemic verbalization: counts how often a text says "wait", "perhaps", "let me check".
 
-Two modes and one's own list:
+The mode names the lexicon:
 
-paper   substring counts of ten words, as arXiv:2603.24472 and its code do: "unlikely" counts as
+paper   ten words, counted as substrings, as arXiv:2603.24472 and its code do: "unlikely" counts as
         "likely", "await" as "wait"
-word    whole words, with the inflections listed in WORD
-PATH    a JSON file {"word": ["form", ...], ...}; its forms are counted as whole words
+word    the same ten, counted as whole words, with the inflections listed in _WORDS
+PATH    a JSON file {"word": ["form", ...], ...}, whose forms are counted as whole words
 """
 
 from __future__ import annotations
@@ -24,39 +24,37 @@ from sdjax.errors import UserError
 
 @dataclass(frozen=True)
 class Word:
-    """A word as it is searched for in lower-case text, without overlap."""
+    """A word, searched for in lower-case text; matches do not overlap."""
 
     pattern: re.Pattern[str]
     beginnings: tuple[str, ...]
-    """With one of which every match begins: what makes the search fast."""
+    """Every match begins with one of these. The search is fast because it tries no other place."""
 
     def spans(self, text: str) -> Iterator[tuple[int, int]]:
-        """Yields where the word begins and ends, as the pattern's finditer does."""
-        at = sorted({i for form in self.beginnings for i in _occurrences(text, form)})
+        """Yields the beginning and end of each match, as the pattern's finditer does."""
+        starts = set()
+        for form in self.beginnings:
+            at = text.find(form)
+            while at >= 0:
+                starts.add(at)
+                at = text.find(form, at + 1)
         done = 0
-        for start in at:
+        for start in sorted(starts):
             if start >= done and (match := self.pattern.match(text, start)):
                 done = match.end()
                 yield start, done
 
 
-def _occurrences(text: str, form: str) -> Iterator[int]:
-    at = text.find(form)
-    while at >= 0:
-        yield at
-        at = text.find(form, at + 1)
-
-
 @dataclass(frozen=True)
 class Lexicon:
-    """The words that are counted, by name."""
+    """The words to count, by name."""
 
     words: Mapping[str, Word]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Epistemic words of several responses; a rate over nothing is 0."""
+    """Counts and rates of epistemic words in several responses; a rate of no responses is 0."""
 
     words: dict[str, int]
     total: int
@@ -94,7 +92,10 @@ WORD = _whole_words(_WORDS)
 
 @functools.cache
 def lexicon(mode: str) -> Lexicon:
-    """Returns the lexicon called "paper" or "word", or the one in the JSON file of that path."""
+    """Returns the lexicon "paper" or "word", or the one in the JSON file at the path `mode`.
+
+    Raises UserError for a file that is missing or holds another structure.
+    """
     if mode in ("paper", "word"):
         return PAPER if mode == "paper" else WORD
     remedy = 'must be "paper", "word" or a JSON file {"word": ["form", ...], ...}'
@@ -117,37 +118,21 @@ def _is_form(form: object) -> bool:
 
 
 def count(text: str, mode: str = "paper") -> dict[str, int]:
-    """Returns how often each word of the lexicon occurs in a text, in any case of letters."""
+    """Returns how often each word of the lexicon occurs in a text, in upper or lower case."""
     lowered = text.lower()
     return {name: sum(1 for _ in w.spans(lowered)) for name, w in lexicon(mode).words.items()}
 
 
-def summarise(texts: Sequence[str], lengths: Sequence[int], mode: str = "paper") -> Summary:
-    """Returns counts and rates over responses; `lengths` are their numbers of tokens."""
-    return _summary([count(text, mode) for text in texts], lengths, mode)
-
-
-def _summary(counts: Sequence[Mapping[str, int]], lengths: Sequence[int], mode: str) -> Summary:
-    words = {word: sum(of[word] for of in counts) for word in lexicon(mode).words}
-    total = sum(words.values())
-    return Summary(
-        words=words,
-        total=total,
-        per_response=total / max(len(counts), 1),
-        per_1000_tokens=1000 * total / max(int(sum(lengths)), 1),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class ByGrade:
-    """Summaries of all responses, of the correct and of the wrong ones; None where none is."""
+    """Summaries of all responses, of the correct and of the wrong ones; None if there are none."""
 
     all: Summary
     correct: Summary | None
     wrong: Summary | None
 
     def metrics(self) -> dict[str, float]:
-        """Returns the rates that training logs, by name; none of what there is not."""
+        """Returns the rates that training logs, by name, without those of a missing summary."""
         parts = {"": self.all, "_correct": self.correct, "_wrong": self.wrong}
         return {
             f"epistemic_{rate}{part}": getattr(summary, rate)
@@ -157,23 +142,41 @@ class ByGrade:
         }
 
 
+def summarise(texts: Sequence[str], lengths: Sequence[int], mode: str = "paper") -> Summary:
+    """Returns counts and rates over responses; `lengths` are their numbers of tokens."""
+    return by_grade(texts, lengths, [True] * len(texts), mode).all
+
+
 def by_grade(
     texts: Sequence[str], lengths: Sequence[int], correct: Sequence[bool], mode: str = "paper"
 ) -> ByGrade:
-    """Returns the summaries of responses of which each was graded `correct` or not."""
-    counts = [count(text, mode) for text in texts]
-
-    def of(kind: bool) -> Summary | None:
-        chosen = [i for i, value in enumerate(correct) if bool(value) == kind]
-        if not chosen:
-            return None
-        return _summary([counts[i] for i in chosen], [lengths[i] for i in chosen], mode)
-
-    return ByGrade(all=_summary(counts, lengths, mode), correct=of(True), wrong=of(False))
+    """Returns the summaries of responses, each of which was graded `correct` or not."""
+    words = lexicon(mode).words
+    rows = [[len(list(w.spans(text))) for w in words.values()] for text in map(str.lower, texts)]
+    counts = np.array(rows, np.int64).reshape(-1, len(words))  # [responses, words]
+    graded, tokens = np.array(correct, bool), np.array(lengths, np.int64)
+    summaries = []
+    for chosen in (np.ones(len(texts), bool), graded, ~graded):
+        of_word = dict(zip(words, counts[chosen].sum(0).tolist(), strict=True))
+        total = sum(of_word.values())
+        summaries.append(
+            Summary(
+                words=of_word,
+                total=total,
+                per_response=total / max(int(chosen.sum()), 1),
+                per_1000_tokens=1000 * total / max(int(tokens[chosen].sum()), 1),
+            )
+        )
+    whole, right, wrong = summaries
+    return ByGrade(
+        all=whole,
+        correct=right if graded.any() else None,
+        wrong=None if graded.all() else wrong,
+    )
 
 
 def epistemic_tokens(token_texts: Sequence[str], mode: str = "paper") -> np.ndarray:
-    """Returns bool[T]: which tokens take part in an epistemic word, as tokens_of_words says."""
+    """Returns bool[T]: which tokens are part of any epistemic word; see tokens_of_words."""
     marked = np.zeros(len(token_texts), bool)
     for of_word in tokens_of_words(token_texts, mode).values():
         marked |= of_word
@@ -181,17 +184,17 @@ def epistemic_tokens(token_texts: Sequence[str], mode: str = "paper") -> np.ndar
 
 
 def tokens_of_words(token_texts: Sequence[str], mode: str = "paper") -> dict[str, np.ndarray]:
-    """Returns bool[T] for each word that occurs: which tokens take part in it.
+    """Returns bool[T] for each word that occurs: which tokens are part of it.
 
-    `token_texts` are the texts of the tokens one by one; a word may span several, and a token
-    that holds more than the word counts whole. Lower-casing is by token, since it can change a
-    text's length.
+    `token_texts` are the texts of the single tokens. A word may span several tokens, and a token
+    that holds more than the word counts as a whole. Each token is lower-cased on its own, because
+    that can change a text's length.
     """
     lowered = [text.lower() for text in token_texts]
     ends = np.cumsum([len(text) for text in lowered], dtype=np.int64)
     starts = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
     text = "".join(lowered)
-    found = {}
+    tokens_of = {}
     for name, word in lexicon(mode).words.items():
         spans = np.array(list(word.spans(text)), np.int64).reshape(-1, 2)
         if not len(spans):
@@ -199,5 +202,5 @@ def tokens_of_words(token_texts: Sequence[str], mode: str = "paper") -> dict[str
         change = np.zeros(len(lowered) + 1, np.int64)
         np.add.at(change, np.searchsorted(ends, spans[:, 0], side="right"), 1)
         np.add.at(change, np.searchsorted(starts, spans[:, 1], side="left"), -1)
-        found[name] = np.cumsum(change)[:-1] > 0
-    return found
+        tokens_of[name] = np.cumsum(change)[:-1] > 0
+    return tokens_of

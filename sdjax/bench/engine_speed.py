@@ -1,40 +1,44 @@
-"""Engine against plain loop, with lengths that are set and not drawn."""
+"""Measures the engine against the plain loop, on completions of given lengths."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
 from sdjax.bench import plain_sampler
-from sdjax.config import Sampling
+from sdjax.bench.plain_sampler import PromptRows
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import hosts, rules
-from sdjax.parallel.buckets import bucket
+from sdjax.parallel.mesh import bucket
 from sdjax.rollout.engine import draw
 from sdjax.rollout.engine.sampler import LocalSampler
+from sdjax.rollout.interface import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What one of the two made of the same lengths."""
+    """The speed of the engine or of the plain loop on the same lengths."""
 
     tokens: int
     first: float
-    """Seconds of the first time, which compiles."""
+    """Seconds of the first run, which compiles."""
     later: tuple[float, ...]
-    """Seconds of each time after it."""
+    """Seconds of each later run."""
     slot_steps: int
-    """Decode steps times the rows that each had."""
+    """Decode steps times the rows of each step."""
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens of the completions, not those decoded after their end; compilation left out."""
+        """Tokens of completions per second, without compilation.
+
+        Tokens that the plain loop decodes after the end of a completion do not count.
+        """
         return self.tokens / statistics.median(self.later)
 
 
@@ -42,27 +46,28 @@ def compare(
     sampler: LocalSampler,
     cfg: ModelConfig,
     weights: DecodeWeights,
-    prompts: Sequence[np.ndarray],
+    request: SamplingRequest,
     *,
-    group_size: int,
-    sampling: Sampling,
-    limits: np.ndarray,
     batch: int,
     repeats: int = 1,
 ) -> dict[str, Speed]:
-    """Returns the speeds of "plain loop" and "engine" on `group_size` completions of each prompt.
+    """Returns the speeds of "plain loop" and "engine" on the completions of a request.
 
-    Completion i has `limits[i]` tokens, int32[B]: `sampler` must have no stop tokens. The plain
-    loop takes `batch` prompts at a time, a number that divides them and the batch shards of the
-    mesh divide. Each runs once, and then `repeats` times that count.
+    Args:
+        sampler: the engine, without stop tokens, so that completion i has `limits[i]` tokens.
+        cfg: the model's sizes.
+        weights: the model.
+        request: prompts, group size, sampling, key, and limits.
+        batch: prompts per batch of the plain loop. It divides their number, and it is a multiple of
+            the mesh's batch shards.
+        repeats: runs after the first one.
     """
+    prompts, limits, size = request.prompts, request.limits, request.group_size
     assert not sampler.stop_ids and len(prompts) % batch == 0, (sampler.stop_ids, batch)
-    key = jax.random.key(0)
+    assert limits is not None
 
     def engine() -> int:
-        run = sampler.stream(
-            weights, prompts, group_size=group_size, sampling=sampling, key=key, limits=limits
-        )
+        run = sampler.stream(weights, request)
         tokens = sum(len(sampled.tokens) for _, sampled in run)
         assert tokens == limits.sum()
         return run.counts.slot_steps
@@ -76,13 +81,14 @@ def compare(
         slot_steps = 0
         for first in range(0, len(prompts), batch):
             part = slice(first, first + batch)
-            own = limits[first * group_size : (first + batch) * group_size]
+            own = limits[first * size : (first + batch) * size]
+            tokens, length, limit = hosts.place((rows[part], lengths[part], own), split)
             drawn = generate(
                 weights,
-                *hosts.place((rows[part], lengths[part], own), split),
-                key,
-                draw.settings(sampling),
-                group_size=group_size,
+                PromptRows(tokens=tokens, length=length, limit=limit),
+                request.key,
+                draw.settings(request.sampling),
+                group_size=size,
                 capacity=bucket(int(limits.max())),
             )
             assert np.array_equal(jax.device_get(drawn)[2], own)

@@ -1,8 +1,8 @@
-"""One GPU against meshes of several: the table of what configs/bench/meshes.sh has measured.
+"""Prints a table that compares one GPU with meshes of several, measured by configs/bench/meshes.sh.
 
     python -m sdjax.bench.mesh_compare RUNS
 
-Reads the bench.json of each run, and says of those that are missing so. No jax.
+It reads the bench.json of each run and names those that are missing.
 """
 
 from __future__ import annotations
@@ -22,45 +22,48 @@ PHASES = ("step", "rollout", "decode", "update")
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """What was measured, by the name of the run: `one`, `half`, a mesh's, or losses_ before it."""
+    """The bench.json of each run, by name: `one`, `half` or a mesh, some with losses_ before it."""
 
-    made: dict[str, dict[str, Any]]
+    by_name: dict[str, dict[str, Any]]
 
     def row(self, run: str, phase: str, sequences: int | None = None) -> dict[str, Any]:
-        """Returns a run's row of a phase, of so many sequences or the most; {} without one."""
-        rows = [r for r in self.made.get(run, {}).get("rows", ()) if r["phase"] == phase]
+        """Returns a run's row of a phase, {} if there is none.
+
+        `sequences` selects the row; None selects the row with the most sequences.
+        """
+        rows = [r for r in self.by_name.get(run, {}).get("rows", ()) if r["phase"] == phase]
         if sequences is not None:
             rows = [r for r in rows if r["sequences"] == sequences]
         return max(rows, key=lambda r: r["sequences"], default={})
 
     @property
     def sequences(self) -> int | None:
-        """How many the whole steps had that are compared: the most of any run."""
-        found = (self.row(run, "step").get("sequences", 0) for run in ("one", *MESHES))
-        return max(found, default=0) or None
+        """The sequences per step of the rows to compare: the most of any run."""
+        sizes = (self.row(run, "step").get("sequences", 0) for run in ("one", *MESHES))
+        return max(sizes, default=0) or None
 
 
 def read(folder: Path) -> tuple[Runs, list[str]]:
-    """Returns the runs of a folder, and a line for each that has no readable bench.json.
+    """Returns the runs of a folder, and one line per run without a readable bench.json.
 
-    Raises UserError where none has.
+    Raises UserError if no run has one.
     """
-    made, missing = {}, []
+    by_name, missing = {}, []
     compared = [prefix + name for prefix in ("", "losses_") for name in ("one", *MESHES)]
     for run in ("half", *compared):
         file = folder / run / "bench.json"
         try:
-            made[run] = json.loads(file.read_text(encoding="utf-8"))
+            by_name[run] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
             missing.append(f"{file}: {reason}")
-    if not made:
+    if not by_name:
         raise UserError(f"{folder}: no bench.json of configs/bench/meshes.sh in it")
-    return Runs(made=made), missing
+    return Runs(by_name=by_name), missing
 
 
 def to_markdown(runs: Runs) -> str:
-    """Returns the table: seconds, how often one GPU's time a mesh's goes into, memory, losses."""
+    """Returns the table: seconds, one GPU's time over a mesh's, memory, difference of losses."""
     ratios = [f"one / {mesh}" for mesh in MESHES]
     lines = [["", "sequences", "one", *MESHES, *ratios], ["---"] * (3 + 2 * len(MESHES))]
     for phase in PHASES:
@@ -80,8 +83,8 @@ def to_markdown(runs: Runs) -> str:
 
 
 def difference(runs: Runs, mesh: str) -> float | None:
-    """Returns the largest |a - b| / |b| of a mesh's losses a from one GPU's b; None without."""
-    # A run that was traced has one update more.
+    """Returns the largest |a - b| / |b| of a mesh's losses a and one GPU's b; None without any."""
+    # The lengths may differ, because a run with a profile has one more update.
     pairs = zip(_losses(runs, mesh), _losses(runs, "one"), strict=False)
     return max((abs(a - b) / max(abs(b), 1e-30) for a, b in pairs), default=None)
 
@@ -91,7 +94,7 @@ def _losses(runs: Runs, mesh: str) -> list[float]:
 
 
 def _line(runs: Runs, name: str, phase: str, prefix: str, sequences: int | None) -> list[str]:
-    """Returns seconds by mesh and their ratios to one GPU's."""
+    """Returns the line of a phase: seconds per mesh, and one GPU's seconds over them."""
     names = ("one", *MESHES)
     one, *others = (runs.row(prefix + run, phase, sequences).get("seconds") for run in names)
     ratios = [one / s if one and s else None for s in others]
@@ -100,15 +103,19 @@ def _line(runs: Runs, name: str, phase: str, prefix: str, sequences: int | None)
 
 
 def _weak(runs: Runs, phase: str) -> list[str]:
-    """Returns one GPU's seconds of its share of the sequences over a mesh's of all."""
-    shares, few, seconds = [], None, None
+    """Returns the line of weak scaling.
+
+    Its ratio is one GPU's seconds for its share of the sequences over a mesh's seconds for all.
+    """
+    shares, share_sequences, seconds = [], None, None
     for mesh in MESHES:
         whole = runs.row(mesh, phase, runs.sequences)
-        devices = runs.made.get(mesh, {}).get("devices", 1)
+        devices = runs.by_name.get(mesh, {}).get("devices", 1)
         part = runs.row("half", phase, whole["sequences"] // devices) if whole else {}
-        few, seconds = part.get("sequences", few), part.get("seconds", seconds)
+        share_sequences = part.get("sequences", share_sequences)
+        seconds = part.get("seconds", seconds)
         shares.append(part["seconds"] / whole["seconds"] if part else None)
-    sizes = f"{_number(few)} / {_number(runs.sequences)}"
+    sizes = f"{_number(share_sequences)} / {_number(runs.sequences)}"
     blank, ratios = ["-"] * len(MESHES), map(_show("{:.2f}"), shares)
     return [f"{phase}, s, weak scaling", sizes, _show("{:.3f}")(seconds), *blank, *ratios]
 
@@ -122,7 +129,7 @@ def _number(value: int | None) -> str:
 
 
 def main(args: Sequence[str]) -> int:
-    """Prints the table of a folder; returns 2 without one, 1 where a run is missing."""
+    """Prints the table of a folder; returns 2 if there is none, 1 if a run is missing."""
     try:
         if len(args) != 1:
             raise UserError("one argument: the folder that configs/bench/meshes.sh wrote to")

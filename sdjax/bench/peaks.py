@@ -1,4 +1,4 @@
-"""What a device can do at best: matrix products and memory traffic."""
+"""Peak rates of a device: matrix products and memory traffic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True, kw_only=True)
 class Peaks:
-    """Rates of one device; 0 where nothing is known."""
+    """Rates of one device; 0 where a rate is unknown."""
 
     flops_per_s: float
     bytes_per_s: float
@@ -23,8 +23,8 @@ class Peaks:
 MEASURED = "measured: bf16 matrix product of 8192^3, device copy (bytes read + written)"
 SPEC = "spec sheet: dense bf16, memory bandwidth"
 
-# By jax's device_kind. No figure of a spec sheet is reached, so ratios to it look worse than those
-# to a measured one.
+# The key is jax's device_kind. No device reaches the figures of its spec sheet, so ratios to those
+# look worse than ratios to measured figures.
 KNOWN = {
     "NVIDIA H100 80GB HBM3": (803e12, 2.91e12, MEASURED),
     "NVIDIA H200": (989e12, 4.8e12, SPEC),
@@ -40,24 +40,25 @@ KNOWN = {
 
 
 def known(kind: str) -> Peaks:
-    """Returns the table's rates of a device kind."""
+    """Returns the rates of a device kind in KNOWN."""
     flops, traffic, source = KNOWN.get(kind, (0.0, 0.0, f"no figures for {kind!r}"))
     return Peaks(flops_per_s=flops, bytes_per_s=traffic, source=source)
 
 
 def measure(dtype: str) -> Peaks:
-    """Returns the rates of the first device now: a square matrix product and a copy.
+    """Measures the rates of the first device with a square matrix product and a copy.
 
-    `dtype` is that of the product. The copy's bytes are those read and those written.
+    `dtype` is the type of the product. The bytes of the copy are those read and those written.
     """
     cpu = jax.devices()[0].platform == "cpu"
     n, size = (1024, 2**26) if cpu else (8192, 2**28)
-    # Calls in a row hide what it takes to start one: nothing beside a CPU's tens of milliseconds.
+    # Several calls in a row hide the time of starting one. A CPU needs only one call, because it
+    # takes tens of milliseconds.
     calls = 1 if cpu else 10
     exact = jax.lax.Precision.HIGHEST if dtype == "float32" else None  # no TF32
     x = jax.random.normal(jax.random.key(0), (n, n), jnp.dtype(dtype))
     product = jax.jit(lambda a: jnp.matmul(a, a, precision=exact))
-    # A bare copy could be elided; adding 1 moves the same bytes.
+    # Adding 1 moves the same bytes as a copy, which XLA could leave out.
     copy = jax.jit(lambda a: a + 1)
     y = jnp.zeros((size,), jnp.int32)
     return Peaks(
@@ -69,7 +70,7 @@ def measure(dtype: str) -> Peaks:
 
 
 def _seconds(f: Callable[[jax.Array], jax.Array], x: jax.Array, calls: int) -> float:
-    """Returns the median over 5 series of the seconds of one of several calls in a row."""
+    """Returns the seconds per call of `calls` calls in a row, the median over 5 series."""
     jax.block_until_ready(f(x))
     series = []
     for _ in range(5):

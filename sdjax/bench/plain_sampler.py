@@ -1,11 +1,12 @@
 """The plain loop: one batch, decoded until its last completion ends.
 
-What the engine is tested against and measured against. No job samples with it.
+Tests compare the engine with it, and a bench measures the engine against it. No job uses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -15,20 +16,30 @@ from sdjax.models.network import transformer
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN
 from sdjax.rollout.engine import draw
-from sdjax.rollout.engine.slots import cache_axes
+from sdjax.rollout.engine.slots import DecodeSetup, cache_axes
 
 _Array = jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class PromptRows:
+    """P prompts of one batch and the limits of their B = P x group_size completions."""
+
+    tokens: _Array  # int32[P, S], padded on the right
+    length: _Array  # int32[P]
+    limit: _Array  # int32[B], at most the capacity
 
 
 def make(
     cfg: ModelConfig, *, stop_ids: tuple[int, ...], pad_id: int
 ) -> Callable[..., tuple[_Array, _Array, _Array]]:
     """Returns `_generate` for a model, jitted; group_size and capacity are static."""
-    stops = jnp.asarray(stop_ids, jnp.int32)
+    setup = DecodeSetup(cfg=cfg, stops=jnp.asarray(stop_ids, jnp.int32), pad_id=pad_id)
     return jax.jit(
-        partial(_generate, cfg=cfg, stops=stops, pad_id=pad_id),
+        partial(_generate, setup=setup),
         static_argnames=("group_size", "capacity"),
         compiler_options=AS_WRITTEN,
     )
@@ -36,25 +47,27 @@ def make(
 
 def _generate(
     weights: DecodeWeights,
-    prompt: _Array,
-    length: _Array,
-    limit: _Array,
+    prompts: PromptRows,
     key: _Array,
     how: draw.Settings,
     *,
     group_size: int,
     capacity: int,
-    cfg: ModelConfig,
-    stops: _Array,
-    pad_id: int,
+    setup: DecodeSetup,
 ) -> tuple[_Array, _Array, _Array]:
-    """Returns tokens int32[B, T], logprobs float32[B, T] and counts int32[B], B = P x group_size.
+    """Returns tokens int32[B, T], log-probabilities float32[B, T] and counts int32[B].
 
-    prompt: int32[P, S], padded on the right; length: int32[P]; limit: int32[B], at most the
-    capacity T.
+    Args:
+        weights: the model.
+        prompts: the batch.
+        key: token t of completion i draws with fold_in(fold_in(key, i), t).
+        how: temperature, top-p and top-k.
+        group_size: completions per prompt.
+        capacity: T, room for a completion.
+        setup: sizes and special tokens.
     """
-    b = prompt.shape[0] * group_size
-    hidden, cache = transformer.prefill(weights, cfg, prompt, length)
+    cfg, b = setup.cfg, prompts.tokens.shape[0] * group_size
+    hidden, cache = transformer.prefill(weights, cfg, prompts.tokens, prompts.length)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(b))
 
     def continues(state: tuple) -> _Array:
@@ -64,9 +77,9 @@ def _generate(
         step, (hidden, cache), done, tokens, logprobs, count = state
         logits = transformer.logits(hidden, weights.head)
         token, logprob = draw.draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), how)
-        token, logprob = jnp.where(done, pad_id, token), jnp.where(done, 0.0, logprob)
+        token, logprob = jnp.where(done, setup.pad_id, token), jnp.where(done, 0.0, logprob)
         count += ~done
-        done |= jnp.any(token[:, None] == stops, axis=-1) | (count >= limit)
+        done |= jnp.any(token[:, None] == setup.stops, axis=-1) | (count >= prompts.limit)
         return (
             step + 1,
             transformer.decode_step(weights, cfg, token, cache),
@@ -85,8 +98,7 @@ def _generate(
 
 
 def _share(cache: Cache, group_size: int, capacity: int, cfg: ModelConfig) -> Cache:
-    """Returns the prompts' cache for every member of their groups, with room for completions."""
-
+    """Returns the prompts' cache, one copy per member of a group, with room for completions."""
     room = [(0, 0)] * 4
     room[transformer.slot_axis(cfg)] = (0, capacity)
 

@@ -23,8 +23,9 @@ from sdjax.models import flops
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import hosts
 from sdjax.parallel import mesh as meshes
-from sdjax.records import Group, TeacherPrompt
-from sdjax.rollout.interface import Sampled
+from sdjax.records import Group, Sampled, TeacherPrompt
+from sdjax.rollout import interface
+from sdjax.rollout.interface import SamplingRequest
 
 
 def measure(s: Subject, prompts: int) -> list[BenchRow]:
@@ -76,13 +77,13 @@ def sample(
     s: Subject, decoding: DecodeWeights, prompts: Sequence[np.ndarray], tokens: int, number: int
 ) -> list[list[Sampled]]:
     """Returns a group of completions of `tokens` tokens each for every prompt."""
-    return s.sampler.sample(
-        decoding,
-        prompts,
+    request = SamplingRequest(
+        prompts=prompts,
         group_size=s.cfg.group_size,
         sampling=config.Sampling(max_completion_tokens=tokens),
         key=jax.random.fold_in(jax.random.key(s.cfg.seed), number),
     )
+    return interface.sample(s.sampler, decoding, request)
 
 
 class Learner:

@@ -1,4 +1,4 @@
-"""The model that is measured: its sizes, its parameters on a mesh, its sampler."""
+"""The model that a bench measures: its sizes, its parameters on a mesh, its sampler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sdjax.rollout.engine.sampler import LocalSampler
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model on a mesh, not yet loaded, and what is to be measured of it."""
+    """A model on a mesh, not loaded yet, and the bench's config."""
 
     cfg: config.Bench
     model: ModelConfig
@@ -34,7 +34,7 @@ class Subject:
     sampler: LocalSampler
 
     def params(self) -> nnx.State:
-        """Returns the params, each device holding its part: drawn there, or loaded."""
+        """Returns the params, drawn or loaded; each device holds its part."""
         shardings = rules.param_shardings(self.abstract, self.mesh)
         if self.cfg.weights == "model":
             source = self.cfg.model
@@ -44,20 +44,20 @@ class Subject:
         return weights.draw(self.model, self.cfg.seed, shardings)
 
     def rng(self) -> np.random.Generator:
-        """Returns the source of tokens and lengths, at its start."""
+        """Returns a new random generator of tokens and lengths, seeded by the config."""
         return np.random.default_rng(self.cfg.seed)
 
     def timings(self, name: str, run: TimedRun) -> dict[str, Timing]:
-        """Returns the timings of a run's parts; where asked, traces one more run as `name`."""
-        made = timing.repeated(run, self.cfg.repeats)
+        """Returns the timings of a run's parts; with cfg.profile, traces one more run as `name`."""
+        parts = timing.repeated(run, self.cfg.repeats)
         if self.cfg.profile is not None:
             with profiler.trace(Path(self.cfg.profile) / name):
                 run(self.cfg.repeats + 1)
-        return made
+        return parts
 
 
 def model_config(cfg: config.Bench) -> ModelConfig:
-    """Returns the model to be measured; reads no weights."""
+    """Returns the sizes of the model; reads no weights."""
     how = cfg.model
     runtime = {k: getattr(how, k) for k in ("compute_dtype", "remat", "attention")}
     runtime["lora"] = cfg.lora if cfg.lora.rank else None
@@ -67,7 +67,7 @@ def model_config(cfg: config.Bench) -> ModelConfig:
 
 
 def make(cfg: config.Bench, model: ModelConfig, mesh: jax.sharding.Mesh) -> Subject:
-    """Returns the model on the mesh, its sampler without a stop token."""
+    """Returns the model on the mesh; its sampler has no stop tokens."""
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0))))
     return Subject(
         cfg=cfg,

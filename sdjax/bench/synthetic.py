@@ -1,4 +1,4 @@
-"""Random prompts, completions, grades and reprompts of given lengths."""
+"""Draws random prompts, completions, grades and reprompts of given lengths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sdjax.config import Bench
-from sdjax.records import Completion, Example, Grade, Group, TeacherPrompt
-from sdjax.rollout.interface import Sampled
+from sdjax.records import Completion, Example, Grade, Group, Sampled, TeacherPrompt
 
 
 def prompts(cfg: Bench, number: int, vocab: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -20,7 +19,7 @@ def prompts(cfg: Bench, number: int, vocab: int, rng: np.random.Generator) -> li
 def completions(
     cfg: Bench, number: int, vocab: int, rng: np.random.Generator
 ) -> list[list[Sampled]]:
-    """Returns what a sampler that knows nothing would: a group for each of `number` prompts."""
+    """Returns `number` groups of random completions, all tokens equally likely."""
     n = cfg.completion_tokens
     chance = np.full(n, -math.log(vocab), np.float32)
 
@@ -31,7 +30,10 @@ def completions(
 
 
 def groups(prompts: Sequence[np.ndarray], sampled: Sequence[Sequence[Sampled]]) -> list[Group]:
-    """Returns graded groups: every second completion is correct, so that each has an advantage."""
+    """Returns graded groups in which every second completion is correct.
+
+    So every completion has an advantage that is not zero.
+    """
     return [
         Group(
             example=Example(id=str(i), messages=(), answer="", task="bench"),
@@ -51,7 +53,7 @@ def groups(prompts: Sequence[np.ndarray], sampled: Sequence[Sequence[Sampled]]) 
 def reprompts(
     cfg: Bench, groups: Sequence[Group], vocab: int, rng: np.random.Generator
 ) -> list[list[TeacherPrompt]]:
-    """Returns a reprompt of reprompt_tokens for every completion: all are distilled."""
+    """Returns a reprompt of reprompt_tokens per completion; all completions are distilled."""
     return [
         [
             TeacherPrompt(
@@ -66,7 +68,7 @@ def reprompts(
 
 
 def lengths(cfg: Bench, number: int, rng: np.random.Generator) -> np.ndarray:
-    """Returns int64[number] lognormal lengths, from 1 to completion_tokens, where they are cut."""
+    """Returns int64[number] lognormal lengths, clipped to 1 ... completion_tokens."""
     median = cfg.median_share * cfg.completion_tokens
     drawn = np.rint(median * np.exp(cfg.spread * rng.standard_normal(number)))
     return np.clip(drawn, 1, cfg.completion_tokens).astype(np.int64)

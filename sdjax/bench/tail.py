@@ -1,4 +1,4 @@
-"""Rollouts of lognormal lengths: what the longest sequence of a batch costs the others."""
+"""Times rollouts of lognormal lengths, where the longest sequence of a batch delays the others."""
 
 from __future__ import annotations
 
@@ -9,24 +9,31 @@ from sdjax.bench import engine_speed, synthetic, timing
 from sdjax.bench.bench_rows import BenchRow
 from sdjax.bench.subject import Subject
 from sdjax.config import Sampling
+from sdjax.rollout.interface import SamplingRequest
 
 
 def measure(s: Subject, prompts: int) -> list[BenchRow]:
-    """Returns a row of the plain loop, which decodes a batch until its longest sequence ends, and
-    one of the engine with as many slots as a batch has sequences."""
+    """Returns one row for the plain loop and one for the engine.
+
+    The plain loop decodes a batch until its longest sequence ends. The engine has as many slots as
+    a batch has sequences.
+    """
     cfg, rng = s.cfg, s.rng()
-    asked = synthetic.prompts(cfg, cfg.batches * prompts, s.model.vocab_size, rng)
-    lengths = synthetic.lengths(cfg, len(asked) * cfg.group_size, rng).astype(np.int32)
-    made = engine_speed.compare(
+    drawn = synthetic.prompts(cfg, cfg.batches * prompts, s.model.vocab_size, rng)
+    lengths = synthetic.lengths(cfg, len(drawn) * cfg.group_size, rng).astype(np.int32)
+    speeds = engine_speed.compare(
         s.sampler,
         s.model,
         jax.block_until_ready(s.sampler.weights(s.params())),
-        asked,
-        group_size=cfg.group_size,
-        sampling=Sampling(
-            max_completion_tokens=cfg.completion_tokens, slots=prompts * cfg.group_size
+        SamplingRequest(
+            prompts=drawn,
+            group_size=cfg.group_size,
+            sampling=Sampling(
+                max_completion_tokens=cfg.completion_tokens, slots=prompts * cfg.group_size
+            ),
+            key=jax.random.key(0),
+            limits=lengths,
         ),
-        limits=lengths,
         batch=prompts,
         repeats=cfg.repeats,
     )
@@ -38,5 +45,5 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
             tokens=int(lengths.sum()),
             peak_bytes=timing.peak_bytes(),
         )
-        for name, laps in made.items()
+        for name, laps in speeds.items()
     ]

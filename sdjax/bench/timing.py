@@ -1,4 +1,4 @@
-"""Seconds of repeated work, and the memory it took."""
+"""Times repeated work and reads the memory that it took."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass, replace
 
 import jax
 
-# Does a piece of work for the time of this number; returns the seconds of its parts.
+# Does a piece of work, numbered from 0; returns the seconds of each part.
 TimedRun = Callable[[int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Seconds of the first call, which compiles, and of those after it."""
+    """Seconds of the first call, which compiles, and of the later calls."""
 
     first: float
     later: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Seconds of a call that compiles nothing."""
+        """Seconds per call without compilation."""
         return statistics.median(self.later)
 
     @property
     def compile_s(self) -> float:
-        """What the first call took longer."""
+        """Seconds that the first call took longer than the median."""
         return max(self.first - self.median, 0.0)
 
     def less(self, seconds: float) -> Timing:
-        """Returns the timing without a part of this many seconds."""
+        """Returns the timing minus a part that takes `seconds` in every later call."""
         return replace(self, later=tuple(s - seconds for s in self.later))
 
 
 def repeated(run: TimedRun, repeats: int) -> dict[str, Timing]:
-    """Returns the timing of every part of a run, done once and then `repeats` times."""
+    """Runs once and then `repeats` times; returns the timing of every part."""
     laps = [run(i) for i in range(repeats + 1)]
     return {
         name: Timing(first=laps[0][name], later=tuple(lap[name] for lap in laps[1:]))
@@ -44,12 +44,12 @@ def repeated(run: TimedRun, repeats: int) -> dict[str, Timing]:
 
 
 def added(*parts: Timing) -> Timing:
-    """Returns the timing of parts that follow one another."""
+    """Returns the timing of parts that run one after another."""
     laps = zip(*(p.later for p in parts), strict=True)
     return Timing(first=sum(p.first for p in parts), later=tuple(sum(lap) for lap in laps))
 
 
 def peak_bytes() -> int | None:
-    """Returns the most memory held on one device since the process began; None on a CPU."""
+    """Returns the most bytes held on one device since the process began; None on a CPU."""
     stats = [d.memory_stats() for d in jax.local_devices()]
     return max((s["peak_bytes_in_use"] for s in stats if s), default=None)

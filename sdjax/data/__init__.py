@@ -1,1 +1,1 @@
-"""Sources of rows and the order in which they are visited."""
+"""Reads the rows of data sets, and decides the order in which training visits them."""

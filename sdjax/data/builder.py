@@ -1,4 +1,4 @@
-"""A TFDS builder for any fixed data set: rows in, ArrayRecord files out."""
+"""Builds a TFDS data set from any fixed data set: rows in, ArrayRecord files out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sdjax.errors import UserError
 
 
 class RowBuilder(tfds.core.GeneratorBasedBuilder):
-    """Holds the rows of the sources of its splits, every column as text.
+    """Builds the data set of some sources, one per split, with every column as text.
 
-    Columns that hold anything but text are JSON; the data set's metadata names them.
+    Columns that hold other values than texts are written as JSON; the metadata names them.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -33,7 +33,7 @@ class RowBuilder(tfds.core.GeneratorBasedBuilder):
                 {name: tfds.features.Text() for name in sorted(self._columns)}
             ),
             metadata=tfds.core.MetadataDict({JSON_COLUMNS: encoded}),
-            # Nothing shuffles rows but the pipeline that reads them.
+            # Keep the order of the rows, because the pipeline that reads them shuffles.
             disable_shuffling=True,
         )
 
@@ -53,7 +53,7 @@ class RowBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 def _columns(sources: dict[str, str]) -> dict[str, bool]:
-    """Returns for each column of any row whether it holds text in every row."""
+    """Returns for each column whether it holds text in every row."""
     texts: dict[str, int] = {}
     count = 0
     for source in sources.values():
@@ -65,7 +65,7 @@ def _columns(sources: dict[str, str]) -> dict[str, bool]:
 
 
 def _rows(source: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a source; raises UserError for one that is broken, or for none."""
+    """Yields the rows of a source; raises UserError for a broken row or a source without rows."""
     number = 0
     for number, row in read_rows(source):
         if isinstance(row, Broken):
@@ -78,9 +78,9 @@ def _rows(source: str) -> Iterator[dict[str, Any]]:
 def build(name: str, sources: dict[str, str], folder: str) -> tfds.core.DatasetBuilder:
     """Writes a data set into `folder`/`name`/1.0.0 and returns its builder.
 
-    `sources` has a source (as `sources.read_rows` takes it) for each split.
+    `sources` has one source per split, in the form that `sources.read_rows` takes.
     """
-    # TFDS names a data set after its builder's class.
+    # A new class, because TFDS names a data set after its builder's class.
     named = type(name, (RowBuilder,), {"name": name, "__module__": __name__})
     builder = named(sources=sources, data_dir=folder)
     builder.download_and_prepare()

@@ -1,9 +1,9 @@
-"""Conversations to imitate: rows of messages, or of prompts and completions. No tokens yet.
+"""Reads conversations to imitate from rows of messages, or of prompts and completions, as texts.
 
 A row has one of
-    messages                a list of {"role", "content"} with an assistant's turn in it
-    prompt and completion   each a text, or a list of messages (completion: one of the assistant)
-Other fields are left alone.
+    messages                a list of {"role", "content"} with a turn of the assistant in it
+    prompt and completion   each a text or a list of messages; the completion is the assistant's
+Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sdjax.records import Message
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstration:
-    """What the assistant answers to a conversation. `row` counts from 1."""
+    """A conversation and the assistant's answer to it. `row` counts from 1."""
 
     row: int
     messages: tuple[Message, ...]
@@ -31,15 +31,15 @@ def load(
 ) -> tuple[list[Demonstration], tuple[Skipped, ...]]:
     """Returns the demonstrations of a source (sdjax/data/sources.py) and the rows left out.
 
-    `turns`: the last turn of the assistant in each row, or one demonstration for each of its turns.
-    Raises UserError for the first wrong row if `on_bad_row` is "error", and where none is right.
+    `turns` selects the assistant's last turn in each row, or all turns, one demonstration each.
+    Raises UserError for the first wrong row if `on_bad_row` is "error", and if no row is right.
     """
 
     def convert(row: dict[str, Any], number: int) -> list[Demonstration]:
-        found = list(_turns(_messages(row), number))
-        if not found:
+        demonstrations = list(_turns(_messages(row), number))
+        if not demonstrations:
             raise RowError("has no turn of the assistant with a text")
-        return found if turns == "all" else found[-1:]
+        return demonstrations if turns == "all" else demonstrations[-1:]
 
     rows, skipped = convert_rows(source, read_rows(source), convert, on_bad_row)
     return [demonstration for of_row in rows for demonstration in of_row], skipped

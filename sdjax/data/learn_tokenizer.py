@@ -1,7 +1,7 @@
 """Learns a small tokenizer from texts and writes it as a Hugging Face folder.
 
-Byte-level BPE, so that it can write any text; words and numbers that are frequent in the texts
-are one token each. `tokenizers` is imported on first use.
+It is a byte-level BPE, so that it can write any text. Each word or number that is frequent in the
+texts is one token. `tokenizers` is imported on first use.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from sdjax.io.files import write_text
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# One token each, and part of the text, unlike the three above.
+# One token each. Unlike the three tokens above, they are part of the text.
 THINKING = ("<think>", "</think>")
 CHAT_TEMPLATE = """\
 {%- for message in messages %}<|im_start|>{{ message.role }}
@@ -24,10 +24,11 @@ CHAT_TEMPLATE = """\
 
 
 def learn(texts: Iterable[str], size: int, folder: Path, *, context: int) -> int:
-    """Writes tokenizer.json, tokenizer_config.json, chat template and generation_config.json.
+    """Writes a tokenizer with at most `size` tokens into `folder`; returns how many it has.
 
-    `size` is the most tokens it may have, 261 at least; `context` the model's longest sequence.
-    Returns how many it has. The same texts give the same files.
+    The files are tokenizer.json, tokenizer_config.json, the chat template and
+    generation_config.json. `size` is 261 or more; `context` is the model's longest sequence in
+    tokens. The same texts give the same files.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -43,7 +44,7 @@ def learn(texts: Iterable[str], size: int, folder: Path, *, context: int) -> int
         show_progress=False,
     )
     fast.train_from_iterator(texts, trainer)
-    # The trainer makes all of them special; these two are text.
+    # The trainer makes all these tokens special, but THINKING is text.
     fields = json.loads(fast.to_str())
     for token in fields["added_tokens"]:
         token["special"] = token["content"] not in THINKING

@@ -1,4 +1,4 @@
-"""Order, epochs, batches and position of the training examples, by Grain."""
+"""Decides the order, epochs, batches and position of the training examples, with Grain."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from sdjax.records import Example
 
 Item = TypeVar("Item")
 
-# More examples than this are generated on demand, not held in a list.
+# A data set with more examples than this generates them on demand, so nothing may list them.
 LISTED = 10_000_000
 
 
 class Batches(Generic[Item]):
-    """Endless batches of examples in a seeded order, shuffled anew every epoch.
+    """Yields batches of examples without end, in a seeded order that differs in every epoch.
 
-    The order is that of the whole batch: host `host` of `hosts` gets its contiguous share of each
-    one, so that the examples of a step are the same on any number of hosts. `get_state` is the
-    exact position, as a dict of plain values; `set_state` goes on from there.
+    Host `host` of `hosts` gets its contiguous share of each whole batch, so that the examples of a
+    step are the same on any number of hosts. `get_state` returns the exact position; `set_state`
+    restores it.
     """
 
     def __init__(
@@ -40,30 +40,26 @@ class Batches(Generic[Item]):
                 f"rollout.prompts_per_step is {batch_size}: must be divisible by {hosts} hosts"
             )
         share = batch_size // hosts
-        start = host * share
-
-        def of_host(batch: Sequence[int]) -> list[Item]:
-            return [examples[int(i)] for i in batch[start : start + share]]
-
-        order = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
+        self._share = slice(host * share, (host + 1) * share)
+        order = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
         self._iterator: Any = iter(
-            order.batch(batch_size, drop_remainder=True, batch_fn=list)
-            .map(of_host)
-            .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            order.batch(batch_size, drop_remainder=True, batch_fn=list).to_iter_dataset(
+                grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+            )
         )
 
     def __iter__(self) -> Batches[Item]:
         return self
 
     def __next__(self) -> list[Item]:
-        return next(self._iterator)
+        return next(self._iterator)[self._share]
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position as plain values that JSON can hold."""
         return self._iterator.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position that `get_state` returned."""
+        """Moves to a position that `get_state` returned."""
         self._iterator.set_state(state)
 
 
@@ -75,8 +71,9 @@ def drop_overlong(
 ) -> tuple[Sequence[Example], list[Example]]:
     """Returns the examples whose prompt has at most `limit` tokens, and those left out.
 
-    A set that generates its examples endlessly cannot be listed: a sample of it must fit, or it is
-    an error.
+    A data set of more than LISTED examples is not listed: some 256 of its prompts are measured, and
+    one that is too long is an error. Raises UserError for it, for a long prompt if `on_overlong` is
+    "error", and if every prompt is too long.
     """
     if len(examples) > LISTED:
         sample = [examples[i] for i in range(0, len(examples), len(examples) // 256)]

@@ -1,4 +1,4 @@
-"""Turns rows of a data file into examples, and says which row and field is wrong."""
+"""Converts rows of a data file into examples; error messages name the wrong row and field."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Converted = TypeVar("Converted")
 
 
 class RowError(ValueError):
-    """One row cannot be used; the message says which field and why."""
+    """A row that cannot be used; the message names the field and the reason."""
 
 
 @dataclass(frozen=True)
 class Broken:
-    """Stands for a row that could not be parsed at all."""
+    """Replaces a row that could not be parsed."""
 
     reason: str
 
@@ -33,7 +33,7 @@ class Skipped:
 
 
 def text_field(row: dict[str, Any], *names: str) -> str:
-    """Returns the text at `row[names[0]][names[1]]…`; raises RowError unless it is there."""
+    """Returns the text at row[names[0]][names[1]]…; raises RowError if there is none."""
     value: Any = row
     path = ".".join(names)
     for name in names:
@@ -49,7 +49,7 @@ def text_field(row: dict[str, Any], *names: str) -> str:
 
 
 def columns(row: dict[str, Any], listed: int = 12) -> str:
-    """Returns the names of a row's fields, up to `listed`, for a message."""
+    """Returns the names of a row's fields for a message, at most `listed` of them."""
     names = sorted(row)
     return ", ".join(names[:listed]) + (", ..." if len(names) > listed else "")
 
@@ -60,13 +60,13 @@ def convert_rows(
     convert: Callable[[dict[str, Any], int], Converted | None],
     on_bad_row: Literal["error", "skip"],
 ) -> tuple[list[Converted], tuple[Skipped, ...]]:
-    """Returns what is made of a file's rows, and the rows left out.
+    """Returns the converted rows of a file, and the rows left out.
 
-    `convert` gets a row and its number and returns what it holds, or None for a row of no use; it
-    raises RowError for one that is wrong. Raises UserError for the first wrong row if `on_bad_row`
-    is "error", and for a file without any usable row.
+    `convert` takes a row and its number. It returns the converted row, or None to leave it out
+    silently, and raises RowError for a wrong row. Raises UserError for the first wrong row if
+    `on_bad_row` is "error", and for a file without a usable row.
     """
-    made: list[Converted] = []
+    converted: list[Converted] = []
     skipped: list[Skipped] = []
     count = 0
     for number, row in rows:
@@ -83,21 +83,21 @@ def convert_rows(
             skipped.append(Skipped(file, number, str(error)))
             continue
         if value is not None:
-            made.append(value)
+            converted.append(value)
     if not count:
         raise UserError(f"{file}: has no rows: name another file")
-    if not made:
+    if not converted:
         reason = f"; first: row {skipped[0].row}: {skipped[0].reason}" if skipped else ""
         raise UserError(f"{file}: none of its {count} rows is usable{reason}")
-    return made, tuple(skipped)
+    return converted, tuple(skipped)
 
 
 def unseen(
     held_out: Sequence[Example], train: Sequence[Example], file: str
 ) -> tuple[list[Example], tuple[Skipped, ...]]:
-    """Returns the held-out examples whose user message is not in training, and those left out.
+    """Returns the held-out examples whose user message is not in training, and the rows left out.
 
-    Their ids end in "-" and the number of their row.
+    The ids of held-out examples end in "-" and the number of their row.
     """
     known = {example.messages[-1]["content"] for example in train}
     kept, repeated = [], []
@@ -111,7 +111,7 @@ def unseen(
 
 
 def distinct(examples: Sequence[Example], file: str) -> tuple[list[Example], tuple[Skipped, ...]]:
-    """Returns the first example of each user message, and one line about the others."""
+    """Returns the first example of each user message, and one note about the repeated ones."""
     first: dict[str, Example] = {}
     for example in examples:
         first.setdefault(example.messages[-1]["content"], example)

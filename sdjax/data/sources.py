@@ -1,8 +1,8 @@
-"""Reads the rows of a data set, wherever it is and whatever its format.
+"""Reads the rows of a data set from files, the web, the Hugging Face hub or TFDS.
 
 A source is one of
     FILE.parquet, FILE.json, FILE.jsonl             a local file
-    https://HOST/.../FILE.parquet                   the same, fetched once into the cache
+    https://HOST/.../FILE.parquet                   a file on the web, fetched once into the cache
     hf://datasets/OWNER/NAME[@REVISION][/PATTERN]   files of a Hugging Face data set
     FOLDER[:SPLIT]                                  a TFDS data directory, FOLDER/NAME/VERSION
 """
@@ -28,7 +28,7 @@ from sdjax.errors import UserError
 from sdjax.io import hub
 
 Row = tuple[int, dict[str, Any] | Broken]
-# In a TFDS data set's metadata: the columns whose text is JSON.
+# The key of a TFDS data set's metadata that lists the columns whose text is JSON.
 JSON_COLUMNS = "json_columns"
 _SPACE = re.compile(r"\s*")
 SUFFIXES = (".parquet", ".jsonl", ".json")
@@ -37,8 +37,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json")
 def read_rows(source: str) -> Iterator[Row]:
     """Yields (row number from 1, row).
 
-    A .json file is one array of objects or one object a line. A row that is no JSON object comes
-    as Broken.
+    A .json file holds one array of objects, or one object per line. A row that is no JSON object
+    is yielded as Broken. Raises UserError for a source that cannot be read.
     """
     folder, _, split = source.partition(":")
     if "://" not in source and Path(folder).is_dir():
@@ -53,7 +53,7 @@ def read_rows(source: str) -> Iterator[Row]:
 
 
 def files(source: str) -> tuple[Path, ...]:
-    """Returns the local files that a source names, fetching those that are elsewhere."""
+    """Returns the local files of a source; fetches those that are not local."""
     if source.startswith("hf://"):
         return _hub(source)
     if source.startswith(("https://", "http://")):
@@ -109,7 +109,7 @@ def _fetched(url: str) -> Path:
             data = reply.read()
     except (http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({_first_line(error)})") from None
-    # Written under another name first: an interrupted run must not leave half a file.
+    # Write under another name first, so that an interrupted run leaves no half file.
     with tempfile.NamedTemporaryFile(dir=cache, delete=False) as partial:
         partial.write(data)
     Path(partial.name).replace(file)
@@ -163,7 +163,7 @@ def _json_array(file: Path) -> Iterator[Row]:
 
 
 def _json_fault(error: Exception) -> str:
-    """Returns what is wrong, and where."""
+    """Returns the error and its place in the text."""
     if not isinstance(error, json.JSONDecodeError):
         return _first_line(error)
     line = f"line {error.lineno}, " if error.lineno > 1 else ""
@@ -224,7 +224,7 @@ def _tfds(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _decoded(name: str, value: Any) -> Any:
-    """Returns what a parquet column holds; some files keep their structs as JSON text."""
+    """Returns the value of a parquet column; some files write their structs as JSON text."""
     if name in ("prompt", "reward_model", "extra_info") and isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             inner = json.loads(value)

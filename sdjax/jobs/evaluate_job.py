@@ -21,29 +21,29 @@ def run(cfg: config.Evaluate) -> None:
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
-    shop = loaded_model.workshop(cfg.model, cfg.mesh, cfg.server)
+    model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
     loaded_model.check_context(
-        shop.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
+        model.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
     )
-    loaded_model.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
     thinking = cfg.enable_thinking
     sets = evaluation.held_out(
-        task, others, cfg.eval, shop.tokenizer, cfg.max_prompt_tokens, thinking
+        task, others, cfg.eval, model.tokenizer, cfg.max_prompt_tokens, thinking
     )
     evaluation.note_held_out(sets)
     plan = evaluation.batches(sets, cfg.eval.batch)
     if cfg.resume and jax.process_index() == 0:
         run_dir.check_same(cfg)
-    loaded_model.check_server(shop.sampler, None)
+    loaded_model.check_server(model.sampler, None)
     folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume)
     primary, file = jax.process_index() == 0, folder.local / "answers.jsonl"
     with (
-        jax.set_mesh(shop.mesh),
+        jax.set_mesh(model.mesh),
         run_dir.pushed(folder),
         profiler.rounds(cfg.profile) as before,
     ):
         for number, _ in enumerate(
-            evaluation.resumed(file, plan, shop, cfg.eval, thinking, before)
+            evaluation.resumed(file, plan, model, cfg.eval, thinking, before)
         ):
             if number == 0:
                 run_dir.rewrite_config(folder, cfg)

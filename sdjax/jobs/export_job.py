@@ -14,7 +14,7 @@ from sdjax.learner.checkpoint import Checkpoints
 from sdjax.models.files import weights
 from sdjax.models.network import lora
 from sdjax.parallel import hosts, rules
-from sdjax.training import adapters, loaded_model
+from sdjax.training import loaded_model, resume
 
 
 def run(cfg: config.Export) -> None:
@@ -23,12 +23,12 @@ def run(cfg: config.Export) -> None:
     if folder.place.exists():
         raise UserError(f"out is {cfg.out!r}: it exists; choose another folder")
     made_with = _config_of(run_dir)
-    model = {k: v for k, v in made_with["model"].items() if k != "class"}
+    fields = {k: v for k, v in made_with["model"].items() if k != "class"}
     given = {k: v for k, v in made_with.get("lora", {}).items() if k != "class"}
     if given:
         given["matrices"] = tuple(given["matrices"])
-    source = config.Model(**model)
-    shop = loaded_model.workshop(source, cfg.mesh, lora=config.Lora(**given))
+    source = config.Model(**fields)
+    model = loaded_model.open_model(source, cfg.mesh, lora=config.Lora(**given))
     checkpoints = Checkpoints(run_dir / "checkpoints", config.Checkpoint())
     step = checkpoints.newest() if cfg.step is None else cfg.step
     if step is None or step not in checkpoints.steps():
@@ -36,18 +36,18 @@ def run(cfg: config.Export) -> None:
         raise UserError(f"step is {cfg.step}: the checkpoints of {cfg.run} are {have}; name one")
     if cfg.step is not None:
         checkpoints.check(cfg.step)
-    trained, frozen = lora.split(shop.abstract)
-    shardings = rules.param_shardings(trained, shop.mesh)
+    trained, frozen = lora.split(model.abstract)
+    shardings = rules.param_shardings(trained, model.mesh)
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trained, shardings
     )
-    with jax.set_mesh(shop.mesh):
+    with jax.set_mesh(model.mesh):
         params = checkpoints.params(step, like)
         if frozen is not None:
-            params = lora.joined(params, adapters.load_base(shop, checkpoints.host(step)))
+            params = lora.joined(params, resume.load_base(model, checkpoints.host(step)))
         out = folder.local / "model" if folder.remote else folder.local
-        weights.export(params, shop.cfg, shop.folder, out)
-        adapters.export(params, shop, source, out.with_name(f"{out.name}_adapter"))
+        weights.export(params, model.cfg, model.folder, out)
+        model.export_adapters(params, source.path, out.with_name(f"{out.name}_adapter"))
     checkpoints.close()
     _to_place(folder)
     hosts.note(f"step {step} of {cfg.run} is in {cfg.out}, a Hugging Face folder")

@@ -7,10 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
@@ -21,19 +23,24 @@ from sdjax.errors import UserError
 from sdjax.io import run_dir
 from sdjax.io.storage import Folder
 from sdjax.learner import adamw, state, supervised, update
-from sdjax.learner.checkpoint import Checkpoints, abstract
+from sdjax.learner.checkpoint import Checkpoints
+from sdjax.learner.state import TrainState
 from sdjax.learner.supervised import Conversation, SFTBatch, SFTShape
 from sdjax.logs import profiler
 from sdjax.logs.writers import Writer
 from sdjax.parallel import hosts
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import evaluation, loaded_model
-from sdjax.training.evaluation import HeldOut
+from sdjax.training import alerts, evaluation, loaded_model, resume
+from sdjax.training.evaluation import EvaluationHistory, HeldOut
+from sdjax.training.loaded_model import LoadedModel
+from sdjax.training.loop import is_due
 
 # The teacher of a train state that has none.
 NO_TEACHER = config.Teacher(kind="live")
-# Updates that are packed and on their way to the devices while one runs.
+# Updates that are packed and copied to the devices while another one runs.
 AHEAD = 2
+# What to do about an update that is not finite.
+REMEDY = "lower optim.lr, or look at the weights that the run started from"
 
 T = TypeVar("T")
 
@@ -41,18 +48,18 @@ T = TypeVar("T")
 def run(cfg: config.SFT) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
     epistemic.lexicon(cfg.lexicon)
-    shop = loaded_model.workshop(cfg.model, cfg.mesh)
-    loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
-    loaded_model.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
+    model = loaded_model.open_model(cfg.model, cfg.mesh)
+    loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
     config.require(
-        cfg.max_tokens <= shop.cfg.max_positions,
+        cfg.max_tokens <= model.cfg.max_positions,
         "max_tokens",
         cfg.max_tokens,
-        f"exceeds the model's context of {shop.cfg.max_positions}; lower it",
+        f"exceeds the model's context of {model.cfg.max_positions}; lower it",
     )
-    sets = _held_out(cfg, shop)
+    sets = _held_out(cfg, model)
     read, skipped = conversations.load(cfg.source, turns=cfg.turns, on_bad_row=cfg.data.on_bad_row)
-    kept = _fitting(read, shop.tokenizer, cfg)
+    kept = _fitting(read, model.tokenizer, cfg)
     overlong = len(read) - len(kept)
     kept = kept[: cfg.data.limit or None]
     hosts.note(
@@ -63,20 +70,20 @@ def run(cfg: config.SFT) -> None:
     hosts.check_same(f"{cfg.source}: its conversations", tokens, "give every host the same file")
     shared = cfg.resume or cfg.checkpoint.every > 0
     folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
-    with jax.set_mesh(shop.mesh), run_dir.pushed(folder):
-        _train(cfg, shop, kept, sets, folder)
+    with jax.set_mesh(model.mesh), run_dir.pushed(folder):
+        _train(cfg, model, kept, sets, folder)
 
 
-def _held_out(cfg: config.SFT, shop: loaded_model.LoadedModel) -> list[HeldOut]:
+def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
     if cfg.task is None:
         return []
     longest = cfg.eval.max_completion_tokens
-    loaded_model.check_context(shop.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, longest)
+    loaded_model.check_context(model.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, longest)
     sets = evaluation.held_out(
         tasks.load(cfg.task, cfg.data),
         {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()},
         cfg.eval,
-        shop.tokenizer,
+        model.tokenizer,
         cfg.max_prompt_tokens,
         cfg.enable_thinking,
     )
@@ -123,31 +130,80 @@ def _fitting(
 
 def _train(
     cfg: config.SFT,
-    shop: loaded_model.LoadedModel,
+    model: LoadedModel,
     kept: Sequence[Conversation],
     sets: Sequence[HeldOut],
     folder: Folder,
 ) -> None:
-    tx = adamw.make(cfg.optim)
-    shardings = state.shardings(shop.abstract, tx, NO_TEACHER, shop.mesh)
-    init = state.initialiser(tx, NO_TEACHER, shardings)
-    update = supervised.make_step(shop.graphdef, cfg, shop.mesh, shardings)
+    """Takes the updates that are left, and exports the model."""
+    init, take_update, shardings = _functions(cfg, model)
     order = Batches(kept, cfg.batch, cfg.data.seed)
-    out = folder.local
-    checkpoints = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
-    steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
-    history: list[dict] = []
-    done = checkpoints.begin(resume=cfg.resume) or 0
-    if done:
-        like = abstract(jax.eval_shape(init, shop.abstract), shardings)
-        train_state, host = checkpoints.restore(done, like)
+    saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
+    done, train_state, host = resume.restore(saved, model, init, shardings, resume=cfg.resume)
+    if host is not None:
         order.set_state(host["data"])
-        history = host["history"]
-    else:
-        train_state = init(shop.load())
     run_dir.rewrite_config(folder, cfg)
-    course = evaluation.EvaluationHistory(
-        shop=shop,
+    history = [] if host is None else host["history"]
+    evaluations = _evaluations(cfg, model, sets, folder.local, history)
+    steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
+    primary, after = jax.process_index() == 0, done if cfg.resume else None
+    writer = Writer(folder.local, cfg.log, steps=steps, primary=primary, after=after)
+    updates = _updates(order, kept, model, cfg)
+    with writer, profiler.rounds(cfg.profile) as begin_round, ThreadPoolExecutor(1) as background:
+        if done == 0 and sets:
+            writer.write(0, evaluations.measure(0, model.sampler.weights(train_state.params)))
+        ahead = prefetched(lambda: next(updates), background)
+        interval = Interval()
+        for number in range(done + 1, steps + 1):
+            begin_round(number - done - 1)
+            batch, position = next(ahead)
+            train_state, metrics = take_update(train_state, batch)
+            interval.add(metrics)
+
+            # Evaluate, log, checkpoint.
+            last = number == steps
+            evaluates = bool(sets) and (last or is_due(number, cfg.eval.every))
+            saves = cfg.checkpoint.every > 0 and (last or is_due(number, cfg.checkpoint.every))
+            # A checkpoint ends an interval, because a resumed run begins with a new one.
+            if last or evaluates or saves or is_due(number, cfg.log_every):
+                values, skipped = interval.take()
+                if evaluates:
+                    weights = model.sampler.weights(train_state.params)
+                    values |= evaluations.measure(number, weights)
+                    del weights
+                writer.write(number, values)
+                warned = alerts.skipped_updates(skipped, REMEDY) if any(skipped) else {}
+                writer.warn(number, warned)
+                interval = Interval()
+            if saves:
+                host = {"data": position, "history": history}
+                resume.save(saved, folder, number, train_state, host)
+    saved.close()
+    if cfg.checkpoint.export:
+        model.export(train_state.params, folder.local)
+    evaluations.close()
+
+
+def _functions(
+    cfg: config.SFT, model: LoadedModel
+) -> tuple[
+    Callable[[nnx.State], TrainState],
+    Callable[[TrainState, SFTBatch], tuple[TrainState, dict[str, jax.Array]]],
+    TrainState,
+]:
+    """Returns the jitted functions that make and update the state, and the state's shardings."""
+    tx = adamw.make(cfg.optim)
+    shardings = state.shardings(model.abstract, tx, NO_TEACHER, model.mesh)
+    init = state.initialiser(tx, NO_TEACHER, shardings)
+    return init, supervised.make_step(model.graphdef, cfg, model.mesh, shardings), shardings
+
+
+def _evaluations(
+    cfg: config.SFT, model: LoadedModel, sets: Sequence[HeldOut], out: Path, history: list[dict]
+) -> EvaluationHistory:
+    """Returns the evaluations of a run, which append to `history`."""
+    return EvaluationHistory(
+        model=model,
         sets=sets,
         cfg=cfg.eval,
         thinking=cfg.enable_thinking,
@@ -155,58 +211,19 @@ def _train(
         history=history,
         lexicon=cfg.lexicon,
     )
-    after = done if cfg.resume else None
-    primary = jax.process_index() == 0
-    writer = Writer(out, cfg.log, steps=steps, primary=primary, after=after)
-    source = _updates(order, kept, shop, cfg)
-    with writer, profiler.rounds(cfg.profile) as before, ThreadPoolExecutor(1) as background:
-        if done == 0 and sets:
-            writer.write(0, course.measure(0, shop.sampler.weights(train_state.params)))
-        ahead = prefetched(lambda: next(source), background)
-        interval = Interval()
-        for number in range(done + 1, steps + 1):
-            before(number - done - 1)
-            batch, position = next(ahead)
-            train_state, metrics = update(train_state, batch)
-            interval.add(metrics)
-            last = number == steps
-            evaluates = bool(sets) and (last or _is_due(number, cfg.eval.every))
-            saves = cfg.checkpoint.every and (last or _is_due(number, cfg.checkpoint.every))
-            # A resumed run begins an interval; so must the one that it goes on from.
-            if last or evaluates or saves or _is_due(number, cfg.log_every):
-                values = interval.take()
-                if evaluates:
-                    weights = shop.sampler.weights(train_state.params)
-                    values |= course.measure(number, weights)
-                    del weights
-                writer.write(number, values)
-                interval = Interval()
-            if saves:
-                host = {"data": position, "history": history}
-                if primary:
-                    folder.push()
-                checkpoints.save(number, train_state, host)
-    checkpoints.close()
-    if cfg.checkpoint.export:
-        loaded_model.export(shop, train_state.params, out)
-    course.close()
-
-
-def _is_due(number: int, every: int) -> bool:
-    return every > 0 and number % every == 0
 
 
 def _updates(
     order: Batches[Conversation],
     kept: Sequence[Conversation],
-    shop: loaded_model.LoadedModel,
+    model: LoadedModel,
     cfg: config.SFT,
 ) -> Iterator[tuple[SFTBatch, dict[str, Any]]]:
     """Yields updates on the devices, each with the position in the data after it."""
     shape = SFTShape.of(kept, cfg.batch, cfg.optim)
     for of_update in order:
-        packed = supervised.pack(of_update, shape, shop.tokenizer.pad_id)
-        yield hosts.place(packed, update.batch_shardings(packed, shop.mesh)), order.get_state()
+        packed = supervised.pack(of_update, shape, model.tokenizer.pad_id)
+        yield hosts.place(packed, update.batch_shardings(packed, model.mesh)), order.get_state()
 
 
 def prefetched(
@@ -220,20 +237,23 @@ def prefetched(
 
 
 class Interval:
-    """The metrics of several updates, left on the devices until they are asked for."""
+    """The metrics of consecutive updates; they stay on the devices until `take`."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._metrics: list[dict[str, jax.Array]] = []
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Takes an update's metrics without waiting for them."""
+        """Adds the metrics of an update without waiting for them."""
         self._metrics.append(metrics)
 
-    def take(self) -> dict[str, float]:
-        """Returns the means over updates, and tokens a second; waits for the last update."""
+    def take(self) -> tuple[dict[str, float], list[bool]]:
+        """Returns means over the updates with their speed, and which updates were skipped.
+
+        Waits for the last update.
+        """
         host = jax.device_get(self._metrics)
-        seconds = time.perf_counter() - self._start
+        seconds = (time.perf_counter() - self._start) / len(host)
         means = {name: float(np.mean([m[name] for m in host])) for name in host[0]}
-        each = seconds / len(host)
-        return means | {"sft/tokens_per_s": means["sft/tokens"] / each, "time/update_s": each}
+        speed = {"sft/tokens_per_s": means["sft/tokens"] / seconds, "time/update_s": seconds}
+        return means | speed, [bool(m["optim/skipped"]) for m in host]

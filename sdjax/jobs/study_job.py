@@ -27,6 +27,7 @@ from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.training import evaluation, loaded_model
 from sdjax.training.evaluation import HeldOut
+from sdjax.training.loaded_model import LoadedModel
 
 # Tokens that the templates may add to a prompt with a solution.
 TEMPLATE_TOKENS = 64
@@ -43,7 +44,7 @@ class _Study:
 
     cfg: config.Study
     task: Task
-    shop: loaded_model.LoadedModel
+    model: LoadedModel
     out: Path
     weights: Callable[[], Any]
     answers: dict[str, Problems] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class _Study:
         ]
         thinking = self.cfg.enable_thinking
         return evaluation.resumed(
-            file, plan, self.shop, self.cfg.eval, thinking, weights=self.weights
+            file, plan, self.model, self.cfg.eval, thinking, weights=self.weights
         )
 
     def condition(
@@ -95,31 +96,31 @@ def run(cfg: config.Study) -> None:
     """Collects problems, answers them under each condition, writes figures and data sets."""
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
-    shop = loaded_model.workshop(cfg.model, cfg.mesh, cfg.server)
+    model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
     longest = cfg.eval.max_completion_tokens
     # A solution is an answer: at its longest it stands in a prompt beside the question.
     whole = cfg.max_prompt_tokens + longest + TEMPLATE_TOKENS + longest
     config.require(
-        whole <= shop.cfg.max_positions,
+        whole <= model.cfg.max_positions,
         "eval.max_completion_tokens",
         longest,
         f"with a solution of that length in a prompt of {cfg.max_prompt_tokens} tokens {whole} are "
-        f"needed, over the model's context of {shop.cfg.max_positions}; lower it or "
+        f"needed, over the model's context of {model.cfg.max_positions}; lower it or "
         "max_prompt_tokens",
     )
-    loaded_model.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
-    candidates = _candidates(cfg, task, shop)
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
+    candidates = _candidates(cfg, task, model)
     if cfg.resume:
         run_dir.check_same(cfg)
-    loaded_model.check_server(shop.sampler, None)
+    loaded_model.check_server(model.sampler, None)
     out = run_dir.claim(cfg.out, cfg, resume=cfg.resume)
-    with jax.set_mesh(shop.mesh):
+    with jax.set_mesh(model.mesh):
         made = _Study(
             cfg=cfg,
             task=task,
-            shop=shop,
+            model=model,
             out=out,
-            weights=functools.cache(shop.stored_weights),
+            weights=functools.cache(model.stored_weights),
         )
         collected, tried = _collect(made, candidates)
         _conditions(made, collected, {e.id: e for e in candidates if e.id in collected})
@@ -127,13 +128,13 @@ def run(cfg: config.Study) -> None:
         _report(made, collected, tried)
 
 
-def _candidates(cfg: config.Study, task: Task, shop: loaded_model.LoadedModel) -> Sequence[Example]:
+def _candidates(cfg: config.Study, task: Task, model: LoadedModel) -> Sequence[Example]:
     """Returns the problems that may be tried."""
     examples = task.train if cfg.split == "train" else task.held_out
     thinking = cfg.enable_thinking
     kept, overlong = drop_overlong(
         [examples[i] for i in range(min(cfg.tried, len(examples)))],
-        lambda e: len(shop.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
+        lambda e: len(model.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
         cfg.max_prompt_tokens,
         cfg.data.on_overlong,
     )

@@ -22,7 +22,7 @@ from sdjax.jobs.prepare_job import checksum
 from sdjax.records import Example, Message
 from sdjax.tasks import countdown_traces
 from sdjax.tasks.countdown import Countdown
-from sdjax.tasks.countdown_traces import Conversation
+from sdjax.tasks.countdown_traces import TraceRow
 from sdjax.teacher import reprompt
 
 log = logging.getLogger(__name__)
@@ -92,17 +92,17 @@ def chunk(cfg: Traces, start: int, rows: int) -> str:
     for index in range(start, min(start + CHUNK, rows)):
         rng = Random(f"{cfg.seed}/{index}")
         (task,) = rng.choices(tasks, shares)
-        conversation = countdown_traces.conversation(task, cfg, rng)
-        lines.append(to_json({"messages": messages(conversation, cfg.reprompt)}) + "\n")
+        row = countdown_traces.trace_row(task, cfg, rng)
+        lines.append(to_json({"messages": messages(row, cfg.reprompt)}) + "\n")
     return "".join(lines)
 
 
-def messages(conversation: Conversation, cfg: config.Reprompt) -> list[Message]:
+def messages(row: TraceRow, cfg: config.Reprompt) -> list[Message]:
     """Returns the conversation, a shown solution written into it as a teacher reads it."""
-    user = Message(role="user", content=conversation.question)
+    user = Message(role="user", content=row.question)
     example = Example(id="", messages=(user,), answer="", task="")
-    shown = () if conversation.shown is None else (conversation.shown,)
+    shown = () if row.shown is None else (row.shown,)
     return [
         *reprompt.messages(example, shown, "", cfg),
-        Message(role="assistant", content=conversation.answer),
+        Message(role="assistant", content=row.answer),
     ]

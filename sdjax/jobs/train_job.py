@@ -16,13 +16,7 @@ from sdjax.objectives import divergences, token_weights
 from sdjax.parallel import hosts
 from sdjax.records import Example
 from sdjax.tasks import Task
-from sdjax.training import (
-    evaluation,
-    loaded_model,
-    loop,
-    replay,
-    resume,
-)
+from sdjax.training import evaluation, host_step, loaded_model, loop, replay, resume
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
 
@@ -33,14 +27,16 @@ def run(cfg: config.Train) -> None:
         replay.run(cfg)
         return
     stop = Stop()
-    task, shop, examples, sets = _prepare(cfg, stop.check)
+    task, model, examples, sets = _prepare(cfg, stop.check)
     shared = cfg.resume or cfg.checkpoint.every > 0
     folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
     saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
     listening = stop.listening(cfg.checkpoint.every > 0)
     try:
-        with jax.set_mesh(shop.mesh), listening, run_dir.pushed(folder):
-            loop.Training(cfg, task, shop, examples, sets, folder, saved).run(stop)
+        with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
+            setup = host_step.make_setup(cfg, task, model, examples)
+            with loop.running(setup, sets, folder, saved) as (progress, out):
+                loop.train(setup, progress, out, stop)
     except WriteError as error:
         raise WriteError(f"{error}; {resume.what_is_safe(saved)}") from error
 
@@ -54,35 +50,35 @@ def _prepare(
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
-    shop = loaded_model.workshop(
+    model = loaded_model.open_model(
         cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora, between
     )
     completion = cfg.rollout.max_completion_tokens
     loaded_model.check_context(
-        shop.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
+        model.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
     )
     answered = cfg.reprompt.regenerate  # by the model, which does not go beyond its context
     if cfg.loss.distillation > 0 and (answered or not cfg.reprompt.beyond_context):
         loaded_model.check_context(
-            shop.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion
+            model.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion
         )
-    loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, shop.mesh)
-    loaded_model.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, shop.mesh)
-    loaded_model.check_shards("rollout.slots", cfg.rollout.slots, shop.mesh)
-    loaded_model.check_shards("eval.slots", cfg.eval.slots, shop.mesh)
-    loaded_model.check_server(shop.sampler, cfg.rollout)
+    loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
+    loaded_model.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, model.mesh)
+    loaded_model.check_shards("rollout.slots", cfg.rollout.slots, model.mesh)
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
+    loaded_model.check_server(model.sampler, cfg.rollout)
     thinking = cfg.rollout.enable_thinking
     limit = cfg.rollout.max_prompt_tokens
     examples, overlong = drop_overlong(
         task.train,
-        lambda e: len(shop.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
+        lambda e: len(model.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
         limit,
         cfg.data.on_overlong,
     )
     if cfg.data.limit:
         examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
     evaluation.check_same_examples(task.name, examples)
-    sets = evaluation.held_out(task, others, cfg.eval, shop.tokenizer, limit, thinking)
+    sets = evaluation.held_out(task, others, cfg.eval, model.tokenizer, limit, thinking)
     hosts.note(
         f"{task.name}: {len(examples)} training examples ({len(overlong)} over {limit} prompt "
         "tokens left out)"
@@ -92,4 +88,4 @@ def _prepare(
         evaluation.check_metric(
             "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval
         )
-    return task, shop, examples, sets
+    return task, model, examples, sets

@@ -26,8 +26,7 @@ from sdjax.learner.objective import contexts_of
 from sdjax.learner.state import TrainState, teacher_on_device
 from sdjax.objectives.reductions import log_normalizer
 from sdjax.parallel import hosts, rules
-from sdjax.parallel.mesh import batch_shards
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN, batch_shards
 
 CHUNK = 256
 """Positions whose logits exist at one time, over all devices."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sdjax.parallel.buckets import bucket
+from sdjax.parallel.mesh import bucket
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,7 @@ from sdjax.learner.packing import Layout
 from sdjax.learner.state import TrainState
 from sdjax.models.network.transformer import head_matrix, hidden_states
 from sdjax.parallel import rules
-from sdjax.parallel.buckets import bucket
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN, bucket
 
 # numpy while it is packed, jax once it is placed.
 _Array = Any

@@ -27,7 +27,7 @@ from sdjax.learner.state import TrainState, teacher_on_device
 from sdjax.learner.update_metrics import Sums, of_update
 from sdjax.models.network.transformer import head_matrix
 from sdjax.parallel import rules
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN
 from sdjax.teacher import kinds
 
 Metrics = dict[str, jax.Array]

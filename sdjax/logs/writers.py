@@ -1,6 +1,6 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard, rollouts.jsonl, a progress bar.
+"""Writes metrics.jsonl, TensorBoard's file, rollouts.jsonl and lines on the terminal.
 
-Only the process with `primary=True` writes; the others call the same methods to no effect. No jax.
+Only the process with `primary=True` writes. The others call the same methods, which do nothing.
 """
 
 from __future__ import annotations
@@ -20,16 +20,26 @@ from sdjax.errors import WriteError, writing
 from sdjax.io.files import to_json
 from sdjax.logs import terminal
 
+SHOWN = {
+    "rollout/reward": "reward",
+    "rollout/length": "length",
+    "rollout/tokens_per_s": "tokens/s",
+    "sft/loss": "loss",
+    "sft/token_accuracy": "accuracy",
+    "sft/tokens_per_s": "tokens/s",
+}
+"""The metrics of a step that the terminal shows, and their labels."""
+
 
 class Timers:
-    """Seconds by name, added up within a step."""
+    """Seconds by name; times of the same name add up."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside the `with` block to `name`, also if the block raises."""
+        """Adds the time of the `with` block to `name`, also if the block raises."""
         start = time.perf_counter()
         try:
             yield
@@ -38,13 +48,13 @@ class Timers:
             self._seconds[name] = self._seconds.get(name, 0.0) + spent
 
     def take(self) -> dict[str, float]:
-        """Returns {"time/NAME_s": seconds} since the last call, and starts again."""
+        """Returns {"time/NAME_s": seconds} since the last call, and starts from zero."""
         seconds, self._seconds = self._seconds, {}
         return {f"time/{name}_s": value for name, value in seconds.items()}
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Cuts a JSONL file before its first line of a later step, or that is not whole."""
+    """Cuts a JSONL file before its first line that is of a later step or not whole."""
     if not path.exists():
         return
     with path.open("r+b") as file:
@@ -60,13 +70,10 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 class Lines:
-    """A JSONL file: one flushed line a row, each row with its "step".
-
-    `after` is the step resumed from: lines up to and including it are kept. None or 0, where
-    everything is done again, starts the file anew.
-    """
+    """A JSONL file with one line per row; each row has its "step"."""
 
     def __init__(self, path: Path, *, after: int | None) -> None:
+        """Keeps the lines up to `after`, the step resumed from; None or 0 empties the file."""
         self._path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,13 +82,13 @@ class Lines:
             self._file = path.open("a" if after else "w", encoding="utf-8")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends rows."""
-        for row in rows:
-            line = to_json(row) + "\n"
-            with writing(self._path):
-                self._file.write(line)
-        with writing(self._path):
+        """Appends rows and flushes the file; raises WriteError if that fails."""
+        try:
+            for row in rows:
+                self._file.write(to_json(row) + "\n")
             self._file.flush()
+        except OSError as error:
+            raise WriteError.of(self._path, error) from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -90,11 +97,11 @@ class Lines:
 
 
 class RolloutWriter:
-    """rollouts.jsonl: one line for each completion, as the job describes it.
+    """rollouts.jsonl: one line per completion, as the job describes it.
 
-    Another thread makes and writes the lines, so that the next step need not wait; only where two
-    steps' lines are still to be written does `write` wait for the older. What goes wrong there is
-    raised by the next call. Use it in a `with` block: its end writes what was handed over.
+    Another thread makes and writes the lines, so the next step does not wait. `write` waits only
+    if the lines of two earlier steps are not written yet. It raises what went wrong in the thread.
+    The end of a `with` block writes everything.
     """
 
     def __init__(self, out: Path, *, primary: bool, after: int | None = None) -> None:
@@ -111,17 +118,19 @@ class RolloutWriter:
         self.close()
 
     def write(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Appends the completions of a step; `rows` is not read where nothing is written."""
+        """Hands over the completions of a step; reads no `rows` where nothing is written."""
         if self._thread:
-            self._wait(1)
+            while self._waiting and (len(self._waiting) > 1 or self._waiting[0].done()):
+                self._waiting.popleft().result()
             self._waiting.append(self._thread.submit(self._write, step, rows))
 
     def flush(self) -> None:
-        """Waits until all that was handed over is in the file."""
-        self._wait(0)
+        """Waits until the file has everything that was handed over."""
+        while self._waiting:
+            self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Writes all that was handed over and closes the file; a second call does nothing."""
+        """Writes everything and closes the file; a second call does nothing."""
         try:
             self.flush()
         finally:
@@ -130,12 +139,8 @@ class RolloutWriter:
                     part()
             self._thread = self._lines = None
 
-    def _wait(self, most: int) -> None:
-        """Waits until at most so many steps are still to be written."""
-        while self._waiting and (len(self._waiting) > most or self._waiting[0].done()):
-            self._waiting.popleft().result()
-
     def _write(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes the lines of a step, in the thread."""
         assert self._lines
         try:
             self._lines.write({"step": step, **row} for row in rows)
@@ -144,10 +149,10 @@ class RolloutWriter:
 
 
 class Writer:
-    """Metrics of a run: a line of metrics.jsonl, TensorBoard and the terminal for each step.
+    """Metrics of a run: a line of metrics.jsonl per step, TensorBoard and the terminal.
 
-    On a terminal (and with `log.progress`) a bar stands at the bottom; elsewhere every step is a
-    plain line. Use it in a `with` block, so that the bar goes even if the run fails.
+    A terminal with `log.progress` shows a bar; elsewhere each step prints a line. Use it in a
+    `with` block, so that the bar goes even if the run fails.
     """
 
     def __init__(
@@ -156,10 +161,10 @@ class Writer:
         """`steps` is the last step of the run; `after` the step resumed from, None at the start."""
         self._lines = Lines(out / "metrics.jsonl", after=after) if primary else None
         self._board = _Board(out / "tensorboard", after) if primary and log.tensorboard else None
-        bar = log.progress and sys.stdout.isatty()
-        self._terminal = (
-            (terminal.Bar(steps, after) if bar else terminal.Plain(steps)) if primary else None
-        )
+        self._terminal: terminal.Bar | _StepLines | None = None
+        if primary:
+            bar = log.progress and sys.stdout.isatty()
+            self._terminal = terminal.Bar(steps, after) if bar else _StepLines(steps)
         self._warned: set[str] = set()
 
     def __enter__(self) -> Writer:
@@ -169,10 +174,10 @@ class Writer:
         self.close()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes the metrics of a step: numbers by "section/name", arrays of no axes too.
+        """Writes the metrics of a step: numbers by "section/name", or arrays without axes.
 
-        The terminal shows those in SHOWN, and a line of those under "eval/" where there are any,
-        but for what is split by grade.
+        The terminal shows those in SHOWN. If there are any under "eval/", another line shows them,
+        except those that are split by grade.
         """
         numbers = {name: float(value) for name, value in values.items()}
         if self._lines:
@@ -180,7 +185,8 @@ class Writer:
         if self._board:
             self._board.write(step, numbers)
         if self._terminal:
-            self._terminal.step(step, terminal.shown(numbers))
+            shown = [f"{label} {numbers[k]:.4g}" for k, label in SHOWN.items() if k in numbers]
+            self._terminal.step(step, "  ".join(shown))
             scores = [
                 f"{name} {v:.4g}"
                 for name, v in numbers.items()
@@ -190,15 +196,15 @@ class Writer:
                 self._terminal.say(f"step {step}  {'  '.join(scores)}")
 
     def say(self, text: str) -> None:
-        """Prints a line, above the bar where there is one."""
+        """Prints a line, above the bar if there is one."""
         if self._terminal:
             self._terminal.say(text)
 
     def warn(self, step: int, warnings: Mapping[str, str]) -> None:
-        """Prints a step's warnings, by kind, but for kinds that the step before had too."""
+        """Prints the warnings of a step by kind, except kinds that the step before had too."""
         for kind, text in warnings.items():
-            if kind not in self._warned:
-                self.say(f"warning: step {step}: {text}")
+            if self._terminal and kind not in self._warned:
+                self._terminal.say(f"warning: step {step}: {text}")
         self._warned = set(warnings)
 
     def close(self) -> None:
@@ -210,8 +216,46 @@ class Writer:
         self._terminal = self._board = self._lines = None
 
 
+class _StepLines:
+    """Prints a line per step, with the time left."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._first: tuple[int, float] | None = None
+
+    def step(self, step: int, shown: str) -> None:
+        """Prints what is shown of a step, unless it is empty."""
+        if not shown:
+            return
+        now = time.monotonic()
+        # The time left counts from the end of the first step, because that one compiles.
+        self._first = self._first or (step, now)
+        first, start = self._first
+        left = "-"
+        if step > first:
+            left = _clock((now - start) / (step - first) * (self._steps - step))
+        print(f"step {step}/{self._steps}  {shown}  left {left}", flush=True)
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def _clock(seconds: float) -> str:
+    """Returns hours:minutes:seconds."""
+    minutes, second = divmod(round(max(seconds, 0)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
+
+
 class _Board:
-    """A TensorBoard file. tensorboardX's own writer is a thread: what fails in it nobody hears."""
+    """A TensorBoard file.
+
+    It does without tensorboardX's writer, because nobody sees what fails in that one's thread.
+    """
 
     def __init__(self, folder: Path, after: int | None) -> None:
         from tensorboardX.event_file_writer import EventsWriter
@@ -222,7 +266,7 @@ class _Board:
             folder.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
         if after:
-            # TensorBoard then forgets what earlier files have from this step on.
+            # With this, TensorBoard ignores what earlier files have from this step on.
             self._add(after + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

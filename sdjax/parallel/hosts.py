@@ -1,7 +1,7 @@
-"""What several processes must agree on, and host arrays on the devices of all of them.
+"""Makes several processes agree on values, and places host arrays on the devices of all of them.
 
-Every process runs the same program on the same examples, so that all come to the same arrays; each
-copies its own part to its devices. Every function here must be called by all of them.
+Every process runs the same program on the same examples, so that all get the same arrays. Each
+copies its own part to its devices. All processes must call every function of this module.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from sdjax.errors import UserError
 
 
 def gathered(value: Any) -> list[Any]:
-    """Returns every process's JSON value, in their order."""
+    """Returns the JSON values of all processes, in the order of the processes."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value, default=_plain).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int64(len(data)))
-    # Few sizes, so that few programs are compiled.
+    # Powers of two, so that few programs are compiled.
     room = 1 << max(int(sizes.max()) - 1, 255).bit_length()
     rows = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
@@ -35,12 +35,12 @@ def of_first(value: Any) -> Any:
 
 
 def wait_for_first() -> None:
-    """Waits until process 0 is here too."""
+    """Waits until process 0 calls this function too."""
     gathered(None)
 
 
 def check_same(what: str, value: Any, remedy: str) -> None:
-    """Raises UserError where processes have different `value`: a tree of arrays, numbers, text."""
+    """Raises UserError if processes have different values: trees of arrays, numbers and texts."""
     if jax.process_count() == 1:
         return
     digest = 0
@@ -54,7 +54,7 @@ def check_same(what: str, value: Any, remedy: str) -> None:
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Returns host arrays on the devices. Each process has all of them and copies its part."""
+    """Returns host arrays on the devices. Each process has the whole arrays and copies its part."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
@@ -71,13 +71,13 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a numpy array or number as JSON has it."""
+    """Returns a numpy array or number as a list or number that JSON can hold."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__} cannot be sent to other processes: {value!r}")
 
 
 def note(text: str) -> None:
-    """Prints a line from the first process."""
+    """Prints a line, on process 0 only."""
     if jax.process_index() == 0:
         print(text, flush=True)

@@ -1,8 +1,8 @@
-"""Several processes as one run: they join, and they end together.
+"""Joins several processes into one run, and ends them together.
 
-The runtime is JAX's own: its coordination service, on process 0, joins the processes and sees
-which of them live. Here is what a run needs on top: one process's error, or its death, ends all of
-them with one line that says so.
+The runtime is JAX's coordination service. It runs on process 0, joins the processes, and knows
+which of them live. This module adds what a run also needs: the error or death of one process ends
+all of them, with one line that says so.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from sdjax.errors import Stopped, UserError
 from sdjax.io import redact
 
 JOIN_S = 300
-"""Longest wait for all processes to join; hosts of a slice do not start together."""
+"""Longest wait in seconds for all processes to join; hosts of a slice start at different times."""
 SILENT_S = 30
-"""A process that sends no heartbeat for so long is dead. JAX's own threads send them: a process
-that is busy for longer, in Python or not, still lives."""
-TOLD_S = 10
-"""Longest wait of a process that ends with an error for the others to have read it."""
+"""Seconds without a heartbeat after which a process counts as dead. Threads of JAX send heartbeats,
+so a process that is busy for longer still lives."""
+READ_S = 10
+"""Longest wait in seconds of a failed process until the others have read its error."""
 LOOK_S = 2.0
-"""Seconds between two looks at who lives."""
+"""Seconds between two checks of which processes live."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Where the processes of a run meet, and which of them this is; None: to be found out."""
+    """The meeting point of a run's processes, and the index of this one; None: JAX finds it out."""
 
     coordinator: str | None = None  # HOST:PORT of process 0
     processes: int | None = None
@@ -47,7 +47,10 @@ class Launch:
 
 
 def launch(given: Mapping[str, str]) -> Launch:
-    """Returns what the flags say, by name without "--", or else JAX's environment variables."""
+    """Returns the launch that flags describe, or else JAX's environment variables.
+
+    `given` holds the flags by name without "--". Raises UserError for a missing or wrong value.
+    """
     address, *numbers = (
         given.get(flag, os.environ.get(variable))
         for flag, variable in zip(("coordinator", "processes", "process"), VARIABLES, strict=True)
@@ -81,9 +84,9 @@ def launch(given: Mapping[str, str]) -> Launch:
 
 
 def _launched_together() -> bool:
-    """Returns whether a launcher that JAX knows has started several processes, or may have.
+    """Returns whether a launcher that JAX knows has started several processes, or may have done so.
 
-    A Kubernetes pod, an interactive Slurm shell and a Cloud TPU VM are also used alone.
+    A Kubernetes pod, an interactive Slurm shell and a Cloud TPU VM may also run one process alone.
     """
     variables = os.environ
     if int(variables.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
@@ -99,11 +102,11 @@ def _launched_together() -> bool:
 
 @contextmanager
 def together(given: Launch, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Joins the run's other processes, and makes the block's end that of all.
+    """Joins the other processes of the run; all of them leave the block together.
 
-    Where there is one process it does nothing. `settings` must be the same on all of them: the
-    resolved config. To be entered before any device is asked for. An error in one process ends all
-    of them, the others with its message and exit code; so does a death, within SILENT_S and LOOK_S.
+    With one process it does nothing. Enter it before any use of a device. `settings` is the
+    resolved config and must be the same on all processes. An error in one process ends all others
+    with its message and exit code. The death of a process ends them within SILENT_S + LOOK_S.
     """
     if given.processes == 1 or (given.coordinator is None and not _launched_together()):
         yield
@@ -120,7 +123,7 @@ def together(given: Launch, settings: Mapping[str, Any]) -> Iterator[None]:
         stopped = None
         try:
             yield
-        except Stopped as error:  # all of them, together
+        except Stopped as error:  # all processes stop together
             stopped = error
         _client().wait_at_barrier("sdjax/end", 7 * 24 * 3600 * 1000)
         if stopped is not None:
@@ -144,11 +147,11 @@ def _join(given: Launch) -> None:
             2,
         )
 
-    # JAX itself would abort with a stack trace.
+    # The timer ends the process first, because JAX would abort with a stack trace.
     timer = threading.Timer(JOIN_S, late)
     timer.daemon = True
     timer.start()
-    # Otherwise JAX aborts every process, with a stack trace, when one of them has died.
+    # Without this option JAX aborts every process with a stack trace when one of them dies.
     jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
@@ -158,26 +161,27 @@ def _join(given: Launch) -> None:
             local_device_ids=_gpus_of_the_node(),
             initialization_timeout=JOIN_S + 60,
             heartbeat_timeout_seconds=SILENT_S,
-            # With all three given there is nothing to find out, and one process has all devices.
+            # A coordinator comes with the other two values, so JAX has nothing to detect. Each
+            # process then takes all devices of its host.
             cluster_detection_method="deactivate" if given.coordinator else None,
         )
     except (RuntimeError, ValueError) as error:
         if given.coordinator is None and "JOB_COMPLETION_INDEX" not in os.environ:
             if "should be defined" in str(error) or "must be defined" in str(error):
-                return  # not launched together after all
+                return  # The processes were not launched together.
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"the processes cannot join at {where}: {reason}; give --coordinator HOST:PORT, "
-            "--processes N and --process I, or --processes 1 for a run of its own"
+            "--processes N and --process I, or --processes 1 to run alone"
         ) from error
     finally:
         timer.cancel()
 
 
 def _gpus_of_the_node() -> list[int] | None:
-    """Returns all GPUs of a node on which Slurm has started one task; None: what JAX finds.
+    """Returns all GPUs of a node on which Slurm has started one task; None: those that JAX finds.
 
-    JAX takes one for each task of a node, so it would leave the others idle.
+    JAX takes one GPU per task of a node, so it would leave the others idle.
     """
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
@@ -187,7 +191,7 @@ def _gpus_of_the_node() -> list[int] | None:
 
 
 def _client() -> Any:
-    from jax._src import distributed  # there is no public way to it
+    from jax._src import distributed  # because there is no public way to the client
 
     return distributed.global_state.client
 
@@ -205,14 +209,14 @@ def _count() -> int:
 
 
 def _end(message: str, code: int) -> None:
-    """Ends this process at once: its main thread may wait in a collective forever."""
+    """Ends this process at once, because its main thread may wait in a collective forever."""
     print(f"sdjax: error: {redact.one_line(message)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
 
 
 class _Watch:
-    """Two threads that end this process when another has failed or died."""
+    """Runs two threads that end this process when another has failed or died."""
 
     def __init__(self) -> None:
         self._client = _client()
@@ -224,48 +228,47 @@ class _Watch:
             thread.start()
 
     def _listen(self) -> None:
-        """Waits for another process's last words."""
+        """Waits for the error message of another process."""
         while not self._leaving.is_set():
             try:
-                told = json.loads(self._client.blocking_key_value_get("sdjax/error", 2000))
+                failure = json.loads(self._client.blocking_key_value_get("sdjax/error", 2000))
             except jax.errors.JaxRuntimeError:
-                # Nobody has failed. Without the service there is nothing to wait for: JAX ends
-                # this process.
+                # No process has failed yet. If the service is gone, JAX ends this process.
                 time.sleep(0.1)
                 continue
-            if told["process"] == _index():
+            if failure["process"] == _index():
                 return
-            # One mistake in the config is found by all at once: each says it for itself.
+            # All processes find a mistake in the config at once, and each reports it itself.
             if not self._failing.wait(0.5):
-                self._end_as_told(told)
+                self._end_with(failure)
             return
 
-    def _end_as_told(self, told: dict[str, Any]) -> None:
-        """Ends this process without pulling the service from under the one that told."""
+    def _end_with(self, failure: dict[str, Any]) -> None:
+        """Ends this process, but not before the failed process has left the service."""
 
         def depart() -> None:
             with suppress(jax.errors.JaxRuntimeError):
-                self._client.key_value_set(f"sdjax/told/{_index()}", "")
+                self._client.key_value_set(f"sdjax/read/{_index()}", "")
                 if _index():
                     self._client.shutdown()
                 else:
-                    self._client.get_live_nodes([0, told["process"]])  # until it has left
+                    self._client.get_live_nodes([0, failure["process"]])  # waits until it has left
 
         leaving = threading.Thread(target=depart, daemon=True)
         leaving.start()
-        # The one that told leaves as fast as its host lets it; process 0 holds what it leaves by.
-        leaving.join(TOLD_S / 2 if _index() else TOLD_S)
-        _end(told["message"], told["code"])
+        # The failed process needs the service to leave, and process 0 holds the service.
+        leaving.join(READ_S / 2 if _index() else READ_S)
+        _end(failure["message"], failure["code"])
 
     def _look(self) -> None:
-        """Looks who lives; each look waits for those of all that do."""
+        """Checks which processes live; each check waits for the same check of all that live."""
         everyone = list(range(_count()))
         while not self._leaving.wait(LOOK_S):
             with suppress(jax.errors.JaxRuntimeError):
                 alive = self._client.get_live_nodes(everyone)
                 dead = [i for i in everyone if i not in alive]
                 if dead and not self._leaving.is_set():
-                    # It may have failed, and said so.
+                    # The dead process may have failed, and _listen may get its message.
                     time.sleep(1.0)
                     _end(
                         f"process {' and '.join(map(str, dead))} of {len(everyone)} has died "
@@ -275,9 +278,9 @@ class _Watch:
                     )
 
     def failed(self, error: BaseException) -> None:
-        """Tells the others, and waits until they know."""
+        """Sends the error to the other processes, and waits until they have read it."""
         if isinstance(error, jax.errors.JaxRuntimeError):
-            # Most likely a collective that another process has left: it ends this one with a
+            # Most likely another process has left a collective. That process ends this one with a
             # better message.
             time.sleep(SILENT_S + 3 * LOOK_S)
         self._failing.set()
@@ -291,26 +294,26 @@ class _Watch:
             text = f"{type(error).__name__}: {text[:300]}; its own output has the traceback"
         message = f"process {_index()} of {_count()}: {text}"
         words = json.dumps({"process": _index(), "message": message, "code": code})
-        with suppress(jax.errors.JaxRuntimeError):  # another has failed too, and was first
+        with suppress(jax.errors.JaxRuntimeError):  # another process failed first
             self._client.key_value_set("sdjax/error", words)
-        until = time.monotonic() + TOLD_S
+        until = time.monotonic() + READ_S
         while time.monotonic() < until:
             with suppress(jax.errors.JaxRuntimeError):
-                if len(self._client.key_value_dir_get("sdjax/told")) >= _count() - 1:
+                if len(self._client.key_value_dir_get("sdjax/read")) >= _count() - 1:
                     break
             time.sleep(0.1)
 
     def leave(self) -> None:
-        """Leaves the service; process 0, where it runs, last."""
+        """Leaves the service. Process 0 leaves last, because the service runs on it."""
         self._leaving.set()
         if _index() == 0:
             others = threading.Thread(target=self._last_look, daemon=True)
             others.start()
-            others.join(TOLD_S)
+            others.join(READ_S)
         with suppress(jax.errors.JaxRuntimeError):
             jax.distributed.shutdown()
         for thread in self._threads:
-            thread.join(TOLD_S)
+            thread.join(READ_S)
 
     def _last_look(self) -> None:
         with suppress(jax.errors.JaxRuntimeError):
@@ -318,7 +321,7 @@ class _Watch:
 
 
 def _compare_settings(settings: Mapping[str, Any]) -> None:
-    """Raises UserError where this process's settings are not those of process 0."""
+    """Raises UserError if this process's settings differ from those of process 0."""
     own = config.flat(redact.redacted(settings))
     if _index() == 0:
         _client().key_value_set("sdjax/settings", json.dumps(own))

@@ -1,4 +1,4 @@
-"""The one table that says how arrays are split: logical axis -> mesh axes."""
+"""The one table of shardings: it maps the logical axes of arrays to axes of the mesh."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Axes = tuple[str | None, ...]
 
 BATCH = ("data", "fsdp")
+HIDDEN: Axes = ("batch", "sequence", None)
+"""Logical axes of hidden states [B, S, embed] between sublayers."""
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
-    "replica": "data",  # rows of a batch where fsdp splits another dimension
+    "replica": "data",  # rows of a batch in an array whose other dimension is split over fsdp
     "embed": "fsdp",
     "vocab": "tensor",
     "mlp": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "head_dim": None,
-    "column": "tensor",  # of the table in which rollouts look tokens up
-    "sequence": "tensor",  # tokens of a row between sublayers, where nothing else is split
+    "column": "tensor",  # columns of the embedding table of rollouts
+    "sequence": "tensor",  # tokens of a row between sublayers; see constrain
     "layers": None,
-    "rank": None,  # of adapters
+    "rank": None,  # the rank of adapters
 }
 
 
 def spec(axes: Axes) -> PartitionSpec:
     """Returns the partition of an array whose dimensions have these logical axes.
 
-    Raises ValueError for an unknown axis, or where two dimensions want one mesh axis.
+    Raises ValueError for an unknown axis, and for two dimensions with the same mesh axis.
     """
     unknown = [a for a in axes if a is not None and a not in RULES]
     if unknown:
@@ -44,31 +46,25 @@ def spec(axes: Axes) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Returns `x` with its sharding pinned, inside `jax.set_mesh`; outside it, `x` itself."""
+    """Returns `x` with its sharding pinned inside `jax.set_mesh`; returns `x` itself outside it.
+
+    "sequence" splits a dimension only if the mesh axis divides it.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
+    if "sequence" in axes and x.shape[axes.index("sequence")] % shards("tensor"):
+        axes = tuple(None if axis == "sequence" else axis for axis in axes)
     return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
-def constrain_hidden(x: jax.Array) -> jax.Array:
-    """Returns hidden states [B, S, embed] split by rows, and by tokens where those divide."""
-    divides = x.shape[1] % shards("tensor") == 0
-    return constrain(x, ("batch", "sequence" if divides else None, None))
-
-
 def shards(*axes: str) -> int:
-    """Returns into how many parts these axes of the mesh cut an array; 1 outside `jax.set_mesh`."""
+    """Returns the number of parts into which these mesh axes split; 1 outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape.get(axis, 1) for axis in axes)
 
 
-def tokens_on_shard(x: jax.Array) -> int:
-    """Returns how many of the tokens of `x` [B, S, ...] one shard of the batch has."""
-    return x.shape[0] * x.shape[1] // shards(*BATCH)
-
-
 def param_shardings(params: nnx.State, mesh: Mesh) -> nnx.State:
-    """Returns the sharding of every leaf of a model's (abstract) params, from its `axes`."""
+    """Returns the sharding of every leaf of a model's (abstract) params, by its logical axes."""
 
     def one(variable: nnx.Variable) -> nnx.Variable:
         return variable.replace(NamedSharding(mesh, spec(variable.get_metadata()["axes"])))
@@ -77,7 +73,7 @@ def param_shardings(params: nnx.State, mesh: Mesh) -> nnx.State:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device holds whole."""
+    """Returns the sharding of an array of which every device holds a whole copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sdjax.models import flops as sizes
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.plan.workload import Workload
-from sdjax.rollout.engine.sizes import FREE_SHARE
+from sdjax.rollout.engine.generation import FREE_SHARE
 
 USES = (
     "parameters",
@@ -126,7 +126,7 @@ def rollout(w: Workload) -> Bytes:
 
 
 def slots_that_fit(w: Workload, memory: float) -> int:
-    """Returns the number of slots, over all chips, that rollout/engine/sizes.py would choose."""
+    """Returns the number of slots, over all chips, that rollout/engine/generation.py would take."""
     nothing = Bytes(phase="", by_use=rollout(w).by_use | {"KV cache": 0.0, "sampling": 0.0})
     token, copies = token_bytes(w), w.mesh.copies
     room = FREE_SHARE * (memory - nothing.total) - 2 * token * max(4096, w.prompt)

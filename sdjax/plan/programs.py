@@ -23,6 +23,7 @@ from sdjax import config
 from sdjax.errors import UserError
 from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
+from sdjax.models.network.model_config import LayerKind
 from sdjax.models.network.transformer import Transformer
 from sdjax.parallel import mesh as meshes
 from sdjax.parallel import rules
@@ -116,7 +117,7 @@ def rollout(work: Workload, mesh: jax.sharding.Mesh, *, every_layer: bool) -> li
     difference.
     """
     model = work.model
-    few = max(2, _period(model.windows))
+    few = max(2, _period(model.layers))
     if every_layer or model.num_layers <= 2 * few:
         return _rollout(work, mesh)
     one, two = (_rollout(_with_layers(work, n * few), mesh) for n in (1, 2))
@@ -164,16 +165,16 @@ def _rollout(work: Workload, mesh: jax.sharding.Mesh) -> list[Compiled]:
         ]
 
 
-def _period(windows: tuple[int | None, ...]) -> int:
-    """Returns the number of layers after which the windows repeat."""
-    for n in range(1, len(windows)):
-        if all(w == windows[i % n] for i, w in enumerate(windows)):
+def _period(layers: tuple[LayerKind, ...]) -> int:
+    """Returns the number of layers after which the kinds of layers repeat."""
+    for n in range(1, len(layers)):
+        if all(kind == layers[i % n] for i, kind in enumerate(layers)):
             return n
-    return len(windows)
+    return len(layers)
 
 
 def _with_layers(work: Workload, layers: int) -> Workload:
-    model = replace(work.model, num_layers=layers, windows=work.model.windows[:layers])
+    model = replace(work.model, num_layers=layers, layers=work.model.layers[:layers])
     return replace(work, model=model)
 
 

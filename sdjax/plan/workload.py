@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.models.network.model_config import ModelConfig
-from sdjax.parallel.buckets import bucket
-from sdjax.rollout.engine.sizes import MOST_SLOTS, Schedule
+from sdjax.parallel.mesh import bucket
+from sdjax.rollout.engine.generation import MOST_SLOTS, Schedule
 
 FILLED = 0.87
 """Share of real tokens in packed rows; the rest is padding (dev/log/2026-11-performance.md)."""

@@ -1,123 +1,157 @@
-"""Examples in, groups out: encode, sample, decode, grade; grading while others are sampled."""
+"""From prompts to graded groups: sample, decode and grade, while other completions are sampled.
+
+`fill` repeats this where dynamic sampling is on: groups that teach nothing are replaced by groups
+of further prompts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from queue import SimpleQueue
 from typing import Any
 
 import jax
-import numpy as np
 
-from sdjax.config import Sampling
 from sdjax.parallel import hosts
-from sdjax.records import Completion, Example, Grade, Group
-from sdjax.rollout.interface import Sampled, Sampler
+from sdjax.records import Completion, Example, Grade, Group, Sampled
+from sdjax.rollout.interface import Sampler, SamplingRequest
 from sdjax.tokenizer import Tokenizer
 
-# Texts, their examples and whether each was cut off, in; their grades, out.
+# Takes texts, their examples, and whether each text was cut off; returns their grades.
 GradeMany = Callable[[Sequence[str], Sequence[Example], Sequence[bool]], list[Grade]]
 
 
 def collect(
     sampler: Sampler,
     weights: Any,
+    request: SamplingRequest,
+    *,
     examples: Sequence[Example],
     tokenizer: Tokenizer,
     grade_many: GradeMany,
-    *,
-    group_size: int,
-    sampling: Sampling,
-    enable_thinking: bool | None,
-    key: jax.Array,
-    prompts: Sequence[np.ndarray] | None = None,
 ) -> list[Group]:
-    """Returns a graded group of completions for each example, in their order.
+    """Returns one graded group of completions per example, in the order of the examples.
 
-    `prompts`, int32[P_i] each, are read in place of the examples' own.
-    `grade_many` is called from another thread, one call at a time, with whatever has ended; with
-    several processes each grades its share.
+    Args:
+        sampler: draws the completions.
+        weights: what `sampler.weights` returned.
+        request: the prompts, one per example, and how to draw from them.
+        examples: what the grader compares the completions with.
+        tokenizer: decodes the completions.
+        grade_many: the grader. A second thread calls it, one call at a time, with all completions
+            that have ended since the last call. Each of several processes grades its share.
     """
-    if prompts is None:
-        prompts = [
-            tokenizer.encode_prompt(e.messages, enable_thinking=enable_thinking) for e in examples
-        ]
-    run = sampler.stream(weights, prompts, group_size=group_size, sampling=sampling, key=key)
+    run = sampler.stream(weights, request)
     ended: SimpleQueue[tuple[int, Sampled] | None] = SimpleQueue()
-
-    def grade_ended() -> tuple[dict[int, Completion], dict[int, Grade]]:
-        completions: dict[int, Completion] = {}
-        grades: dict[int, Grade] = {}
-        while batch := _take(ended):
-            completions |= {i: _completion(sampled, tokenizer) for i, sampled in batch}
-            own = [i for i, _ in batch if i % jax.process_count() == jax.process_index()]
-            if own:
-                new = grade_many(
-                    [completions[i].text for i in own],
-                    [examples[i // group_size] for i in own],
-                    [completions[i].finish == "length" for i in own],
-                )
-                grades |= zip(own, new, strict=True)
-        return completions, grades
-
     with ThreadPoolExecutor(1) as background:
-        future = background.submit(grade_ended)
+        future = background.submit(_grade, ended, request, examples, tokenizer, grade_many)
         try:
             for item in run:
                 ended.put(item)
                 if future.done():
-                    break  # It has failed: it waits for more.
+                    break  # The grader failed: otherwise it waits for the end of the queue.
         finally:
             ended.put(None)
         completions, grades = future.result()
-    grades = _of_all_processes(grades)
+    if jax.process_count() > 1:
+        # Every process gets the grades of all, because one host may exceed a grader's time limit
+        # where another does not.
+        shares = hosts.gathered([[i, asdict(grade)] for i, grade in grades.items()])
+        grades = {i: Grade(**fields) for share in shares for i, fields in share}
+    size = request.group_size
     return [
         Group(
             example=example,
             prompt=prompt,
-            completions=tuple(completions[i] for i in range(first, first + group_size)),
-            grades=tuple(grades[i] for i in range(first, first + group_size)),
+            completions=tuple(completions[number * size + g] for g in range(size)),
+            grades=tuple(grades[number * size + g] for g in range(size)),
         )
-        for first, example, prompt in zip(
-            range(0, len(examples) * group_size, group_size), examples, prompts, strict=True
-        )
+        for number, (example, prompt) in enumerate(zip(examples, request.prompts, strict=True))
     ]
 
 
-def _of_all_processes(grades: dict[int, Grade]) -> dict[int, Grade]:
-    """Returns all grades; each process has made its share.
-
-    So every one has the same, also of a grader whose time limit one host exceeds and another not.
-    """
-    if jax.process_count() == 1:
-        return grades
-    shares = hosts.gathered([[i, asdict(grade)] for i, grade in grades.items()])
-    return {i: Grade(**fields) for share in shares for i, fields in share}
-
-
-def _take(
+def _grade(
     ended: SimpleQueue[tuple[int, Sampled] | None],
-) -> list[tuple[int, Sampled]]:
-    """Waits, and returns all that is there; nothing after the None that ends the queue.
+    request: SamplingRequest,
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    grade_many: GradeMany,
+) -> tuple[dict[int, Completion], dict[int, Grade]]:
+    """Returns the completions of a queue that ends with None, and this process's share of grades.
 
-    All, because graders are quicker at many than at one by one.
+    Both are by the completion's index in the request.
     """
-    taken: list[tuple[int, Sampled]] = []
-    while not (taken and ended.empty()):
-        item = ended.get()
-        if item is None:
-            ended.put(None)
-            break
-        taken.append(item)
-    return taken
+    completions: dict[int, Completion] = {}
+    grades: dict[int, Grade] = {}
+    batch: list[tuple[int, Sampled] | None] = []
+    while None not in batch:
+        # Take all that is there, because graders are faster at many than at one by one.
+        batch = [ended.get()]
+        while not ended.empty():
+            batch.append(ended.get())
+        own = []
+        for i, sampled in filter(None, batch):
+            completions[i] = Completion(
+                tokens=sampled.tokens,
+                logprobs=sampled.logprobs,
+                text=tokenizer.decode(sampled.tokens),
+                finish=sampled.finish,
+            )
+            if i % jax.process_count() == jax.process_index():
+                own.append(i)
+        if own:
+            new = grade_many(
+                [completions[i].text for i in own],
+                [examples[i // request.group_size] for i in own],
+                [completions[i].finish == "length" for i in own],
+            )
+            grades |= zip(own, new, strict=True)
+    return completions, grades
 
 
-def _completion(sampled: Sampled, tokenizer: Tokenizer) -> Completion:
-    return Completion(
-        tokens=sampled.tokens,
-        logprobs=sampled.logprobs,
-        text=tokenizer.decode(sampled.tokens),
-        finish=sampled.finish,
-    )
+@dataclass(frozen=True, kw_only=True)
+class SampledGroups:
+    """The groups that a step learns from, and all groups that it sampled to get them."""
+
+    groups: Sequence[Group]
+    sampled: Sequence[Group]
+    rounds: int  # of sampling, the first one included
+
+
+def fill(
+    sample: Callable[[int], Sequence[Group]],
+    has_signal: Callable[[Group], bool],
+    further_rounds: int,
+) -> SampledGroups:
+    """Returns the groups of `sample(0)`, those without a signal replaced as far as possible.
+
+    `sample(r)` returns the groups of round r. `fill` calls it for r up to `further_rounds`, while a
+    group has no signal (dynamic sampling, DAPO, arXiv:2503.14476 section 3.2). Every round samples
+    all its groups, so that array shapes stay the same. Useful groups for which no place is left are
+    dropped, because they would be off policy in the next step. A group without a replacement stays.
+    """
+    groups = list(sample(0))
+    sampled, rounds = list(groups), 1
+    places = [i for i, group in enumerate(groups) if not has_signal(group)]
+    while places and rounds <= further_rounds:
+        further = sample(rounds)
+        rounds += 1
+        sampled += further
+        useful = [group for group in further if has_signal(group)]
+        for place, group in zip(places, useful, strict=False):
+            groups[place] = group
+        places = places[len(useful) :]
+    return SampledGroups(groups=groups, sampled=sampled, rounds=rounds)
+
+
+def round_key(root: jax.Array, step: int, number: int) -> jax.Array:
+    """Returns the key with which round `number` of a step samples.
+
+    Round 0 has the key of a run without dynamic sampling, fold_in(root, step). Further rounds first
+    fold in 2^32 - number, which no number of a step or a sequence reaches.
+    """
+    if number:
+        root = jax.random.fold_in(root, 2**32 - number)
+    return jax.random.fold_in(root, step)

@@ -1,4 +1,4 @@
-"""What collect asks of whatever draws completions."""
+"""What a sampler must offer: a request goes in, completions come out."""
 
 from __future__ import annotations
 
@@ -11,44 +11,33 @@ import numpy as np
 from flax import nnx
 
 from sdjax.config import Sampling
-from sdjax.records import Finish
+from sdjax.records import Sampled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """The tokens drawn for one prompt, the stop token included, and why they ended."""
+class SamplingRequest:
+    """The completions to draw: completion i is number i % group_size of prompt i // group_size."""
 
-    tokens: np.ndarray  # int32[T_i]
-    logprobs: np.ndarray  # float32[T_i]
-    finish: Finish
-
-    @classmethod
-    def of(cls, tokens: np.ndarray, logprobs: np.ndarray, stop_ids: tuple[int, ...]) -> Sampled:
-        """Returns a completion that has ended, at a stop token or at its limit."""
-        finish: Finish = "stop" if tokens[-1] in stop_ids else "length"
-        return cls(tokens=tokens, logprobs=logprobs, finish=finish)
+    prompts: Sequence[np.ndarray]  # int32[P_i] each
+    group_size: int
+    sampling: Sampling
+    key: jax.Array  # completion i draws with fold_in(key, i)
+    limits: np.ndarray | None = None
+    """int32[B], the most tokens of each completion; None: `sampling.max_completion_tokens` for all.
+    A server takes none."""
 
 
 class Sampler(Protocol):
-    """Draws completions: here (sampler.Sampler) or on a server (remote.RemoteSampler)."""
+    """Draws completions in this process (LocalSampler) or on a server (RemoteSampler)."""
 
     def weights(self, params: nnx.State, /) -> Any:
-        """Returns what `stream` reads of the params; call it once a step."""
+        """Returns what `stream` reads of the params; call it once per step."""
 
-    def stream(
-        self,
-        weights: Any,
-        prompts: Sequence[np.ndarray],
-        *,
-        group_size: int,
-        sampling: Sampling,
-        key: jax.Array,
-    ) -> Iterable[tuple[int, Sampled]]:
-        """Yields (p * group_size + g, completion g of prompt p, int32[P_p]), each as it ends."""
+    def stream(self, weights: Any, request: SamplingRequest) -> Iterable[tuple[int, Sampled]]:
+        """Yields (i, completion i of the request), each as soon as it ends."""
 
 
-def in_groups(ended: Iterable[tuple[int, Sampled]], group_size: int) -> list[list[Sampled]]:
-    """Returns all that a stream yields, by prompt."""
-    by_index = dict(ended)
-    flat = [by_index[i] for i in range(len(by_index))]
-    return [flat[i : i + group_size] for i in range(0, len(flat), group_size)]
+def sample(sampler: Sampler, weights: Any, request: SamplingRequest) -> list[list[Sampled]]:
+    """Returns all completions of a request, one list of `group_size` per prompt."""
+    ended, size = dict(sampler.stream(weights, request)), request.group_size
+    return [[ended[first + g] for g in range(size)] for first in range(0, len(ended), size)]

@@ -1,7 +1,12 @@
-"""What the teacher reads: the prompt with a correct solution and/or feedback added. No jax.
+"""Writes what the teacher reads: the prompt with a correct solution and/or feedback added.
 
-Pure functions on records. For every completion of a group: choose demonstrations, choose
-feedback, write them into the user message, and fit the result into `reprompt.max_tokens`.
+Pure functions on records, in three stages:
+
+choose    which demonstrations of its group, and which feedback, a completion's teacher is shown
+messages  renders them into the user message of the conversation
+fit       shortens them until the rendered reprompt has at most `reprompt.max_tokens` tokens
+
+`build` runs the stages for every completion of every group.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from sdjax.records import Example, Group, Message, TeacherPrompt
 OPEN, CLOSE = "<think>", "</think>"
 
 DemonstrationSource = int | Literal["solution"]
-"""Where a demonstration comes from: a completion's index in its group, or the data set."""
+"""The origin of a demonstration: the index of a completion in its group, or the data set."""
 
 
 class PromptTokenizer(Protocol):
@@ -30,7 +35,7 @@ class PromptTokenizer(Protocol):
     def encode_prompt(
         self, messages: Sequence[Message], *, enable_thinking: bool | None
     ) -> np.ndarray:
-        """Returns int32[P]: the chat template's tokens up to the generation prompt."""
+        """Returns int32[P], the tokens of the chat template with its generation prompt."""
         ...
 
     def encode(self, text: str) -> Sequence[int] | np.ndarray:
@@ -44,9 +49,10 @@ class PromptTokenizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A rendered reprompt: how many demonstrations and whether feedback fitted into it.
+    """A rendered reprompt that fits, with the number of demonstrations that it shows.
 
-    `tokens` is None where neither did: the teacher reads the plain prompt.
+    `tokens` is None if neither a demonstration nor feedback fits: the teacher then reads the plain
+    prompt.
     """
 
     tokens: np.ndarray | None  # int32[R_i]
@@ -58,9 +64,9 @@ class Fitted:
 def strip_thinking(text: str) -> str:
     """Returns the text without its thinking, as arXiv:2603.24472 does for c = s without thinking.
 
-    First every <think>…</think> goes, with the white space after it; then all up to a closing
-    tag that is left (some chat templates put the opening tag into the prompt). A thought that is
-    never closed stays.
+    It first removes every <think>…</think> and the white space after it. Then it removes all text
+    up to a closing tag that is left, because some chat templates put the opening tag into the
+    prompt. A thought that is never closed stays.
     """
     kept, position = [], 0
     while (start := text.find(OPEN, position)) >= 0:
@@ -68,16 +74,12 @@ def strip_thinking(text: str) -> str:
         if end < 0:
             break
         kept.append(text[position:start])
-        position = _after_space(text, end + len(CLOSE))
+        position = end + len(CLOSE)
+        while position < len(text) and text[position].isspace():
+            position += 1
     rest = "".join(kept) + text[position:]
     _, closed, after = rest.partition(CLOSE)
     return after.lstrip() if closed else rest
-
-
-def _after_space(text: str, position: int) -> int:
-    while position < len(text) and text[position].isspace():
-        position += 1
-    return position
 
 
 def successes(group: Group, threshold: float) -> list[int]:
@@ -86,7 +88,7 @@ def successes(group: Group, threshold: float) -> list[int]:
 
 
 def demonstration_text(group: Group, source: DemonstrationSource, cfg: config.Reprompt) -> str:
-    """Returns what the teacher is shown of a source; "" where the data set has no solution."""
+    """Returns the text of a demonstration; "" if the data set has no solution."""
     if source == "solution":
         text = group.example.solution or ""
     else:
@@ -99,8 +101,8 @@ def choose(
 ) -> tuple[DemonstrationSource, ...]:
     """Returns the demonstrations of completion `index`: at most `cfg.demonstrations` sources.
 
-    Blank ones are never chosen: a teacher that is shown nothing knows nothing. (The reference
-    shows an empty solution where stripping the thinking left none.)
+    A blank demonstration is never chosen, because a teacher learns nothing from it. (The reference
+    shows an empty solution if nothing is left after the thinking is stripped.)
     """
     if cfg.demonstration == "none":
         return ()
@@ -120,14 +122,14 @@ def choose(
 
 
 def available_feedback(group: Group, index: int, cfg: config.Reprompt) -> str:
-    """Returns the grader's feedback on completion `index`; "" if it is blank or not asked for."""
+    """Returns the grader's feedback on completion `index`; "" if it is blank or switched off."""
     feedback = group.grades[index].feedback
     return feedback if cfg.feedback and feedback.strip() else ""
 
 
 def can_teach(group: Group, cfg: config.Reprompt) -> bool:
-    """Returns whether the teacher of some completion can be shown something, if it fits."""
-    rng = np.random.default_rng(0)  # which demonstration, not whether there is one
+    """Returns whether any completion has a demonstration or feedback, whatever its length."""
+    rng = np.random.default_rng(0)  # any seed, because it decides only which demonstration
     return any(
         choose(group, index, cfg, rng) or available_feedback(group, index, cfg)
         for index in range(len(group.completions))
@@ -137,9 +139,10 @@ def can_teach(group: Group, cfg: config.Reprompt) -> bool:
 def messages(
     example: Example, demonstrations: Sequence[str], feedback: str, cfg: config.Reprompt
 ) -> tuple[Message, ...]:
-    """Returns the conversation the teacher reads; the example's own if there is nothing to add.
+    """Returns the conversation that the teacher reads, in which only the last message differs.
 
-    Only the last message changes. Braces in questions and solutions are text, never fields.
+    Without demonstrations and feedback it is the example's conversation. Braces in questions and
+    solutions are text, never fields of a template.
     """
     if not demonstrations and not feedback:
         return example.messages
@@ -158,8 +161,10 @@ def messages(
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
-    names = "|".join(values)
-    return re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], template)
+    """Returns the template with each {name} of `values` replaced, all at once."""
+    parts = re.split(rf"\{{({'|'.join(values)})\}}", template)
+    parts[1::2] = [values[name] for name in parts[1::2]]
+    return "".join(parts)
 
 
 def shorten(
@@ -168,10 +173,11 @@ def shorten(
     tokenizer: PromptTokenizer,
     limit: int,
 ) -> np.ndarray | None:
-    """Returns `render` of the longest beginning of `text` found to fit into `limit` tokens.
+    """Returns `render` of a beginning of `text` that fits into `limit` tokens.
 
-    Tokens are dropped from the end of the text, each time as many as are over: one round where
-    they do not merge differently at the cut. Returns None if nothing readable is left.
+    Each round drops as many tokens from the end of the text as are over the limit. A second round
+    is needed only if the tokenizer merges tokens at the cut in another way. Returns None if no
+    readable text is left.
     """
     ids = tokenizer.encode(text)
     keep, tokens = len(ids), render(text)
@@ -195,38 +201,52 @@ def fit(
 ) -> Fitted:
     """Returns the reprompt within `cfg.max_tokens`.
 
-    truncation="demonstration" shortens the last demonstration, drops it if not a word of it
-    fits, goes on with the one before; without any, feedback stands in and is shortened likewise.
-    So question, closing instruction and generation prompt are whole in every reprompt.
+    truncation="right" cuts off the end of the tokens. truncation="demonstration" keeps question,
+    closing instruction and generation prompt whole. It shortens the last demonstration. If no word
+    of it fits, it drops it and shortens the demonstration before. Without any demonstration it
+    shows the feedback and shortens that.
+
+    Args:
+        example: the question.
+        demonstrations: their texts, in the order in which the teacher reads them.
+        feedback: its text, or "".
+        tokenizer: renders conversations into tokens.
+        cfg: templates, limit and truncation.
+        enable_thinking: an option of the chat template; None leaves it out.
     """
-
-    def render(shown: Sequence[str], said: str) -> np.ndarray:
-        conversation = messages(example, shown, said, cfg)
-        return tokenizer.encode_prompt(conversation, enable_thinking=enable_thinking)
-
+    encode = functools.partial(tokenizer.encode_prompt, enable_thinking=enable_thinking)
     count = len(demonstrations)
-    said = "" if count and cfg.feedback_only_without_solution else feedback
-    if not count and not said:
+    added = "" if count and cfg.feedback_only_without_solution else feedback
+    if not count and not added:
         return Fitted(tokens=None, demonstrations=0, feedback_used=False, truncated=False)
-    tokens = render(demonstrations, said)
-    if len(tokens) <= cfg.max_tokens:
+    tokens = encode(messages(example, demonstrations, added, cfg))
+    over = len(tokens) > cfg.max_tokens
+    if not over or cfg.truncation == "right":
         return Fitted(
-            tokens=tokens, demonstrations=count, feedback_used=bool(said), truncated=False
+            tokens=tokens[: cfg.max_tokens],
+            demonstrations=count,
+            feedback_used=bool(added),
+            truncated=over,
         )
-    if cfg.truncation == "right":
-        tokens = tokens[: cfg.max_tokens]
-        return Fitted(tokens=tokens, demonstrations=count, feedback_used=bool(said), truncated=True)
+
+    def render(before: Sequence[str], text: str) -> np.ndarray:
+        return encode(messages(example, (*before, text), added, cfg))
+
     for kept in range(count, 0, -1):
         *before, last = demonstrations[:kept]
-        with_last = functools.partial(lambda before, text: render((*before, text), said), before)
-        shortened = shorten(last, with_last, tokenizer, cfg.max_tokens)
+        shortened = shorten(last, functools.partial(render, before), tokenizer, cfg.max_tokens)
         if shortened is not None:
             return Fitted(
-                tokens=shortened, demonstrations=kept, feedback_used=bool(said), truncated=True
+                tokens=shortened, demonstrations=kept, feedback_used=bool(added), truncated=True
             )
     alone = None
     if feedback:
-        alone = shorten(feedback, lambda text: render((), text), tokenizer, cfg.max_tokens)
+        alone = shorten(
+            feedback,
+            lambda text: encode(messages(example, (), text, cfg)),
+            tokenizer,
+            cfg.max_tokens,
+        )
     return Fitted(tokens=alone, demonstrations=0, feedback_used=alone is not None, truncated=True)
 
 
@@ -239,61 +259,64 @@ def build(
     seed: int,
     step: int,
 ) -> list[list[TeacherPrompt]]:
-    """Returns one reprompt for each completion of each group.
+    """Returns one reprompt per completion of each group.
 
-    The random choice depends on (seed, step, example id, completion index) alone, so a resumed
-    run and any number of hosts choose alike. A completion without demonstration and feedback
-    gets the plain prompt, whatever its length.
+    The random choice depends only on (seed, step, example id, completion index), so a resumed run
+    and any number of hosts choose alike. A completion without demonstration and feedback gets the
+    plain prompt, whatever its length.
+
+    Args:
+        groups: the completions and their grades.
+        tokenizer: renders conversations into tokens.
+        cfg: what to show and how.
+        enable_thinking: an option of the chat template; None leaves it out.
+        seed: of the run.
+        step: of the training.
     """
-    return [
-        _build_group(group, tokenizer, cfg, enable_thinking=enable_thinking, seed=(seed, step))
-        for group in groups
-    ]
-
-
-def _build_group(
-    group: Group,
-    tokenizer: PromptTokenizer,
-    cfg: config.Reprompt,
-    *,
-    enable_thinking: bool | None,
-    seed: tuple[int, int],
-) -> list[TeacherPrompt]:
-    @functools.cache  # members of a group mostly share their demonstration
-    def fitted(sources: tuple[DemonstrationSource, ...], feedback: str) -> Fitted:
-        texts = tuple(demonstration_text(group, source, cfg) for source in sources)
-        return fit(group.example, texts, feedback, tokenizer, cfg, enable_thinking)
-
-    name = zlib.crc32(group.example.id.encode())
-    reprompts = []
-    for index in range(len(group.completions)):
-        sources = choose(group, index, cfg, np.random.default_rng([*seed, name, index]))
-        result = fitted(sources, available_feedback(group, index, cfg))
-        reprompts.append(
-            TeacherPrompt(
-                tokens=group.prompt if result.tokens is None else result.tokens,
-                demonstration=sources[0] if result.demonstrations else None,
-                feedback_used=result.feedback_used,
-                truncated=result.truncated,
+    built = []
+    for group in groups:
+        name = zlib.crc32(group.example.id.encode())
+        # Kept, because most completions of a group share their demonstration.
+        kept: dict[tuple[tuple[DemonstrationSource, ...], str], Fitted] = {}
+        reprompts = []
+        for index in range(len(group.completions)):
+            sources = choose(group, index, cfg, np.random.default_rng([seed, step, name, index]))
+            feedback = available_feedback(group, index, cfg)
+            if (sources, feedback) not in kept:
+                texts = [demonstration_text(group, source, cfg) for source in sources]
+                kept[sources, feedback] = fit(
+                    group.example, texts, feedback, tokenizer, cfg, enable_thinking
+                )
+            fitted = kept[sources, feedback]
+            reprompts.append(
+                TeacherPrompt(
+                    tokens=group.prompt if fitted.tokens is None else fitted.tokens,
+                    demonstration=sources[0] if fitted.demonstrations else None,
+                    feedback_used=fitted.feedback_used,
+                    truncated=fitted.truncated,
+                )
             )
-        )
-    return reprompts
+        built.append(reprompts)
+    return built
 
 
 def metrics(
     groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]], cfg: config.Reprompt
 ) -> dict[str, float]:
-    """Returns shares, 0 for no completions: the reference's five under its own names, and ours.
+    """Returns shares of groups and completions; each is 0 if there are no completions.
 
     success_group_fraction       groups with at least one success
-    demonstration_group_fraction groups of which a teacher reads a demonstration
-    success_sample_fraction      completions with a demonstration (not: successful ones)
-    feedback_available_fraction  completions with feedback, where feedback is asked for
-    feedback_used_fraction       completions whose teacher reads it
+    demonstration_group_fraction groups in which a teacher reads a demonstration
+    success_sample_fraction      completions with a demonstration (not: successful completions)
+    feedback_available_fraction  completions with feedback; 0 unless reprompt.feedback is True
+    feedback_used_fraction       completions whose teacher reads feedback
     reprompt_sample_fraction     completions that are distilled
-    masked_fraction              the others
+    masked_fraction              completions that are not distilled
     truncated_fraction           completions whose reprompt was over max_tokens
-    dropped_fraction             of all completions, those whose teacher lost everything by that
+    dropped_fraction             completions that are not distilled because of max_tokens
+
+    The names of success_group, success_sample, feedback_available, feedback_used and
+    reprompt_sample are those of the reference.
     """
     flat = [reprompt for group in reprompts for reprompt in group]
     with_success = [bool(successes(group, cfg.success_threshold)) for group in groups]

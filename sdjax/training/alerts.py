@@ -1,8 +1,14 @@
-"""Whether a step's groups have anything to learn from, and what to do where they do not."""
+"""Warnings and alarms: a step that teaches nothing, skipped updates, and what training costs.
+
+Self-distillation may cost words of doubt first and out-of-domain scores next
+(arXiv:2603.24472); `check_alarms` compares evaluations to see both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +17,24 @@ from sdjax.records import Group, TeacherPrompt
 from sdjax.teacher import reprompt
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlarmOutcome:
+    """What an evaluation adds to the logs, and whether the run ends."""
+
+    metrics: dict[str, float]
+    warnings: dict[str, str]
+    """A line for each alarm, by its kind."""
+    ends_run: bool
+
+
 def has_signal(group: Group, cfg: config.Train) -> bool:
     """Returns whether the loss has a gradient on a group.
 
-    The policy part needs rewards that differ (before a penalty for length, as in DAPO), the
-    distillation a teacher who knows more than the student. With reprompt.regenerate it is not yet
-    known whether that one will: a demonstration counts, whatever will be made of it.
+    The policy part needs rewards that differ, before a penalty for length, as in DAPO. The
+    distillation needs a teacher who knows more than the student. With reprompt.regenerate that is
+    not known yet, so a group with a demonstration counts.
     """
-    if cfg.loss.distillation < 1 and not _is_flat(group):
+    if cfg.loss.distillation < 1 and len({grade.reward for grade in group.grades}) > 1:
         return True
     return cfg.loss.distillation > 0 and reprompt.can_teach(group, cfg.reprompt)
 
@@ -26,23 +42,77 @@ def has_signal(group: Group, cfg: config.Train) -> bool:
 def warnings(
     groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]] | None, cfg: config.Train
 ) -> dict[str, str]:
-    """Returns what is wrong with a step, by kind: a line that names likely causes and remedies.
+    """Returns a line with likely causes and remedies for each kind of problem of a step.
 
-    masked   no completion is distilled
-    flat     the rewards of every group are equal; not said where "masked" says as much
+    The kind "masked" says that no completion is distilled. The kind "flat" says that the rewards
+    of every group are equal; it is left out of a step that is msection.
     """
     if reprompts is not None and not any(r.distilled for of in reprompts for r in of):
         return {"masked": f"every completion is masked: {_why_masked(groups, reprompts, cfg)}"}
-    if cfg.rollout.group_size > 1 and all(_is_flat(group) for group in groups):
+    rewards = [{grade.reward for grade in group.grades} for group in groups]
+    if cfg.rollout.group_size > 1 and all(len(of_group) == 1 for of_group in rewards):
         return {"flat": f"rewards are flat, equal within every group: {_why_flat(groups)}"}
     return {}
 
 
-def _is_flat(group: Group) -> bool:
-    return len({grade.reward for grade in group.grades}) == 1
+def skipped_updates(skipped: Sequence[bool], remedy: str) -> dict[str, str]:
+    """Returns a line of the kind "skipped" for updates of which some were skipped."""
+    count = f"{sum(skipped)} of {len(skipped)} updates skipped"
+    return {"skipped": f"{count}: loss or gradient not finite ({remedy})"}
+
+
+def check_alarms(history: Sequence[Mapping[str, Any]], cfg: config.Alarm) -> AlarmOutcome:
+    """Compares the last evaluation of a run with its first.
+
+    The metric of a kind is 1 - last / first, of the set where it is largest. A figure that is 0 in
+    the first evaluation has no such share. `history` has evaluations as evaluation.to_dict gives
+    them; without any there are neither metrics nor alarms.
+    """
+    if not history:
+        return AlarmOutcome(metrics={}, warnings={}, ends_run=False)
+    first, last = history[0], history[-1]
+    rates = {"held-out": (_rate(first), _rate(last))}
+    scores = {}
+    for name, start_figures in first.get("out_of_domain", {}).items():
+        end_figures = last["out_of_domain"][name]
+        rates[name] = (_rate(start_figures), _rate(end_figures))
+        scores[name] = (_score(start_figures), _score(end_figures))
+    metrics, alarms = {}, {}
+    for kind, of_sets, most, unit in (
+        ("epistemic", rates, cfg.epistemic_drop, "epistemic words per 1,000 tokens"),
+        ("ood", scores, cfg.ood_drop, "the out-of-domain score"),
+    ):
+        drops = {name: 1 - end / start for name, (start, end) in of_sets.items() if start > 0}
+        if not drops:
+            continue
+        worst = max(drops, key=drops.__getitem__)
+        metrics[f"alarm/{kind}_drop"] = drops[worst]
+        if 0 < most <= drops[worst]:
+            start, end = of_sets[worst]
+            alarms[f"{kind}_drop"] = (
+                f"alarm: {unit} fell by {drops[worst]:.0%} from the start, {start:.3g} to "
+                f"{end:.3g} ({worst}); alarm.{kind}_drop is {most:g}"
+            )
+    return AlarmOutcome(
+        metrics=metrics | {"alarm/raised": float(bool(alarms))},
+        warnings=alarms,
+        ends_run=cfg.stop and bool(alarms),
+    )
+
+
+def _rate(figures: Mapping[str, Any]) -> float:
+    """Returns the epistemic words per 1,000 tokens of a set."""
+    return float(figures["epistemic"]["per_1000_tokens"])
+
+
+def _score(figures: Mapping[str, Any]) -> float:
+    """Returns the avg@k of a set."""
+    ((_, estimate),) = ((k, v) for k, v in figures["accuracy"].items() if k.startswith("avg@"))
+    return float(estimate["value"])
 
 
 def _why_flat(groups: Sequence[Group]) -> str:
+    """Returns the likely cause of flat rewards, and a remedy."""
     if all(grade.correct for group in groups for grade in group.grades):
         return "all are correct; take harder examples or raise rollout.temperature"
     return (
@@ -55,24 +125,25 @@ def _why_flat(groups: Sequence[Group]) -> str:
 def _why_masked(
     groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]], cfg: config.Train
 ) -> str:
-    asked = cfg.reprompt
+    """Returns the likely cause of a step without distillation, and a remedy."""
+    section = cfg.reprompt
     if any(r.truncated for of in reprompts for r in of):
-        return f"reprompt.max_tokens is {asked.max_tokens}, too few for the reprompts; raise it"
-    if asked.regenerate and any(reprompt.can_teach(group, asked) for group in groups):
+        return f"reprompt.max_tokens is {section.max_tokens}, too few for the reprompts; raise it"
+    if section.regenerate and any(reprompt.can_teach(group, section) for group in groups):
         return (
             "no answer given with a demonstration in sight was right; set reprompt.regenerate to "
             "False or raise rollout.max_completion_tokens"
         )
-    if asked.demonstration == "solution":
+    if section.demonstration == "solution":
         return "the data has no solutions; set reprompt.demonstration to 'random'"
-    if asked.demonstration == "none":
+    if section.demonstration == "none":
         return "the grader gave no feedback; set reprompt.demonstration to 'random'"
     best = max(grade.reward for group in groups for grade in group.grades)
-    if best < asked.success_threshold:
+    if best < section.success_threshold:
         return (
             f"{_cut_off(groups)}the best reward is {best:.4g}, under reprompt.success_threshold "
-            f"{asked.success_threshold:.4g}; take easier examples, raise rollout.group_size, lower "
-            "the threshold, or set reprompt.feedback to True where the grader gives any"
+            f"{section.success_threshold:.4g}; take easier examples, raise rollout.group_size, "
+            "lower the threshold, or set reprompt.feedback to True where the grader gives any"
         )
     return (
         "those that succeeded are alone or have nothing to show; raise rollout.group_size, set "
@@ -81,7 +152,7 @@ def _why_masked(
 
 
 def _cut_off(groups: Sequence[Group]) -> str:
-    """Returns the cause that comes first where most completions have it, else ""."""
+    """Returns the first cause to name if most completions are cut off, else ""."""
     share = np.mean([c.finish == "length" for group in groups for c in group.completions])
     if share <= 0.5:
         return ""

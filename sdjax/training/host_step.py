@@ -1,4 +1,4 @@
-"""What a step of a training does, piece by piece; training/loop.py says in which order."""
+"""The parts of one training step; training/loop.py calls them in order."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from sdjax.learner import update_metrics as learner_metrics
 from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.objective import TokenRecord
 from sdjax.learner.state import TrainState
-from sdjax.logs.writers import Timers
 from sdjax.parallel import hosts
-from sdjax.records import Group, TeacherPrompt
-from sdjax.rollout import dynamic_sampling
-from sdjax.rollout.collect import collect
-from sdjax.rollout.dynamic_sampling import SampledGroups
+from sdjax.records import Example, Group, TeacherPrompt
+from sdjax.rollout.collect import SampledGroups, collect, fill, round_key
+from sdjax.rollout.interface import SamplingRequest
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
-from sdjax.tokenizer import Tokenizer
-from sdjax.training import alerts, loaded_model, regeneration, update_log
+from sdjax.training import alerts, update_log
+from sdjax.training.loaded_model import LoadedModel
+
+Initialiser = Callable[[nnx.State], TrainState]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepFunctions:
     """The jitted functions of a run."""
 
-    init: Callable[[nnx.State], TrainState]
+    init: Initialiser
     train: Callable[[TrainState, Batch], tuple[TrainState, dict, TokenRecord]]
     score: Callable[[nnx.State, Batch], jax.Array]
     alternatives: Callable[[TrainState, Rows], alternatives.Alternatives]
@@ -45,180 +45,185 @@ class StepFunctions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepInputs:
-    """What a step learns from."""
+class StepSetup:
+    """What every step of a run reads. Only `order` moves: each step takes the next examples."""
 
-    filled: SampledGroups
-    """The graded groups, and all that were sampled for them."""
+    cfg: config.Train
+    task: Task
+    model: LoadedModel
+    functions: StepFunctions
+    order: Batches
+    key: jax.Array
+    """Each step derives the keys of its sampling from this key and its number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInputs:
+    """What one step learns from."""
+
+    sampled: SampledGroups
+    """The graded groups, and all groups that were sampled to have them."""
     reprompts: Sequence[Sequence[TeacherPrompt]] | None
-    """What the teacher reads of each completion; None where no teacher runs."""
+    """What the teacher reads for each completion of each group; None: no teacher runs."""
     metrics: dict[str, float]
-    """Of a demonstration that was answered again."""
+    """Of regeneration; {} without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step's updates leave."""
+    """What the updates of one step leave."""
 
     state: TrainState
     metrics: dict[str, float]
     skipped: list[bool]
-    """Of each update, whether its loss or gradient was not finite."""
+    """For each update, whether it was skipped because its loss or gradient was not finite."""
     record: update_log.StepRecord
     last: tuple[Batch, Batch]
-    """The last update's batch, on the host and on the devices."""
+    """The batch of the last update, as packed on the host and as placed on the devices."""
 
 
-def make_steps(cfg: config.Train, shop: loaded_model.LoadedModel) -> StepFunctions:
+@dataclass(frozen=True, kw_only=True)
+class Skips:
+    """Updates that were skipped because their loss or gradient was not finite."""
+
+    in_row: int = 0
+    """Skipped updates since the last one that was not skipped."""
+    total: int = 0
+
+    def after(self, skipped: Sequence[bool]) -> Skips:
+        """Returns the counts after further updates, each skipped or not."""
+        in_row = self.in_row
+        for is_skipped in skipped:
+            in_row = in_row + 1 if is_skipped else 0
+        return Skips(in_row=in_row, total=self.total + sum(map(bool, skipped)))
+
+
+def make_setup(
+    cfg: config.Train, task: Task, model: LoadedModel, examples: Sequence[Example]
+) -> StepSetup:
+    """Returns what the steps of a run read; compiles nothing yet."""
+    return StepSetup(
+        cfg=cfg,
+        task=task,
+        model=model,
+        functions=make_steps(cfg, model),
+        order=Batches(examples, cfg.rollout.prompts_per_step, cfg.data.seed),
+        key=jax.random.key(cfg.seed),
+    )
+
+
+def make_steps(cfg: config.Train, model: LoadedModel) -> StepFunctions:
     """Returns the jitted functions of a run; compiles nothing yet."""
     tx = adamw.make(cfg.optim)
-    shardings = state.shardings(shop.abstract, tx, cfg.teacher, shop.mesh)
+    shardings = state.shardings(model.abstract, tx, cfg.teacher, model.mesh)
     return StepFunctions(
         init=state.initialiser(tx, cfg.teacher, shardings),
-        train=update.make_train_step(shop.graphdef, cfg, shop.mesh, shardings),
-        score=update.make_score(shop.graphdef, cfg, shop.mesh),
-        alternatives=alternatives.make_alternatives(shop.graphdef, cfg, shop.mesh, shardings),
+        train=update.make_train_step(model.graphdef, cfg, model.mesh, shardings),
+        score=update.make_score(model.graphdef, cfg, model.mesh),
+        alternatives=alternatives.make_alternatives(model.graphdef, cfg, model.mesh, shardings),
         after=update.make_after_step(cfg.teacher, shardings),
         shardings=shardings,
     )
 
 
-def draw(
-    order: Batches,
-    weights: Any,
-    shop: loaded_model.LoadedModel,
-    task: Task,
-    cfg: config.Train,
-    *,
-    root: jax.Array,
-    step: int,
-    timers: Timers,
-) -> StepInputs:
-    """Samples, grades and writes what the teacher reads; timers rollout, reprompt, regenerate."""
-    with timers("rollout"):
-        filled = _rollout(order, weights, shop, task, cfg, root, step)
-    again: dict[str, float] = {}
-    with timers("reprompt"):
-        reprompts = _reprompts(filled.groups, shop.tokenizer, cfg, step)
-    if reprompts is not None and cfg.reprompt.regenerate:
-        with timers("regenerate"):
-            reprompts, again = regeneration.regenerated(
-                filled.groups, reprompts, shop, weights, task, cfg, root=root, step=step
-            )
-    return StepInputs(filled=filled, reprompts=reprompts, metrics=again)
+def sample_groups(setup: StepSetup, weights: Any, step: int) -> SampledGroups:
+    """Returns the graded groups of a step; dynamic sampling takes further batches of examples.
 
+    `weights` are the sampler's.
+    """
+    cfg, model = setup.cfg, setup.model
 
-def learn(
-    drawn: StepInputs,
-    shop: loaded_model.LoadedModel,
-    steps: StepFunctions,
-    train_state: TrainState,
-    cfg: config.Train,
-    *,
-    step: int,
-    timers: Timers,
-) -> StepResult:
-    """Moves the state, which it donates, by the step's updates; timer update."""
-    groups, reprompts = drawn.filled.groups, drawn.reprompts
-    with timers("update"):
-        marked = _epistemic(groups, shop.tokenizer, cfg.lexicon)
-        updates = _updates(groups, reprompts, marked, shop, steps, train_state, cfg)
-        full = update_log.choose(groups, cfg.log, seed=cfg.seed, step=step)
-        few = _alternatives(full, updates[0][0], shop, steps, train_state, cfg.log)
-        train_state, metrics, reported, skipped = _move(updates, steps, train_state)
-    record = update_log.StepRecord(
-        groups=groups,
-        reprompts=reprompts,
-        epistemic=marked,
-        full=full,
-        updates=[packed for packed, _ in updates],
-        reported=reported,
-        alternatives=few,
-    )
-    return StepResult(
-        state=train_state, metrics=metrics, skipped=skipped, record=record, last=updates[-1]
-    )
-
-
-def step_metrics(
-    drawn: StepInputs, learned: StepResult, seconds: dict[str, float], cfg: config.Train
-) -> dict[str, float]:
-    """Returns the metrics of a step; `seconds` are its timers'."""
-    made = learned.metrics | rollout_metrics(drawn.filled, cfg, sum(seconds.values())) | seconds
-    if drawn.reprompts is not None:
-        made |= reprompt.metrics(drawn.filled.groups, drawn.reprompts, cfg.reprompt)
-    return made | drawn.metrics
-
-
-def _rollout(
-    order: Batches,
-    weights: Any,
-    shop: loaded_model.LoadedModel,
-    task: Task,
-    cfg: config.Train,
-    root: jax.Array,
-    number: int,
-) -> SampledGroups:
-    """Returns the graded groups of a step, from as many batches of the order as it takes."""
-
-    def sample(of_round: int) -> list[Group]:
-        return collect(
-            shop.sampler,
-            weights,
-            next(order),
-            shop.tokenizer,
-            task.grade_many,
+    def sample(round_number: int) -> list[Group]:
+        examples, thinking = next(setup.order), cfg.rollout.enable_thinking
+        request = SamplingRequest(
+            prompts=[
+                model.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)
+                for e in examples
+            ],
             group_size=cfg.rollout.group_size,
             sampling=cfg.rollout,
-            enable_thinking=cfg.rollout.enable_thinking,
-            key=dynamic_sampling.round_key(root, number, of_round),
+            key=round_key(setup.key, step, round_number),
+        )
+        return collect(
+            model.sampler,
+            weights,
+            request,
+            examples=examples,
+            tokenizer=model.tokenizer,
+            grade_many=setup.task.grade_many,
         )
 
     has_signal = partial(alerts.has_signal, cfg=cfg)
-    return dynamic_sampling.fill(sample, has_signal, cfg.rollout.dynamic_sampling_rounds)
+    return fill(sample, has_signal, cfg.rollout.dynamic_sampling_rounds)
 
 
-def _reprompts(
-    groups: Sequence[Group], tokenizer: Tokenizer, cfg: config.Train, number: int
-) -> Sequence[Sequence[TeacherPrompt]] | None:
-    """Returns what the teacher reads for each completion; None where no teacher runs."""
-    if cfg.loss.distillation == 0:
-        return None
-    return reprompt.build(
-        groups,
-        tokenizer,
-        cfg.reprompt,
-        enable_thinking=cfg.rollout.enable_thinking,
-        seed=cfg.seed,
-        step=number,
+def build_reprompts(setup: StepSetup, sampled: SampledGroups, step: int) -> StepInputs:
+    """Returns the groups of a step with what the teacher reads for each completion."""
+    cfg, reprompts = setup.cfg, None
+    if cfg.loss.distillation > 0:
+        reprompts = reprompt.build(
+            sampled.groups,
+            setup.model.tokenizer,
+            cfg.reprompt,
+            enable_thinking=cfg.rollout.enable_thinking,
+            seed=cfg.seed,
+            step=step,
+        )
+    return StepInputs(sampled=sampled, reprompts=reprompts, metrics={})
+
+
+def take_updates(
+    setup: StepSetup, train_state: TrainState, inputs: StepInputs, step: int
+) -> StepResult:
+    """Returns the state after the updates of a step; donates the given state."""
+    cfg, tokenizer, groups = setup.cfg, setup.model.tokenizer, inputs.sampled.groups
+    marked = [
+        epistemic.epistemic_tokens(tokenizer.token_texts(c.tokens), cfg.lexicon)
+        for group in groups
+        for c in group.completions
+    ]
+    updates = _pack_updates(setup, train_state, inputs, marked)
+    full = update_log.choose(groups, cfg.log, seed=cfg.seed, step=step)
+    likeliest = None
+    if cfg.log.alternatives:
+        likeliest = _alternatives(setup, train_state, full, updates[0][0])
+    reported = []
+    for _, placed in updates:
+        train_state, metrics, record = setup.functions.train(train_state, placed)
+        reported.append((metrics, record))
+    host = jax.device_get(reported)
+    return StepResult(
+        state=train_state,
+        metrics=learner_metrics.of_step([metrics for metrics, _ in host]),
+        skipped=[bool(metrics["optim/skipped"]) for metrics, _ in host],
+        record=update_log.StepRecord(
+            groups=groups,
+            reprompts=inputs.reprompts,
+            epistemic=marked,
+            full=full,
+            updates=[packed for packed, _ in updates],
+            reported=[record for _, record in host],
+            alternatives=likeliest,
+        ),
+        last=updates[-1],
     )
 
 
-def _epistemic(groups: Sequence[Group], tokenizer: Tokenizer, lexicon: str) -> list[np.ndarray]:
-    """Returns for each completion which of its tokens take part in an epistemic word."""
-    return [
-        epistemic.epistemic_tokens(tokenizer.token_texts(c.tokens), lexicon)
-        for g in groups
-        for c in g.completions
-    ]
-
-
-def _updates(
-    groups: Sequence[Group],
-    reprompts: Sequence[Sequence[TeacherPrompt]] | None,
-    epistemic_tokens: Sequence[np.ndarray],
-    shop: loaded_model.LoadedModel,
-    steps: StepFunctions,
+def _pack_updates(
+    setup: StepSetup,
     train_state: TrainState,
-    cfg: config.Train,
+    inputs: StepInputs,
+    epistemic_tokens: Sequence[np.ndarray],
 ) -> list[tuple[Batch, Batch]]:
-    """Returns the step's batches, each as it was packed on the host and as it is on the devices.
+    """Returns the batches of a step, each as packed on the host and as placed on the devices.
 
-    Where there are several, each carries its tokens' log-probabilities under the parameters as
-    they are before the first.
+    If there are several, each has its tokens' log-probabilities under the parameters before the
+    first update.
     """
+    cfg, model = setup.cfg, setup.model
+    groups, reprompts = inputs.sampled.groups, inputs.reprompts
     size, per_group = len(groups) // cfg.optim.minibatches, cfg.rollout.group_size
-    made = []
+    updates = []
     for start in range(0, len(groups), size):
         part = groups[start : start + size]
         packed = batches.pack(
@@ -228,77 +233,69 @@ def _updates(
             distillation=cfg.loss.distillation,
             policy=cfg.policy,
             longest=cfg.rollout.max_completion_tokens,
-            pad_id=shop.tokenizer.pad_id,
+            pad_id=model.tokenizer.pad_id,
             epistemic=epistemic_tokens[start * per_group : (start + size) * per_group],
             row_tokens=cfg.optim.row_tokens,
         )
         hosts.check_same("the batch of an update", packed, "report it, with the config")
-        placed = hosts.place(packed, update.batch_shardings(packed, shop.mesh))
+        placed = hosts.place(packed, update.batch_shardings(packed, model.mesh))
         if cfg.optim.minibatches > 1:
-            old = steps.score(train_state.model_params(), placed)
+            old = setup.functions.score(train_state.model_params(), placed)
             placed = replace(placed, rows=replace(placed.rows, old_logprobs=old))
-        made.append((packed, placed))
-    return made
+        updates.append((packed, placed))
+    return updates
 
 
 def _alternatives(
-    full: Sequence[int],
-    packed: Batch,
-    shop: loaded_model.LoadedModel,
-    steps: StepFunctions,
-    train_state: TrainState,
-    log: config.Log,
+    setup: StepSetup, train_state: TrainState, full: Sequence[int], packed: Batch
 ) -> alternatives.Scored | None:
-    """Returns the alternatives of a few of these completions, those in a step's first update.
+    """Returns the likeliest tokens at each place of a few completions; None: there are none.
 
-    Its log-probabilities are reported under the parameters that the step starts with.
+    They are among `full`, the completions whose lines have everything, and in `packed`, the first
+    update of the step. The log-probabilities of that update are reported under the parameters that
+    the step starts with, and so are these.
     """
+    log = setup.cfg.log
     places = batches.places(packed)
-    few = [i for i in full if i < len(places) and places[i] >= 0][: log.alternatives_of]
-    if not few or not log.alternatives:
+    chosen = [i for i in full if i < len(places) and places[i] >= 0][: log.alternatives_of]
+    if not chosen:
         return None
     return alternatives.scored(
-        steps.alternatives, train_state, packed, few, shop.mesh, log.alternatives_of
+        setup.functions.alternatives,
+        train_state,
+        packed,
+        chosen,
+        setup.model.mesh,
+        log.alternatives_of,
     )
 
 
-def _move(
-    updates: Sequence[tuple[Batch, Batch]], steps: StepFunctions, train_state: TrainState
-) -> tuple[TrainState, dict[str, float], list[TokenRecord], list[bool]]:
-    """Returns the state after a step's updates, the step's metrics, what each update reports of its
-    tokens, and whether it was skipped.
+def step_metrics(
+    inputs: StepInputs, result: StepResult, seconds: dict[str, float], cfg: config.Train
+) -> dict[str, float]:
+    """Returns the metrics of a step; `seconds` are those of its timers.
+
+    Metrics of the rollout count all sampled groups, also those that the step does not learn from.
+    Otherwise they would depend on which groups dynamic sampling chooses.
     """
-    reported = []
-    for _, placed in updates:
-        train_state, metrics, record = steps.train(train_state, placed)
-        reported.append((metrics, record))
-    host = jax.device_get(reported)
-    of_step = learner_metrics.of_step([metrics for metrics, _ in host])
-    skipped = [bool(metrics["optim/skipped"]) for metrics, _ in host]
-    return train_state, of_step, [record for _, record in host], skipped
-
-
-def rollout_metrics(filled: SampledGroups, cfg: config.Train, seconds: float) -> dict[str, float]:
-    """Returns what the completions sampled for a step were like; `seconds` is what it took.
-
-    They are of all groups sampled, also of those the step does not learn from: what the model
-    does must not depend on which groups are chosen to learn from.
-    """
-    groups = filled.sampled
+    groups = inputs.sampled.sampled
     completions = [c for g in groups for c in g.completions]
     rewards = [[x.reward for x in g.grades] for g in groups]
     sizes = [len(c.tokens) for c in completions]
     correct = [x.correct for g in groups for x in g.grades]
     words = epistemic.by_grade([c.text for c in completions], sizes, correct, cfg.lexicon)
-    signal = [alerts.has_signal(g, cfg) for g in groups]
-    return {
+    metrics = result.metrics | {
         "rollout/reward": float(np.mean(rewards)),
         "rollout/correct": float(np.mean(correct)),
         "rollout/mixed_groups": float(np.mean([min(r) != max(r) for r in rewards])),
-        "rollout/signal_groups": float(np.mean(signal)),
-        "rollout/sampling_rounds": float(filled.rounds),
+        "rollout/signal_groups": float(np.mean([alerts.has_signal(g, cfg) for g in groups])),
+        "rollout/sampling_rounds": float(inputs.sampled.rounds),
         "rollout/length": float(np.mean(sizes)),
         "rollout/empty": float(np.mean([not c.text.strip() for c in completions])),
         "rollout/truncated": float(np.mean([c.finish == "length" for c in completions])),
-        "rollout/tokens_per_s": sum(sizes) / seconds,
-    } | {f"rollout/{name}": rate for name, rate in words.metrics().items()}
+        "rollout/tokens_per_s": sum(sizes) / sum(seconds.values()),
+    }
+    metrics |= {f"rollout/{name}": rate for name, rate in words.metrics().items()} | seconds
+    if inputs.reprompts is not None:
+        metrics |= reprompt.metrics(inputs.sampled.groups, inputs.reprompts, cfg.reprompt)
+    return metrics | inputs.metrics

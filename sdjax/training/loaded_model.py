@@ -1,4 +1,4 @@
-"""What jobs that run a model share: read and check everything, then load the weights."""
+"""A model on a mesh: checks config, mesh and tokenizer first, and loads the weights later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flax import nnx
 from sdjax import config
 from sdjax.errors import UserError, writing
 from sdjax.io import storage
-from sdjax.models.files import weights
+from sdjax.models.files import peft, weights
 from sdjax.models.network import attention
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import Transformer
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 
 def keep_programs() -> None:
-    """Lets compiled programs outlive the process, in the user's cache.
+    """Stores compiled programs in the user's cache, so that later processes find them.
 
-    Where JAX has been given a place (JAX_COMPILATION_CACHE_DIR), that one stays. A directory that
-    cannot be written costs a warning. To be called before anything compiles.
+    A place that JAX was given (JAX_COMPILATION_CACHE_DIR) stays. Where the cache cannot be
+    written, a warning says so. Call this before anything compiles.
     """
     if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
         return
@@ -53,7 +53,7 @@ def keep_programs() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model on a mesh, not yet loaded, with what is needed to load and sample it."""
+    """A checked model on a mesh, with its tokenizer and sampler; `load` reads the weights."""
 
     folder: Path
     mesh: jax.sharding.Mesh
@@ -63,22 +63,38 @@ class LoadedModel:
     abstract: nnx.State
     sampler: Sampler
     init_seed: int | None
+    """The seed of random weights; None: the folder holds the weights."""
 
     def load(self) -> nnx.State:
-        """Returns the params, each device holding its part: stored, or drawn."""
+        """Returns the stored or randomly drawn params; each device holds its part."""
         shardings = rules.param_shardings(self.abstract, self.mesh)
         if self.init_seed is not None:
             return weights.draw(self.cfg, self.init_seed, shardings)
         return weights.load(self.folder, self.cfg, shardings)
 
     def stored_weights(self) -> Any:
-        """Returns what the sampler reads of the model as stored; a server has loaded it itself."""
+        """Returns what the sampler reads of the stored model; None for a server, which loads it."""
         if isinstance(self.sampler, RemoteSampler):
             return None
         return self.sampler.weights(self.load())
 
+    def export(self, params: nnx.State, out: Path) -> None:
+        """Writes params as a Hugging Face folder, `out`/model."""
+        with writing(out / "model"):
+            weights.export(params, self.cfg, self.folder, out / "model")
+        hosts.note(f"model: {out / 'model'} (a Hugging Face folder)")
 
-def workshop(
+    def export_adapters(self, params: nnx.State, base: str, out: Path) -> None:
+        """Writes the adapters as a folder for PEFT; does nothing for a model without adapters.
+
+        `base` is the path of the model that the adapters belong to, as the config names it.
+        """
+        if self.cfg.lora is not None:
+            peft.export(params, self.cfg, base, out)
+            hosts.note(f"adapters: {out} (for PEFT)")
+
+
+def open_model(
     source: config.Model,
     mesh_cfg: config.Mesh,
     server: config.Server | None = None,
@@ -86,11 +102,15 @@ def workshop(
     lora: config.Lora | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> LoadedModel:
-    """Returns the checked parts of a job; reads configs and the tokenizer, but no weights.
+    """Returns a model after its checks; reads configs and the tokenizer, but no weights.
 
-    With the url of a server in `server` that server samples; weights for it go below `out`.
-    `lora` with a rank adds adapters. `between` is called often while sampling; what it raises ends
-    it.
+    Args:
+        source: Which model, in which types.
+        mesh_cfg: The mesh of devices.
+        server: Samples in place of this process, if it has a url.
+        out: The run directory; the server's weights go below it unless `server` names a folder.
+        lora: Adds adapters, if its rank is not 0.
+        between: Called often while sampling. What it raises ends the sampling.
     """
     keep_programs()
     mesh = meshes.make(mesh_cfg)
@@ -108,10 +128,12 @@ def workshop(
     if source.init_seed is None:
         weights.check(folder, cfg)
     tokenizer = Tokenizer.load(source.path, source.revision)
-    model = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
-    graphdef, abstract = nnx.split(model)
+    transformer = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
+    graphdef, abstract = nnx.split(transformer)
     sampler: Sampler
-    if server is None or server.url is None:
+    if server is not None and server.url is not None:
+        sampler = _server_sampler(server, out, folder, cfg, tokenizer, between)
+    else:
         sampler = samplers.make(
             graphdef,
             cfg,
@@ -119,17 +141,6 @@ def workshop(
             stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id,
             tensor=mesh_cfg.rollout_tensor,
-            between=between,
-        )
-    else:
-        if server.folder is None and storage.is_remote(out):
-            raise UserError("server.folder is None: out is no local directory; name one for both")
-        shared = Path(server.folder or Path(out) / "server").resolve()
-        sampler = client.make(
-            server,
-            stop_ids=tokenizer.stop_ids,
-            vocab_size=cfg.vocab_size,
-            write=partial(_write_for_server, cfg=cfg, source=folder, to=shared),
             between=between,
         )
     return LoadedModel(
@@ -144,15 +155,32 @@ def workshop(
     )
 
 
-def export(shop: LoadedModel, params: nnx.State, out: Path) -> None:
-    """Writes a run's model as a Hugging Face folder."""
-    with writing(out / "model"):
-        weights.export(params, shop.cfg, shop.folder, out / "model")
-    hosts.note(f"model: {out / 'model'} (a Hugging Face folder)")
+def _server_sampler(
+    server: config.Server,
+    out: str,
+    folder: Path,
+    cfg: ModelConfig,
+    tokenizer: Tokenizer,
+    between: Callable[[], None],
+) -> Sampler:
+    """Returns a sampler that asks a server; see `open_model` for the arguments.
+
+    `folder` holds the model that the run starts from.
+    """
+    if server.folder is None and storage.is_remote(out):
+        raise UserError("server.folder is None: out is no local directory; name one for both")
+    shared = Path(server.folder or Path(out) / "server").resolve()
+    return client.make(
+        server,
+        stop_ids=tokenizer.stop_ids,
+        vocab_size=cfg.vocab_size,
+        write=partial(_write_for_server, cfg=cfg, source=folder, to=shared),
+        between=between,
+    )
 
 
 def _check_attention(cfg: ModelConfig) -> None:
-    """Raises UserError where the asked-for attention does not run on these devices."""
+    """Raises UserError where these devices cannot run the attention that the config names."""
     needed = {"cudnn": "gpu", "splash": "tpu"}.get(cfg.attention)
     if needed is not None and jax.default_backend() != needed:
         raise UserError(
@@ -169,16 +197,16 @@ def _write_for_server(params: nnx.State, *, cfg: ModelConfig, source: Path, to: 
 
 
 def check_server(sampler: Sampler, sampling: config.Sampling | None) -> None:
-    """Raises UserError where a server samples that does not answer as it must.
+    """Raises UserError where a server samples and does not answer as it must.
 
-    `sampling` is that of training; None: the log-probabilities are of no use.
+    `sampling` is that of training; None: nothing reads the log-probabilities.
     """
     if isinstance(sampler, RemoteSampler):
         sampler.check(sampling)
 
 
 def check_shards(name: str, size: int, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError where a batch does not divide by the shards of the mesh."""
+    """Raises UserError where the shards of the mesh do not divide a batch."""
     shards = meshes.batch_shards(mesh)
     if size % shards:
         raise UserError(f"{name} is {size}: must be a multiple of mesh.data x mesh.fsdp = {shards}")
@@ -196,7 +224,7 @@ def check_context(cfg: ModelConfig, name: str, context: int, completion: int) ->
 def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh, tensor: str = "mesh.tensor") -> None:
     """Raises UserError where the mesh does not divide the model's sizes.
 
-    `tensor` is the field that says how large its tensor axis is.
+    `tensor` is the config field that sets the size of the mesh's tensor axis.
     """
     for name, size, axis in (
         ("attention heads", cfg.num_heads, "tensor"),

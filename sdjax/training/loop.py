@@ -1,160 +1,193 @@
-"""Trains a model on its own words: the loop, in the order in which things happen."""
+"""The training loop, one step after the other, and the beginning and the end of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from sdjax import config
-from sdjax.data.pipeline import Batches
 from sdjax.errors import Stopped
 from sdjax.io import run_dir
 from sdjax.io.storage import Folder
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.logs import profiler
 from sdjax.logs.writers import RolloutWriter, Timers, Writer
-from sdjax.records import Example
-from sdjax.tasks import Task
-from sdjax.training import (
-    adapters,
-    alarm,
-    alerts,
-    evaluation,
-    host_step,
-    loaded_model,
-    replay,
-    resume,
-    update_log,
-)
-from sdjax.training.evaluation import HeldOut
+from sdjax.training import alerts, host_step, regeneration, replay, resume, update_log
+from sdjax.training.alerts import AlarmOutcome
+from sdjax.training.evaluation import EvaluationHistory, HeldOut
+from sdjax.training.host_step import StepSetup
+from sdjax.training.resume import Progress
 from sdjax.training.stopping import Stop
 
+WHERE = "--replay shows where, once optim.most_skipped in a row have ended the run"
 
-class Training:
-    """A training that goes on from where it is."""
 
-    def __init__(
-        self,
-        cfg: config.Train,
-        task: Task,
-        shop: loaded_model.LoadedModel,
-        examples: Sequence[Example],
-        sets: Sequence[HeldOut],
-        folder: Folder,
-        saved: Checkpoints,
-    ) -> None:
-        self.cfg, self.task, self.shop, self.folder, self.saved = cfg, task, shop, folder, saved
-        self.steps = host_step.make_steps(cfg, shop)
-        self.order = Batches(examples, cfg.rollout.prompts_per_step, cfg.data.seed)
-        self.now = resume.start(cfg, shop, self.steps.init, self.steps.shardings, self.order, saved)
-        run_dir.rewrite_config(folder, cfg)
-        self.primary = jax.process_index() == 0
-        after, out = self.now.step if cfg.resume else None, folder.local
-        self.writer = Writer(out, cfg.log, steps=cfg.steps, primary=self.primary, after=after)
-        logged = self.primary and cfg.log.rollouts
-        self.rollouts = RolloutWriter(out, primary=logged, after=after)
-        self.root = jax.random.key(cfg.seed)
-        self.course = evaluation.EvaluationHistory(
-            shop=shop,
+@dataclass(frozen=True, kw_only=True)
+class RunOutputs:
+    """Where a training writes."""
+
+    folder: Folder
+    saved: Checkpoints
+    writer: Writer
+    rollouts: RolloutWriter
+    evaluations: EvaluationHistory
+
+
+def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> None:
+    """Takes the steps that are left and moves `progress` along; raises Stopped after a signal."""
+    cfg, model = setup.cfg, setup.model
+    with profiler.rounds(cfg.profile) as begin_round:
+        weights = model.sampler.weights(progress.state.model_params())
+        first, last = progress.step, _finish_pending_step(setup, progress, out, weights)
+        while progress.step < cfg.steps and not last:
+            stop.check()
+            begin_round(progress.step - first)
+
+            # Draw and grade completions, and write what the teacher reads.
+            timers = Timers()
+            with timers("rollout"):
+                sampled = host_step.sample_groups(setup, weights, progress.step)
+            with timers("reprompt"):
+                inputs = host_step.build_reprompts(setup, sampled, progress.step)
+            if cfg.reprompt.regenerate and inputs.reprompts is not None:
+                with timers("regenerate"):
+                    inputs = regeneration.regenerate(setup, weights, inputs, progress.step)
+
+            # Update the parameters. The sampler's weights go first, to make room.
+            weights = None
+            with timers("update"):
+                result = host_step.take_updates(setup, progress.state, inputs, progress.step)
+            lines = update_log.lines(result.record, model.tokenizer, cfg.log)
+            out.rollouts.write(progress.step + 1, lines)
+            metrics = host_step.step_metrics(inputs, result, timers.take(), cfg)
+            progress.skips = progress.skips.after(result.skipped)
+            metrics["optim/skipped_total"] = float(progress.skips.total)
+            if 0 < cfg.optim.most_skipped <= progress.skips.in_row:
+                out.writer.write(progress.step + 1, metrics)
+                replay.give_up(setup, progress, result, out.folder, resume.what_is_safe(out.saved))
+            warnings = alerts.warnings(sampled.groups, inputs.reprompts, cfg)
+            if any(result.skipped):
+                warnings |= alerts.skipped_updates(result.skipped, WHERE)
+
+            # Advance. The step's batches and records go before the sampler's new weights come.
+            progress.state = setup.functions.after(result.state)
+            progress.step, progress.data, progress.unscored = (
+                progress.step + 1,
+                setup.order.get_state(),
+                metrics,
+            )
+            del sampled, inputs, result, lines
+            weights = model.sampler.weights(progress.state.model_params())
+
+            # Evaluate, log, checkpoint.
+            last = progress.step == cfg.steps
+            if last or is_due(progress.step, cfg.eval.every):
+                outcome = evaluate(out, progress, weights, cfg.alarm)
+                metrics, warnings = metrics | outcome.metrics, warnings | outcome.warnings
+                last = last or outcome.ends_run
+            out.writer.write(progress.step, metrics)
+            out.writer.warn(progress.step, warnings)
+            progress.unscored = None
+            if cfg.checkpoint.every and (last or is_due(progress.step, cfg.checkpoint.every)):
+                checkpoint(setup, progress, out, metrics.get(cfg.checkpoint.best_metric))
+        if progress.step < cfg.steps:
+            out.writer.say(f"stopped by alarm.stop after step {progress.step} of {cfg.steps}")
+        stop.check()
+
+
+@contextmanager
+def running(
+    setup: StepSetup, sets: Sequence[HeldOut], folder: Folder, saved: Checkpoints
+) -> Iterator[tuple[Progress, RunOutputs]]:
+    """Yields where a run starts and where it writes; exports the model when the block ends.
+
+    If a signal ends the block, the run is saved and Stopped says how to go on. `sets` are the
+    examples of its evaluations, and `saved` the checkpoints of which it restores the newest one.
+    """
+    cfg, primary = setup.cfg, jax.process_index() == 0
+    progress = resume.start(setup, saved)
+    run_dir.rewrite_config(folder, cfg)
+    after = progress.step if cfg.resume else None
+    logs_rollouts = primary and cfg.log.rollouts
+    out = RunOutputs(
+        folder=folder,
+        saved=saved,
+        writer=Writer(folder.local, cfg.log, steps=cfg.steps, primary=primary, after=after),
+        rollouts=RolloutWriter(folder.local, primary=logs_rollouts, after=after),
+        evaluations=EvaluationHistory(
+            model=setup.model,
             sets=sets,
             cfg=cfg.eval,
             thinking=cfg.rollout.enable_thinking,
-            out=out,
-            history=self.now.history,
+            out=folder.local,
+            history=progress.history,
             lexicon=cfg.lexicon,
-        )
-        self.weights: Any = None
-
-    def run(self, stop: Stop) -> None:
-        """Takes the steps that are left, and exports the model."""
-        cfg, now, begun = self.cfg, self.now, self.now.step
-        try:
-            with self.writer, self.rollouts, profiler.rounds(cfg.profile) as before:
-                self._take_weights()
-                last = now.unscored is not None and self._finish_step({})
-                for number in range(begun, begun if last else cfg.steps):
-                    stop.check()
-                    before(number - begun)
-                    if self._finish_step(self._step(number)):
-                        break
-                if now.step < cfg.steps:
-                    self.writer.say(f"stopped by alarm.stop after step {now.step} of {cfg.steps}")
-                stop.check()
-            self.saved.close()
-            if cfg.checkpoint.export:
-                self._export()
-            self.course.close()
-        except Stopped:
-            if now.step and cfg.checkpoint.every:
-                self._keep_records()
-                resume.save(self.saved, now, self.shop, cfg.model)
-            self.saved.close()
-            raise Stopped(resume.how_to_go_on(now, cfg)) from None
-
-    def _take_weights(self) -> None:
-        """Makes what evaluation and rollout read: once for each state of the parameters."""
-        self.weights = self.shop.sampler.weights(self.now.state.model_params())
-
-    def _step(self, number: int) -> dict[str, str]:
-        """Takes a step; returns its warnings. Its metrics stay in `now`, unscored."""
-        cfg, now, shop, timers = self.cfg, self.now, self.shop, Timers()
-        drawn = host_step.draw(
-            self.order, self.weights, shop, self.task, cfg,
-            root=self.root, step=number, timers=timers,
-        )  # fmt: skip
-        self.weights = None  # makes room for the update
-        learned = host_step.learn(
-            drawn, shop, self.steps, now.state, cfg, step=number, timers=timers
-        )
-        now.state = learned.state
-        lines = update_log.lines(learned.record, shop.tokenizer, cfg.log)
-        self.rollouts.write(number + 1, lines)
-        metrics = host_step.step_metrics(drawn, learned, timers.take(), cfg)
-        now.skips = now.skips.after(learned.skipped)
-        metrics["optim/skipped_total"] = float(now.skips.total)
-        if 0 < cfg.optim.most_skipped <= now.skips.in_row:
-            self.writer.write(number + 1, metrics)
-            safe = resume.what_is_safe(self.saved)
-            replay.give_up(number + 1, now, learned.last, cfg.model, self.folder, safe)
-        del learned  # the batches of its updates
-        now.state = self.steps.after(now.state)
-        now.step, now.data, now.unscored = number + 1, self.order.get_state(), metrics
-        self._take_weights()
-        return alerts.warnings(drawn.filled.groups, drawn.reprompts, cfg)
-
-    def _finish_step(self, warnings: dict[str, str]) -> bool:
-        """Evaluates and saves, where it is time, writes what is known of the step, and returns
-        whether it is the last."""
-        cfg, now = self.cfg, self.now
-        metrics, last = dict(now.unscored or {}), now.step == cfg.steps
-        if now.step == 0 or last or _is_due(now.step, cfg.eval.every):
-            metrics |= self.course.measure(now.step, self.weights)
-            if now.step:
-                seen = alarm.check(now.history, cfg.alarm)
-                metrics, warnings = metrics | seen.metrics, warnings | seen.warnings
-                last = last or bool(cfg.alarm.stop and seen.warnings)
-        self.writer.write(now.step, metrics)
-        self.writer.warn(now.step, warnings)
-        now.unscored = None
-        if now.step and cfg.checkpoint.every and (last or _is_due(now.step, cfg.checkpoint.every)):
-            self._keep_records()
-            best = metrics.get(cfg.checkpoint.best_metric)
-            resume.save(self.saved, now, self.shop, cfg.model, best)
-        return last
-
-    def _keep_records(self) -> None:
-        """Makes sure that a run that goes on from here finds what was written."""
-        self.rollouts.flush()
-        if self.primary:
-            self.folder.push()
-
-    def _export(self) -> None:
-        out, params = self.folder.local, self.now.state.model_params()
-        loaded_model.export(self.shop, params, out)
-        adapters.export(params, self.shop, self.cfg.model, out / "model_adapter")
+        ),
+    )
+    try:
+        with out.writer, out.rollouts:
+            yield progress, out
+        saved.close()
+        if cfg.checkpoint.export:
+            params = progress.state.model_params()
+            setup.model.export(params, folder.local)
+            setup.model.export_adapters(params, cfg.model.path, folder.local / "model_adapter")
+        out.evaluations.close()
+    except Stopped:
+        if progress.step and cfg.checkpoint.every:
+            checkpoint(setup, progress, out)
+        saved.close()
+        raise Stopped(resume.how_to_resume(progress, cfg)) from None
 
 
-def _is_due(number: int, every: int) -> bool:
+def is_due(number: int, every: int) -> bool:
+    """Returns whether something that happens every so many steps happens after this one."""
     return every > 0 and number % every == 0
+
+
+def evaluate(
+    out: RunOutputs, progress: Progress, weights: Any, alarm: config.Alarm
+) -> AlarmOutcome:
+    """Scores the model; returns what to log of the scores, and the alarms that they raise.
+
+    `weights` are the sampler's. Step 0 raises no alarm, because later scores are compared with it.
+    """
+    metrics = out.evaluations.measure(progress.step, weights)
+    if progress.step == 0:
+        return AlarmOutcome(metrics=metrics, warnings={}, ends_run=False)
+    outcome = alerts.check_alarms(progress.history, alarm)
+    return replace(outcome, metrics=metrics | outcome.metrics)
+
+
+def checkpoint(
+    setup: StepSetup, progress: Progress, out: RunOutputs, score: float | None = None
+) -> None:
+    """Starts saving where the run is, after the files that a resumed run continues."""
+    out.rollouts.flush()
+    host = resume.host_part(progress, setup)
+    resume.save(out.saved, out.folder, progress.step, progress.state, host, score)
+
+
+def _finish_pending_step(
+    setup: StepSetup, progress: Progress, out: RunOutputs, weights: Any
+) -> bool:
+    """Evaluates and logs the step that a run starts at, if that is still to do.
+
+    That is step 0 of a new run, or a step whose evaluation a signal interrupted: its checkpoint
+    holds its metrics. Returns whether that step is the last one.
+    """
+    if progress.unscored is None:
+        return False
+    metrics, warnings, last = progress.unscored, {}, progress.step == setup.cfg.steps
+    if progress.step == 0 or last or is_due(progress.step, setup.cfg.eval.every):
+        outcome = evaluate(out, progress, weights, setup.cfg.alarm)
+        metrics, warnings = metrics | outcome.metrics, outcome.warnings
+        last = last or outcome.ends_run
+    out.writer.write(progress.step, metrics)
+    out.writer.warn(progress.step, warnings)
+    progress.unscored = None
+    return last

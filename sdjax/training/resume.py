@@ -1,98 +1,58 @@
-"""Where a training is: what a checkpoint keeps beside the arrays, to go on exactly."""
+"""Where a run is: starts it, saves it in a checkpoint, and restores it exactly."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
 from flax import nnx
 
 from sdjax import config
-from sdjax.data.pipeline import Batches
-from sdjax.errors import WriteError
+from sdjax.errors import UserError, WriteError
+from sdjax.io.storage import Folder
 from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.state import TrainState
+from sdjax.models.network import lora
 from sdjax.rollout.engine.sampler import LocalSampler
-from sdjax.training import adapters
+from sdjax.training.host_step import Initialiser, Skips, StepSetup
 from sdjax.training.loaded_model import LoadedModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skips:
-    """Updates that were skipped because their loss or gradient was not finite."""
-
-    in_row: int = 0
-    """Up to the last one."""
-    total: int = 0
-
-    def after(self, skipped: Sequence[bool]) -> Skips:
-        """Returns the counts after further updates, each skipped or not."""
-        in_row = self.in_row
-        for was in skipped:
-            in_row = in_row + 1 if was else 0
-        return Skips(in_row=in_row, total=self.total + sum(map(bool, skipped)))
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """Where a run is. All but the arrays is what a checkpoint keeps in JSON."""
+    """Where a run is; the loop changes it. A checkpoint keeps all but the arrays as JSON."""
 
     state: TrainState
     step: int
-    """Updates are done up to this one."""
+    """Steps that are done."""
     data: dict[str, Any]
-    """Position of the examples after it."""
+    """Position in the examples after these steps."""
     history: list[dict]
-    """The evaluations so far."""
+    """The evaluations so far; an evaluation appends to this list."""
     unscored: dict[str, float] | None
-    """Metrics of the step, until its evaluation, if it has one, is done and they are written."""
+    """Metrics of the last step from its end until they are written. A checkpoint has them if a
+    signal came during the step's evaluation. None: they are written."""
     skips: Skips
 
 
-def _sizes(shop: LoadedModel) -> dict[str, int]:
-    return {name: int(size) for name, size in shop.mesh.shape.items()}
-
-
-def how_to_go_on(now: Progress, cfg: config.Train) -> str:
-    """Returns what to tell the user whose signal has ended the run."""
-    if not cfg.checkpoint.every:
-        return f"after step {now.step}, without a checkpoint, since checkpoint.every is 0"
-    if not now.step:
-        return "before the end of the first step; with --resume it starts again"
-    return f"the checkpoint of step {now.step} is written; --resume goes on from it"
-
-
-def start(
-    cfg: config.Train,
-    shop: LoadedModel,
-    init: Callable[[nnx.State], TrainState],
-    shardings: TrainState,
-    order: Batches,
-    saved: Checkpoints,
-) -> Progress:
-    """Returns where a run begins: anew, or at the newest checkpoint that is whole."""
-    newest = saved.begin(resume=cfg.resume)
-    if newest is None:
-        return Progress(
-            state=init(shop.load()),
-            step=0,
-            data=order.get_state(),
-            history=[],
-            unscored={},
-            skips=Skips(),
-        )
-    like = jax.eval_shape(init, shop.abstract)
-    train_state, host = saved.restore(newest, abstract(like, shardings))
-    order.set_state(host["data"])
-    if isinstance(shop.sampler, LocalSampler) and host["mesh"] == _sizes(shop):
-        shop.sampler.fitted.update({int(k): v for k, v in host["slots"].items()})
+def start(setup: StepSetup, saved: Checkpoints) -> Progress:
+    """Returns where a run begins: at the newest whole checkpoint, or at step 0 without one."""
+    functions, sampler = setup.functions, setup.model.sampler
+    step, state, host = restore(
+        saved, setup.model, functions.init, functions.shardings, resume=setup.cfg.resume
+    )
+    if host is None:
+        data = setup.order.get_state()
+        return Progress(state=state, step=0, data=data, history=[], unscored={}, skips=Skips())
+    setup.order.set_state(host["data"])
+    if isinstance(sampler, LocalSampler) and host["mesh"] == _sizes(setup.model):
+        sampler.fitted.update({int(k): v for k, v in host["slots"].items()})
     return Progress(
-        state=adapters.with_base(train_state, shop, host),
-        step=newest,
+        state=state,
+        step=step,
         data=host["data"],
         history=host["history"],
         unscored=host["unscored"],
@@ -100,35 +60,120 @@ def start(
     )
 
 
+def restore(
+    saved: Checkpoints,
+    model: LoadedModel,
+    init: Initialiser,
+    shardings: TrainState,
+    *,
+    resume: bool,
+) -> tuple[int, TrainState, dict[str, Any] | None]:
+    """Returns step, state and JSON part of the newest whole checkpoint.
+
+    Without a checkpoint these are 0, the initial state and None.
+
+    Args:
+        saved: The checkpoints of the run.
+        model: Holds the weights that a run starts from, and those that adapters freeze.
+        init: Makes the initial state from the model's params; only its shapes are used to restore.
+        shardings: Of the state.
+        resume: False raises UserError where there are checkpoints.
+    """
+    newest = saved.begin(resume=resume)
+    if newest is None:
+        return 0, init(model.load()), None
+    like = jax.eval_shape(init, model.abstract)
+    state, host = saved.restore(newest, abstract(like, shardings))
+    return newest, with_base(state, model, host), host
+
+
+def host_part(progress: Progress, setup: StepSetup) -> dict[str, Any]:
+    """Returns the JSON part of a training's checkpoint."""
+    sampler = setup.model.sampler
+    return {
+        "data": progress.data,
+        "history": progress.history,
+        "unscored": progress.unscored,
+        "skips": asdict(progress.skips),
+        "mesh": _sizes(setup.model),
+        # A resumed run needs the same numbers of slots, because the free memory chose them and
+        # matrix products of more or fewer rows may round differently.
+        "slots": {str(k): int(v) for k, v in sampler.fitted.items()}
+        if isinstance(sampler, LocalSampler)
+        else {},
+    } | base_of(progress.state, setup.cfg.model)
+
+
 def save(
     saved: Checkpoints,
-    now: Progress,
-    shop: LoadedModel,
-    model: config.Model,
+    folder: Folder,
+    step: int,
+    state: TrainState,
+    host: dict[str, Any],
     score: float | None = None,
 ) -> None:
-    """Starts saving where the run is."""
-    host = {
-        "data": now.data,
-        "history": now.history,
-        "unscored": now.unscored,
-        "skips": asdict(now.skips),
-        "mesh": _sizes(shop),
-        # They were chosen by the memory that was free, and the products of more or fewer rows may
-        # round otherwise.
-        "slots": {str(k): int(v) for k, v in shop.sampler.fitted.items()}
-        if isinstance(shop.sampler, LocalSampler)
-        else {},
-    } | adapters.base_of(now.state, model)
-    # It is written while the run goes on, and changes these.
-    saved.save(now.step, now.state, json.loads(json.dumps(host)), score)
+    """Copies a run's files to their place, then starts saving a checkpoint.
+
+    Args:
+        saved: The checkpoints of the run.
+        folder: The run directory; process 0 copies what the run has written so far.
+        step: Names the checkpoint.
+        state: Its arrays.
+        host: Its JSON part.
+        score: The metric that config.Checkpoint.keep_best compares; None: this step has none.
+    """
+    if jax.process_index() == 0:
+        folder.push()
+    # A copy, because saving is asynchronous and the loop changes the lists in `host`.
+    saved.save(step, state, json.loads(json.dumps(host)), score)
+
+
+def base_of(state: TrainState, source: config.Model) -> dict[str, Any]:
+    """Returns what a checkpoint of adapters says of the frozen model; {} without adapters."""
+    if state.frozen is None:
+        return {}
+    return {"base": {"path": source.path, "checksum": lora.checksum(state.frozen)}}
+
+
+def with_base(state: TrainState, model: LoadedModel, host: dict[str, Any]) -> TrainState:
+    """Returns a restored state with the frozen model that its adapters belong to."""
+    if model.cfg.lora is None:
+        return state
+    return replace(state, frozen=load_base(model, host))
+
+
+def load_base(model: LoadedModel, host: dict[str, Any]) -> nnx.State:
+    """Returns the frozen model; raises UserError if the adapters were trained on another one."""
+    _, frozen = lora.split(model.load())
+    assert frozen is not None
+    base = host["base"]
+    if lora.checksum(frozen) != base["checksum"]:
+        raise UserError(
+            f"model.path: the weights in {model.folder} are not those that the checkpoint's "
+            f"adapters were trained on (then at {base['path']}); give those"
+        )
+    return frozen
+
+
+def how_to_resume(progress: Progress, cfg: config.Train) -> str:
+    """Returns what to tell the user after a signal has ended the run."""
+    if not cfg.checkpoint.every:
+        return f"after step {progress.step}, without a checkpoint, since checkpoint.every is 0"
+    if not progress.step:
+        return "before the end of the first step; with --resume it starts again"
+    return f"the checkpoint of step {progress.step} is written; --resume goes on from it"
 
 
 def what_is_safe(saved: Checkpoints) -> str:
-    """Returns the end of a message: what a run that has to end leaves behind."""
+    """Returns the end of an error message: which checkpoint a failed run leaves."""
     with suppress(WriteError):
         saved.wait()
     steps = saved.steps()
     if not steps:
         return "there is no checkpoint yet; make room or choose another out, and start again"
     return f"the checkpoint of step {steps[-1]} is whole: make room and go on with --resume"
+
+
+def _sizes(model: LoadedModel) -> dict[str, int]:
+    """Returns the size of each axis of the mesh."""
+    return {name: int(size) for name, size in model.mesh.shape.items()}

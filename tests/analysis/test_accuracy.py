@@ -80,7 +80,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         scores = rng.random((1, 60)) < 0.5
         (estimate,) = accuracy.bootstrap(scores.astype(float), seed=trial, resamples=400)
         covered += estimate.low <= 0.5 <= estimate.high
-    assert 270 <= covered <= 297  # 285 expected; a percentile interval is a little narrow
+    assert 270 <= covered <= 297  # 285 are expected; percentile intervals are slightly narrow
 
 
 def test_the_interval_of_equal_examples_is_a_point():

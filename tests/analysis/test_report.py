@@ -1,4 +1,4 @@
-"""The report's figures: what is read, how runs are put together, which rollouts are shown."""
+"""The report reads run directories, groups runs into families, and chooses rollouts."""
 
 import base64
 import gzip
@@ -20,7 +20,7 @@ from sdjax.main import main
 
 
 def block(file: Path, name: str):
-    """Returns a block of data of a report, as the page reads it."""
+    """Returns a block of data of a report, in the form that the page reads."""
     found = re.search(rf'id="block-{name}">([^<]*)</script>', file.read_text(encoding="utf-8"))
     return json.loads(gzip.decompress(base64.b64decode(found[1])))
 
@@ -143,7 +143,7 @@ def test_a_run_of_which_less_is_known_is_shown_with_what_there_is(tmp_path):
         and "push" not in detail[0]
         and "reprompt" not in detail[0]
     )
-    # Without texts of tokens the words of the completion stand for them.
+    # Without the texts of tokens, the page shows the words of the completion.
     assert len(detail[0]["epistemic"]) == len(rows[0]["epistemic"])
     for file in ("rollouts.jsonl", "metrics.jsonl"):
         (run / file).write_text("")
@@ -230,7 +230,7 @@ def test_too_many_rollouts_give_whole_groups_evenly_spaced(tmp_path):
     assert rollouts.chosen([4, 4], [True] * 8, 8) == [True] * 8
     assert rollouts.chosen([8], [True] * 8, 3) == [True] * 3 + [False] * 5
     assert rollouts.chosen([3, 5], [True] * 8, 0) == [False] * 8
-    # Those with their tokens come first.
+    # Rollouts with their tokens come first.
     whole = [i % 4 == 1 for i in range(16)]
     assert rollouts.chosen([4] * 4, whole, 4) == whole
     filled = rollouts.chosen([4] * 4, whole, 7)
@@ -330,6 +330,6 @@ def test_every_chart_is_a_png_too(seeds, tmp_path, capsys):
     files = sorted(file.name for file in (tmp_path / "plots").iterdir())
     assert "held_out_accuracy_out_of_domain_largest_number.png" in files and len(files) == 9
     assert (tmp_path / "plots" / files[0]).read_bytes().startswith(b"\x89PNG")
-    # Only those of the tables that the runs have something for, and every run by name.
+    # The terminal shows only tables that have data, and every run by name.
     printed = capsys.readouterr().out
     assert "sdpo.0" in printed and "Epistemic words (paper), before -> after" in printed

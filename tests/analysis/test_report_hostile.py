@@ -1,4 +1,4 @@
-"""What a text in a report cannot do, and how much of it a page carries, in a headless Chromium."""
+"""In a headless Chromium, no text can harm a report, and a page holds thousands of rollouts."""
 
 import json
 import re
@@ -28,7 +28,7 @@ UNSEEN = {0x202E, 0x2066, 0xD800, 0xDC00, 0, 7, 0x1B, 0x7F, 0xFEFF}
 
 
 def spelled(text):
-    """Returns a text as the page writes it: what cannot be seen, by its number."""
+    """Returns a text as the page writes it, with invisible characters as their numbers."""
     return "".join(f"\u27e8U+{ord(c):04X}\u27e9" if ord(c) in UNSEEN else c for c in text)
 
 
@@ -77,7 +77,7 @@ def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path, opened):
         assert page.locator(".tops td").first.text_content() == json.dumps(
             spelled(text), ensure_ascii=False
         )
-        if "\ud800" in text:  # which cannot be typed
+        if "\ud800" in text:  # a lone surrogate, which cannot be typed
             continue
         page.fill("#text", text[:40])
         said(page, re.compile("of 26 rollouts"))
@@ -141,7 +141,7 @@ def first_view(tmp_path, opened, low, high, share):
 
 def test_5000_short_rollouts_are_seen_at_once(tmp_path, opened):
     size, took = first_view(tmp_path, opened, 30, 50, share=2)
-    # 2 s on a quiet machine; other tests run beside this one.
+    # 2 s on an idle machine; the limit is larger because other tests run at the same time.
     assert size < 10 and took < 6000
 
 

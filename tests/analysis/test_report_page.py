@@ -1,4 +1,4 @@
-"""The report in a headless Chromium: what a reader can do with it, and what a text cannot."""
+"""In a headless Chromium, a reader can use every view, filter and link of the report."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_every_view_of_a_real_run_opens(trained, opened):
 
 
 def drawn(page):
-    """Returns how many different pixels the first chart has."""
+    """Returns the number of different pixels in the first chart."""
     return page.evaluate(
         """() => {
           const canvas = document.querySelector("figure canvas");
@@ -174,7 +174,7 @@ def test_rollouts_can_be_put_in_order(synthetic, opened):
         page.select_option("#order", order)
         page.wait_for_selector(f"#row-{int(np.argmin(key))}[aria-posinset='1']")
         seen = [key[i] for i in listed(page)]
-        # The page has hundredths of a nat.
+        # The page rounds to hundredths of a nat.
         assert len(seen) > 10 and np.all(np.diff(seen) >= -0.011)
 
 

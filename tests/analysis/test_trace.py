@@ -1,4 +1,4 @@
-"""What is read out of a profiler trace."""
+"""A profiler trace yields kernels, categories, busy time and exposed collectives."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ def named(pid, process, threads):
 
 
 def ran(pid, tid, name, start, length):
-    """Returns an event; both in microseconds."""
+    """Returns an event; start and length are in microseconds."""
     return {"ph": "X", "pid": pid, "tid": tid, "name": name, "ts": start, "dur": length}
 
 

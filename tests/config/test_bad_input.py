@@ -18,7 +18,7 @@ def attempt(tmp_path, model, capsys):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        # What a field may be.
+        # Values that a field does not take.
         (["--loss.alpha", "2"], ["loss.alpha is 2.0", "[0, 1]"]),
         (["--loss.divergence", "tpo_k"], ["loss.divergence", "tpo_k", "top_k"]),
         (["--loss.token_weights", "unifrom"], ["loss.token_weights", "uniform"]),
@@ -40,7 +40,7 @@ def attempt(tmp_path, model, capsys):
         (["--optim.lr", "nan"], ["optim.lr is nan"]),
         (["--mesh.data", "0"], ["mesh.data is 0", "positive or -1"]),
         (["--mesh.data", "-1"], ["mesh is", "only one axis may be -1"]),
-        # Fields that do not go together.
+        # Fields that contradict each other.
         (["--rollout.group_size", "1"], ["rollout.group_size is 1", "at least 2"]),
         (["--optim.microbatch", "3"], ["optim.microbatch is 3", "must divide"]),
         (["--optim.minibatches", "3"], ["optim.minibatches is 3", "must divide"]),
@@ -61,7 +61,7 @@ def attempt(tmp_path, model, capsys):
         (["--optim.rl", "1"], ["--optim.rl", "--optim.lr"]),
         (["--loss"], ["--loss"]),
         (["stray"], ["stray"]),
-        # What the model or the machine does not allow.
+        # Values that the model or the machine does not allow.
         (["--mesh.data", "3"], ["mesh is data=3", "number of devices, 1"]),
         (["--mesh.tensor", "2", "--mesh.fsdp", "1"], ["tensor=2", "number of devices, 1"]),
         (["--rollout.max_completion_tokens", "500"], ["model's context of 512", "lower either"]),
@@ -72,7 +72,7 @@ def attempt(tmp_path, model, capsys):
         ),
         (["--rollout.max_prompt_tokens", "5"], ["max_prompt_tokens is 5", "every one of"]),
         (["--model.attention", "cudnn"], ["model.attention is 'cudnn'", "needs a GPU", "say auto"]),
-        # Where files are to go.
+        # Directories that cannot be written.
         (["--out", "/dev/null/run"], ["out is '/dev/null/run'", "cannot be written"]),
         (["--out", "/proc/run"], ["out is '/proc/run'", "cannot be written"]),
         (["--profile", "/dev/null/trace"], ["profile is '/dev/null/trace'", "another directory"]),

@@ -1,4 +1,4 @@
-"""Every config in the repository loads, says how it is run, and its train step traces."""
+"""Every config in the repository loads, names its command, and its train step traces."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,10 @@ from sdjax.models.files import published, weights
 from sdjax.models.network.transformer import Transformer
 
 FAMILY = {"Qwen/Qwen3-8B": "qwen3", "Qwen/Qwen3-1.7B": "qwen3"}
-"""Models that differ in sizes alone, but for the head, which only the smaller one ties."""
+"""Models that differ only in sizes, and in the head, which only the smaller model ties."""
 CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("**/*.py"))
 
-# As their publishers count them; for a tied head, without the copy that the files hold.
+# Counts of the publishers; a tied head is not counted, although the files hold a copy.
 PARAMETERS = {
     "Qwen/Qwen3-8B": 8_190_735_360,
     "Qwen/Qwen3-1.7B": 1_720_574_976,
@@ -54,7 +54,7 @@ def test_a_published_shape_has_the_published_number_of_parameters(name):
 
 
 def trainings():
-    """Yields (name, config) of every training that loads; that all load is another test's claim."""
+    """Yields (name, config) of every training that loads; another test checks that all load."""
     for name in CONFIGS:
         with contextlib.suppress(UserError):
             if isinstance(cfg := loaded(name), Train):
@@ -62,7 +62,7 @@ def trainings():
 
 
 def what_traces():
-    """Returns one config for each set of those whose train step is the same but for sizes."""
+    """Returns one config of each group whose train steps differ only in sizes."""
     kinds = {}
     for name, cfg in trainings():
         model = dataclasses.replace(cfg.model, path=FAMILY.get(cfg.model.path, cfg.model.path))

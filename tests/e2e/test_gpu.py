@@ -29,6 +29,7 @@ from sdjax.models.families import registry
 from sdjax.models.files import shards, tensors
 from sdjax.models.network.transformer import head_weight, hidden_states, logits
 from sdjax.records import Completion, Example, Grade, Group
+from sdjax.rollout.interface import SamplingRequest, sample
 from sdjax.tasks.largest_number import LargestNumber
 from sdjax.training import loaded_model
 
@@ -40,7 +41,7 @@ needs_smollm2 = pytest.mark.skipif(
 
 
 def shop(path: str, dtype: str) -> loaded_model.LoadedModel:
-    return loaded_model.workshop(config.Model(path=path, compute_dtype=dtype), config.Mesh())
+    return loaded_model.open_model(config.Model(path=path, compute_dtype=dtype), config.Mesh())
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +95,10 @@ def test_sampler_and_trainer_agree_on_the_logprobs(smollm2, dtype, limit):
     prompts = [workshop.tokenizer.encode_prompt(e.messages) for e in examples]
     sampling = config.Rollout(temperature=0.7, max_completion_tokens=96, group_size=8)
     with jax.set_mesh(workshop.mesh):
-        sampled = workshop.sampler.sample(
-            workshop.sampler.weights(params),
-            prompts,
-            group_size=8,
-            sampling=sampling,
-            key=jax.random.key(0),
+        request = SamplingRequest(
+            prompts=prompts, group_size=8, sampling=sampling, key=jax.random.key(0)
         )
+        sampled = sample(workshop.sampler, workshop.sampler.weights(params), request)
         groups = [_group(p, members) for p, members in zip(prompts, sampled, strict=True)]
         gap = _gap(groups, workshop, params, sampling)
     print(f"{dtype}: {gap.size} tokens, mean |gap| {gap.mean():.2e}, largest {gap.max():.2e}")
@@ -197,9 +195,10 @@ def test_a_qwen3_8b_loads_answers_and_scores_a_microbatch_on_one_card(tmp_path):
         prompt = workshop.tokenizer.encode_prompt([{"role": "user", "content": "What is 2 + 3?"}])
 
         def answer(seed):
-            return workshop.sampler.sample(
-                weights, [prompt], group_size=8, sampling=sampling, key=jax.random.key(seed)
+            request = SamplingRequest(
+                prompts=[prompt], group_size=8, sampling=sampling, key=jax.random.key(seed)
             )
+            return sample(workshop.sampler, weights, request)
 
         answer(0)
         before = time.perf_counter()

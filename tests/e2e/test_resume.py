@@ -54,7 +54,7 @@ def interrupted_equals_whole(model, folder, kind, **changes):
     whole, parts = folder / "whole", folder / "parts"
     train_job.run(runs.job(model, whole, **changes))
     with pytest.MonkeyPatch.context() as patch:
-        kill_in(patch, "_move", 5, after=parts / "checkpoints" / "3")
+        kill_in(patch, "take_updates", 5, after=parts / "checkpoints" / "3")
         with pytest.raises(Killed):
             train_job.run(runs.job(model, parts, **changes))
     assert [row["step"] for row in runs.lines(parts / "metrics.jsonl")] == [0, 1, 2, 3, 4]

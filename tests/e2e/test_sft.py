@@ -294,6 +294,19 @@ def test_a_resumed_finetuning_equals_an_uninterrupted_one(finished, bare, sums, 
     assert timeless(finished) == timeless(tmp_path / "parts")
 
 
+def test_a_skipped_update_of_a_finetuning_is_said_on_the_terminal(bare, sums, tmp_path, capsys):
+    out = tmp_path / "out"
+    far = config.Optim(lr=1e25, warmup_steps=0, microbatch=2, row_tokens=128)
+    sft_job.run(job(bare, sums, out, steps=4, log_every=2, optim=far))
+    warned = [line for line in capsys.readouterr().out.splitlines() if "skipped:" in line]
+    # The first update blows the weights up, and the second one is skipped.
+    assert warned == [
+        "warning: step 2: 1 of 2 updates skipped: loss or gradient not finite (lower optim.lr, or "
+        "look at the weights that the run started from)"
+    ]
+    assert [m["optim/skipped"] for m in lines(out / "metrics.jsonl")] == [0.5, 1.0, 1.0]
+
+
 @pytest.mark.heavy
 def test_a_checkpoint_of_a_finetuning_can_be_exported(finished, tmp_path):
     export_job.run(config.Export(run=str(finished), out=str(tmp_path / "model")))

@@ -24,7 +24,9 @@ SLACK_S = 1.0
 
 
 def pool(function: str) -> Pool:
-    return Pool(f"sdjax.graders.{function}", workers=1, limit_s=LIMIT_S, warm_up=["x", "1"])
+    # sympy's first simplification takes most of LIMIT_S on a slow machine.
+    warm_up = ["(x+1)^2", "x^2+2x+1"]
+    return Pool(f"sdjax.graders.{function}", workers=1, limit_s=LIMIT_S, warm_up=warm_up)
 
 
 # Pools start their processes at the first call.
@@ -85,11 +87,13 @@ TEXTS = {
 def test_hostile_texts_are_graded_wrong_in_time_and_the_next_is_graded_right(name):
     grader = GRADERS[name]
     text, answer = RIGHT[name]
+    # Other programs do not change the CPU time of a rule that works in this process.
+    clock = time.perf_counter if name.startswith("math") else time.process_time
     assert grader([Attempt(text, answer)])[0].correct
     for title, hostile in TEXTS.items():
-        start = time.perf_counter()
+        start = clock()
         grades = grader([Attempt(hostile, answer, cut) for cut in (False, True)])
-        assert time.perf_counter() - start < LIMIT_S + SLACK_S, title
+        assert clock() - start < LIMIT_S + SLACK_S, title
         assert [g.correct for g in grades] == [False, False], title
         json.dumps([g.details for g in grades])
     assert grader([Attempt(text, answer)])[0].correct

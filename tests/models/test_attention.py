@@ -110,7 +110,7 @@ def test_cached_attention_equals_the_last_row_of_attention(implementation, windo
     q, k, v = qkv(dtype, head_dim=64)
     lengths = jnp.array([1, 77], jnp.int32)
     last = jnp.take_along_axis(q, (lengths - 1)[:, None, None, None], axis=1)
-    axis = attention.slot_axis(implementation)
+    axis = attention.SLOT_AXIS[implementation]
     out = attention.cached_attention(
         last,
         k.swapaxes(1, axis),

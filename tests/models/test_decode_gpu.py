@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from sdjax.models.network import decode_gpu, decode_kernels, layer, transformer
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN
 
 
 @pytest.mark.parametrize("family, window", [("qwen3", None), ("llama", 70), ("qwen3", 5)])
@@ -73,7 +73,7 @@ def test_the_kernels_of_a_real_shape_lower_to_triton(rows, window):
 
     def both(parts, norm, turn, cache, index, x, w):
         attend = partial(decode_kernels.attend, eps=1e-6, window=window)
-        out = attend(parts, (norm, norm), (turn, turn), cache, cache, index)
+        out = attend(parts, (norm, norm), (turn, turn), (cache, cache), index)
         return out, decode_kernels.gate_up(x, w, w)
 
     args = (

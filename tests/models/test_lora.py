@@ -147,7 +147,7 @@ def test_decoding_reads_the_weights_that_training_computes_with():
     graphdef = one.graphdef
     params = one.state.model_params()
     made = jax.jit(lambda p: transformer.decode_weights(nnx.merge(graphdef, p)))(params)
-    base = LayerWeights(**{k: v.get_value()[1] for k, v in params["layers"].items()})
+    base = LayerWeights.of({k: v.get_value()[1] for k, v in params["layers"].items()})
     second = {k: (a[1], b[1]) for k, (a, b) in lora.pairs(params[lora.NAME]).items()}
     want = jax.jit(lambda: lora.merged(base, second, model))()
     for a, b in zip(*map(jax.tree.leaves, (made.layers[1], want)), strict=True):

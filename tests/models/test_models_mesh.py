@@ -75,8 +75,8 @@ with jax.set_mesh(meshes.for_rollouts(meshes.make(config.Mesh(data=8, fsdp=1))))
         return *made, decode_gpu.gated(x, layer_weights, interpret=True)
     made = jax.jit(step)(*jax.tree.map(np.asarray, (x, turn, cache)))
     assert all(a.addressable_shards[0].data.shape[0] == 1 for a in jax.tree.leaves(made))
-    kernels.same(made[:2], expected[:2])
-    np.testing.assert_allclose(made[2], expected[2], rtol=1e-4, atol=1e-5)
+    kernels.same(made[:3], expected[:3])
+    np.testing.assert_allclose(made[3], expected[3], rtol=1e-4, atol=1e-5)
 """
 
 

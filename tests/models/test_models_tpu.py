@@ -20,7 +20,7 @@ from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 from sdjax.models.network.transformer import Transformer, hidden_states
 from sdjax.parallel import rules
 
@@ -30,8 +30,8 @@ mesh = Mesh(np.array(devices).reshape(1, 2, 2), names, axis_types=(AxisType.Auto
 for head_dim in map(int, sys.argv[1:]):
     cfg = ModelConfig(
         family="olmo3", vocab_size=512, num_layers=2, embed=256, mlp=512, num_heads=4,
-        num_kv_heads=2, head_dim=head_dim, max_positions=1024, windows=(None, 100),
-        attention="splash",
+        num_kv_heads=2, head_dim=head_dim, max_positions=1024, attention="splash",
+        layers=(LayerKind(), LayerKind(window=100)),
     )
     graph, params = nnx.split(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
     params = jax.tree.map(

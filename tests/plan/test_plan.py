@@ -1,4 +1,4 @@
-"""The plan job: arithmetic, the search, what compiled programs say, and mistakes in one line."""
+"""The plan job: arithmetic, search, reports of compiled programs, and errors in one line."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from sdjax.jobs import plan_job
 from sdjax.main import main
 from sdjax.parallel import mesh as meshes
 from sdjax.plan import hlo, memory, programs, search, seconds, slices, workload
-from sdjax.rollout.engine.sizes import Schedule
+from sdjax.rollout.engine.generation import Schedule
 
 PAPER = ROOT / "configs" / "math" / "sdpo_qwen3_8b.py"
 QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -69,7 +69,7 @@ def test_collectives_of_a_program_are_counted_as_often_as_its_loops_run():
 
 
 def count_collectives():
-    """Runs in the subprocess: 5 sums of 4 MB, one gathering of 1 MB, over 8 or 4 devices."""
+    """Runs in the subprocess: 5 sums of 4 MB over 4 devices, one gather of 1 MB over 8."""
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
@@ -120,7 +120,7 @@ def test_a_sum_of_which_a_fusion_keeps_parts_is_a_reduce_scatter():
     (found,) = hlo.collectives(parts, 8)
     assert (found.kind, found.group) == ("reduce-scatter", 4)
     assert found.bytes == 3 / 4 * 2 * (64 * 8 + 32)
-    # One that is kept whole, as in a fusion of other work, is summed for all.
+    # A result that is kept whole, as in a fusion of other work, stays an all-reduce.
     whole = FUSED.replace("SECOND", "%slice.2 = bf16[32]{0} negate(%of_b)")
     (found,) = hlo.collectives(whole, 8)
     assert found.kind == "all-reduce" and found.bytes == 2 * 3 / 4 * 2 * (64 * 8 + 32)
@@ -136,11 +136,11 @@ def test_the_search_takes_the_smallest_slice_that_arithmetic_says_will_do():
     assert found is not None and seconds.fits(found.work, found.piece)
     smaller = [p for p in pieces if p.chips < found.piece.chips]
     assert smaller and not any(search.candidates(cfg, shape, p, (256, 10_240)) for p in smaller)
-    # What is found is a config that training takes.
+    # The result is a config that a training accepts.
     w = found.work
     data, fsdp, tensor = meshes.sizes(search.as_config(w.mesh), found.piece.chips)
     assert data * fsdp * tensor == found.piece.chips and w.microbatch % (data * fsdp) == 0
-    # A candidate that the compiler refuses is passed over for the next.
+    # The search skips a candidate that the compiler refuses.
     tried = []
 
     def only_the_second(candidate):
@@ -161,7 +161,7 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
     assert not made["fits"] and any("mesh.tensor" in change for change in made["changes"])
     said = capsys.readouterr().out
     assert "does not fit v6e:4x4" in said and said in (tmp_path / "plan.md").read_text()
-    # And with the first that is marked it does.
+    # With the first change that is marked "fits", the training fits.
     change = next(c for c in made["changes"] if c.endswith(", fits")).split(":")[0]
     names = change.split(" (")[0].replace("--", "").split()
     pairs = [f"{n}={v}" for n, v in zip(names[::2], names[1::2], strict=True)]
@@ -223,7 +223,7 @@ config = Train(
 """
 
 
-# The compiler takes the longer the larger the arrays.
+# Small arrays, because compilation time grows with them.
 SMALL = (512, 2048, {"completion": 128, "chunk": 256})
 LARGE = (1024, 4096, {"completion": 384, "chunk": 512})
 
@@ -264,17 +264,17 @@ def test_a_plan_compiles_for_a_slice_and_its_traffic_is_that_of_the_formula(
     by_name = {one["name"]: one for one in made["compiled"]}
     assert made["fits"] and set(by_name) == {"update", "prefill", "decode"}
     assert not any(one["rematerialized"] for one in by_name.values())
-    # State is 14 bytes a parameter; the compiler has the same, and the batch.
+    # The state takes 14 bytes per parameter; the compiler's arguments also hold the batch.
     state = sum(made["bytes"]["update"][use] for use in ("parameters", "Adam", "teacher"))
     assert by_name["update"]["arguments"] == pytest.approx(state, rel=0.1)
     moved, said = by_name["update"]["traffic"], made["traffic_bytes_an_update"]
     summed = moved["all-reduce"] + moved["reduce-scatter"]
     assert summed == pytest.approx(said["gradients"] + said["activations"] / 2, rel=0.25)
-    # Where the compiler passes shards around a ring while it multiplies, it sends them both ways.
+    # A ring exchange during a matrix product sends shards in both directions.
     gathered = moved["all-gather"] + moved.get("collective-permute", 0.0)
     assert 0.7 < gathered / (said["weights"] + said["activations"] / 2) < 1.8
-    # Weights lie whole, or by heads, where completions are drawn: nothing of them moves then. Over
-    # tensor a layer's two sums of hidden states do, in float32, for every slot of a copy.
+    # Rollouts keep weights whole or split by heads, so decoding moves none. Each layer sums hidden
+    # states over tensor twice, in float32, for every slot of a copy.
     slots = made["slots"] * tensor / made["chips"]
     sums = Schedule().steps * 2 * 2 * slots * embed * 4 * 2 * (tensor - 1) / tensor
     assert sum(by_name["decode"]["traffic"].values()) - sums < 0.1 * 2 * 4e6 * made["chips"]
@@ -292,7 +292,7 @@ def make_two_slices():
     mesh = programs.topology_mesh(two, (2, 2, 2))
     of_replicas = [{d.slice_index for d in part.flat} for part in mesh.devices]
     assert of_replicas == [{0}, {1}]
-    # Rollouts take the same devices in the same order, so that weights move in one program.
+    # Rollouts use the same devices in the same order, so that one program moves the weights.
     rollouts = meshes.for_rollouts(mesh, 4)
     assert rollouts.shape == {"data": 2, "fsdp": 1, "tensor": 4}
     assert list(rollouts.devices.flat) == list(mesh.devices.flat)

@@ -1,4 +1,4 @@
-"""Compiled programs outlive the process that compiled them."""
+"""Compiled programs stay in the cache after the process that compiled them ends."""
 
 import os
 import subprocess

@@ -42,7 +42,7 @@ def model_parts():
     """Returns the structure and abstract params of a small Qwen3 with TPU-sized heads."""
     from flax import nnx
 
-    from sdjax.models.network.model_config import ModelConfig
+    from sdjax.models.network.model_config import LayerKind, ModelConfig
     from sdjax.models.network.transformer import Transformer
 
     cfg = ModelConfig(
@@ -55,7 +55,7 @@ def model_parts():
         num_kv_heads=2,
         head_dim=128,
         max_positions=2048,
-        windows=(None, None),
+        layers=(LayerKind(),) * 2,
         qk_norm="head",
         attention="splash",
     )
@@ -145,7 +145,7 @@ def compile_sampler(name, shape):
 
 
 def compiled_on(program, *args, **static):
-    """Compiles a jitted function, reports it, and returns its abstract outputs, placed."""
+    """Compiles a jitted function, prints its bytes, and returns its abstract, sharded outputs."""
     import jax
 
     compiled = program.lower(*args, **static).compile()
@@ -154,6 +154,6 @@ def compiled_on(program, *args, **static):
 
 
 def report(compiled):
-    """Prints what a chip holds."""
+    """Prints the bytes that a chip holds."""
     memory = compiled.memory_analysis()
     print("bytes a chip", memory.argument_size_in_bytes + memory.temp_size_in_bytes)

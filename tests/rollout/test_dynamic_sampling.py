@@ -13,7 +13,7 @@ from runs import lines
 from sdjax import config
 from sdjax.jobs import train_job
 from sdjax.records import Completion, Example, Grade, Group
-from sdjax.rollout import dynamic_sampling
+from sdjax.rollout import collect
 from sdjax.training import loaded_model
 
 
@@ -98,7 +98,7 @@ def filled(rounds, further):
     Capitals have a signal.
     """
     groups = [[group(name, 0.0, float(name.isupper())) for name in names] for names in rounds]
-    made = dynamic_sampling.fill(
+    made = collect.fill(
         groups.__getitem__, lambda g: g.grades[0].reward != g.grades[1].reward, further
     )
     return "".join(g.example.id for g in made.groups), made.rounds, len(made.sampled)
@@ -118,7 +118,7 @@ def test_without_further_rounds_a_step_is_what_was_sampled_first():
 def test_every_round_of_every_step_has_its_own_key_and_the_first_that_of_a_plain_run():
     root = jax.random.key(7)
     keys = {
-        (step, r): jax.random.key_data(dynamic_sampling.round_key(root, step, r)).tobytes()
+        (step, r): jax.random.key_data(collect.round_key(root, step, r)).tobytes()
         for step in range(20)
         for r in range(20)
     }

@@ -19,8 +19,9 @@ from sdjax.models.network.transformer import Transformer, hidden_states, logits
 from sdjax.parallel import rules
 from sdjax.records import Example, Grade
 from sdjax.rollout.collect import collect
-from sdjax.rollout.engine import draw, sampler, sizes
-from sdjax.rollout.engine.sizes import Schedule
+from sdjax.rollout.engine import draw, generation, sampler
+from sdjax.rollout.engine.generation import Schedule
+from sdjax.rollout.interface import SamplingRequest
 
 STOPS = (1, 2)
 PROMPTS = [np.arange(3, 3 + n, dtype=np.int32) for n in (6, 3, 17, 40, 9, 1)]
@@ -33,6 +34,16 @@ def lognormal_limits(count: int, longest: int) -> np.ndarray:
     """Returns int32[count] lengths of a long tail: their median is an eighth of the longest."""
     drawn = np.random.default_rng(0).lognormal(np.log(longest / 8), 1.0, count)
     return np.clip(drawn, 1, longest).astype(np.int32)
+
+
+def asked(prompts=PROMPTS, group_size=4, sampling=HOT, limits=None):
+    return SamplingRequest(
+        prompts=prompts,
+        group_size=group_size,
+        sampling=sampling,
+        key=jax.random.key(0),
+        limits=limits,
+    )
 
 
 class Setting:
@@ -54,15 +65,9 @@ class Setting:
 
     def run(self, prompts=PROMPTS, group_size=4, sampling=HOT, limits=None, made=None):
         """Returns the run and what it yielded, in order of its end."""
+        request = asked(prompts, group_size, sampling, limits)
         with jax.set_mesh(self.mesh):
-            run = (made or self.sampler).stream(
-                self.weights,
-                prompts,
-                group_size=group_size,
-                sampling=sampling,
-                key=jax.random.key(0),
-                limits=limits,
-            )
+            run = (made or self.sampler).stream(self.weights, request)
             return run, list(run)
 
     def engine(self, *args, **kwargs):
@@ -81,9 +86,9 @@ class Setting:
         with jax.set_mesh(self.mesh):
             tokens, logprobs, count = self.generate(
                 self.weights,
-                rows,
-                np.array([len(p) for p in prompts], np.int32),
-                limits,
+                plain_sampler.PromptRows(
+                    tokens=rows, length=np.array([len(p) for p in prompts], np.int32), limit=limits
+                ),
                 jax.random.key(0),
                 draw.settings(sampling),
                 group_size=group_size,
@@ -134,13 +139,7 @@ def test_tokens_are_those_of_the_plain_loop(setting, slots, temperature):
 
 def test_nothing_goes_between_host_and_device_unasked(setting):
     with jax.set_mesh(setting.mesh):
-        run = setting.sampler.stream(
-            setting.weights,
-            PROMPTS,
-            group_size=4,
-            sampling=replace(HOT, slots=5),
-            key=jax.random.key(0),
-        )
+        run = setting.sampler.stream(setting.weights, asked(sampling=replace(HOT, slots=5)))
         with jax.transfer_guard("disallow"):
             assert len(list(run)) == 24
 
@@ -321,9 +320,6 @@ def compare_on_a_mesh(mesh, limits, plain):
 class Words:
     """A tokenizer of nothing but numbers."""
 
-    def encode_prompt(self, messages, *, enable_thinking):
-        return PROMPTS[int(messages[0]["content"])]
-
     def decode(self, tokens):
         return " ".join(map(str, tokens))
 
@@ -339,13 +335,10 @@ def collected(setting, grade_many, made=None):
         return collect(
             made or setting.sampler,
             setting.weights,
-            EXAMPLES,
-            Words(),
-            grade_many,
-            group_size=4,
-            sampling=replace(HOT, slots=5),
-            enable_thinking=None,
-            key=jax.random.key(0),
+            asked(sampling=replace(HOT, slots=5)),
+            examples=EXAMPLES,
+            tokenizer=Words(),
+            grade_many=grade_many,
         )
 
 
@@ -404,7 +397,7 @@ def test_a_failure_of_either_ends_both(setting, fails):
 
 def test_capacities_are_few_and_change_with_hysteresis():
     def after(current, tokens):
-        return sizes.capacity(current, tokens, least=128, most=1280)
+        return generation.capacity(current, tokens, least=128, most=1280)
 
     assert [after(0, n) for n in (1, 128, 129, 700, 1100, 1280)] == [
         128,
@@ -423,7 +416,7 @@ def test_slots_fill_the_free_memory_and_are_a_power_of_two_a_shard():
         learning.CFG,
         vocab_size=151_936,
         num_layers=28,
-        windows=(None,) * 28,
+        layers=learning.CFG.layers[:1] * 28,
         num_heads=16,
         num_kv_heads=8,
         head_dim=128,
@@ -432,13 +425,13 @@ def test_slots_fill_the_free_memory_and_are_a_power_of_two_a_shard():
     mesh, schedule = learning.make_mesh(), Schedule()
 
     def fit(capacity, gigabytes):
-        return sizes.slots_that_fit(cfg, mesh, capacity, schedule, gigabytes * 10**9)
+        return generation.slots_that_fit(cfg, mesh, capacity, schedule, gigabytes * 10**9)
 
-    assert sizes.token_bytes(cfg, mesh) == 114_688
+    assert generation.token_bytes(cfg, mesh) == 114_688
     # 114,688 bytes a token: 21,504 of them are 2.5 GB, so 70 GB hold 16 and not 32.
     assert fit(21_504, 70) == 16 and fit(640, 70) == 256 and fit(21_504, 1) == 1
-    assert sizes.slots_that_fit(cfg, mesh, 21_504, schedule, None) == 256
-    assert sizes.free_bytes(mesh) is None
+    assert generation.slots_that_fit(cfg, mesh, 21_504, schedule, None) == 256
+    assert generation.free_bytes(mesh) is None
 
 
 @pytest.mark.heavy
@@ -449,10 +442,7 @@ def test_engine_and_plain_loop_are_timed_on_the_same_lengths(unending):
             unending.sampler,
             unending.cfg,
             unending.weights,
-            PROMPTS,
-            group_size=4,
-            sampling=HOT,
-            limits=limits,
+            asked(limits=limits),
             batch=3,
         )
     plain_steps = 12 * (limits[:12].max() + limits[12:].max())

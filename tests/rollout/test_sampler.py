@@ -13,6 +13,7 @@ from flax import nnx
 from sdjax import config
 from sdjax.models.network.transformer import Transformer, hidden_states, logits
 from sdjax.rollout.engine import draw, sampler
+from sdjax.rollout.interface import SamplingRequest, sample
 
 STOPS = (1, 2)
 PROMPTS = [np.arange(3, 9), np.arange(40, 43), np.arange(100, 117)]
@@ -37,14 +38,11 @@ class Setting:
             self.weights = self.sampler.weights(self.params)
 
     def sample(self, prompts=PROMPTS, group_size=4, sampling=HOT, key=0):
+        request = SamplingRequest(
+            prompts=prompts, group_size=group_size, sampling=sampling, key=jax.random.key(key)
+        )
         with jax.set_mesh(self.mesh):
-            return self.sampler.sample(
-                self.weights,
-                prompts,
-                group_size=group_size,
-                sampling=sampling,
-                key=jax.random.key(key),
-            )
+            return sample(self.sampler, self.weights, request)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from paths import ROOT
 from sdjax import config, main
 from sdjax.errors import UserError
 from sdjax.jobs import evaluate_job, train_job
+from sdjax.rollout.interface import SamplingRequest, sample
 from sdjax.rollout.server import client
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -50,7 +51,10 @@ def sampler(url, engine="vllm", **changes):
 
 
 def draw(made, sampling=GREEDY, prompts=PROMPTS, key=0):
-    return made.sample(None, prompts, group_size=3, sampling=sampling, key=jax.random.key(key))
+    request = SamplingRequest(
+        prompts=prompts, group_size=3, sampling=sampling, key=jax.random.key(key)
+    )
+    return sample(made, None, request)
 
 
 def plain(groups):
@@ -60,10 +64,9 @@ def plain(groups):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_greedy_completions_are_those_of_the_sampler_here(server, model, engine):
     made = plain(draw(sampler(server.url, engine)))
+    request = SamplingRequest(prompts=PROMPTS, group_size=3, sampling=GREEDY, key=jax.random.key(0))
     with jax.set_mesh(model.mesh):
-        here = model.sampler.sample(
-            model.weights, PROMPTS, group_size=3, sampling=GREEDY, key=jax.random.key(0)
-        )
+        here = sample(model.sampler, model.weights, request)
     assert made == plain(here)
 
 

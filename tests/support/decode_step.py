@@ -1,14 +1,12 @@
 """One layer's decoding step, as the layer computes it and as the GPU's kernels do."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tiny
 from flax import nnx
 
-from sdjax.models.network import attention, decode_gpu, layer, rope, transformer
+from sdjax.models.network import attention, decode_gpu, layer, transformer
 
 ROWS, SLOTS = 8, 150
 
@@ -28,32 +26,29 @@ def step(folder, slots=SLOTS, **changes):
     x = jax.random.normal(of_x, (ROWS, 1, cfg.embed))
     shape = (ROWS, slots, cfg.num_kv_heads, cfg.head_dim)
     cache = tuple(jax.random.normal(key, shape) for key in of_cache)
-    turn = rope.tables(cfg.rope(1), cfg.head_dim, index(slots)[:, None])
+    turn = attention.rotary_tables(cfg.layers[1].rope, cfg.head_dim, index(slots)[:, None])
     return cfg, weights, x, turn, cache
 
 
 def by_layer(cfg, weights, x, turn, cache, window=None):
-    """Returns output and caches as the layer of training and of other devices makes them."""
-
-    def attend(q, k, v):
-        rows, at = jnp.arange(ROWS), index(cache[0].shape[1])
-        keys = cache[0].at[rows, at].set(k[:, 0], mode="drop")
-        values = cache[1].at[rows, at].set(v[:, 0], mode="drop")
-        turned = (y.swapaxes(1, 2) for y in (keys, values))
-        out = attention.cached_attention(q, *turned, at + 1, window=window, implementation="plain")
-        return out, (keys, values)
-
-    return layer.attended(x, weights, turn, cfg, attend)
+    """Returns the attention's output and the caches, computed as on other devices."""
+    q, k, v = layer.attention_inputs(x, weights, turn, cfg)
+    rows, at = jnp.arange(ROWS), index(cache[0].shape[1])
+    keys = cache[0].at[rows, at].set(k[:, 0], mode="drop")
+    values = cache[1].at[rows, at].set(v[:, 0], mode="drop")
+    turned = (y.swapaxes(1, 2) for y in (keys, values))
+    out = attention.cached_attention(q, *turned, at + 1, window=window, implementation="plain")
+    return out, keys, values
 
 
 def by_kernel(cfg, weights, x, turn, cache, window=None):
-    with_kernel = partial(decode_gpu.attended, window=window, interpret=True)
+    slots = (*cache, index(cache[0].shape[1]))
     with jax.default_matmul_precision("highest"):  # on a GPU too
-        return with_kernel(x, weights, turn, cfg, cache, index(cache[0].shape[1]))
+        return decode_gpu.attend(x, weights, turn, cfg, slots, window, interpret=True)
 
 
 def same(kernel, expected):
-    (out, kept), (expected_out, expected_kept) = kernel, expected
+    (out, *kept), (expected_out, *expected_kept) = kernel, expected
     slots = kept[0].shape[1]
     room = np.asarray(index(slots) < slots)  # a row whose cache is full is not sampled from
     out, expected_out = np.asarray(out), np.asarray(expected_out)

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 PHASES = {
-    "rollout": ("sdjax.training.host_step", "_rollout"),
-    "update": ("sdjax.training.host_step", "_move"),
-    "evaluation": ("sdjax.training.evaluation", "Course.measure"),
+    "rollout": ("sdjax.training.host_step", "sample_groups"),
+    "update": ("sdjax.training.host_step", "take_updates"),
+    "evaluation": ("sdjax.training.evaluation", "EvaluationHistory.measure"),
     "save": ("sdjax.learner.checkpoint", "Checkpoints.save"),
     "commit": ("sdjax.learner.checkpoint", "Checkpoints._seal"),
-    "export": ("sdjax.training.loaded_model", "export"),
+    "export": ("sdjax.training.loaded_model", "LoadedModel.export"),
 }
 """Functions whose beginning is that of a phase. A save goes on after it has returned."""
 

@@ -10,7 +10,7 @@ from sdjax import config
 from sdjax.learner import adamw, objective, state, update  # noqa: F401
 from sdjax.learner import batch as batches
 from sdjax.learner.update_metrics import of_step  # noqa: F401
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 from sdjax.models.network.transformer import Transformer
 from sdjax.parallel import mesh as meshes
 from sdjax.parallel import rules
@@ -27,7 +27,7 @@ CFG = ModelConfig(
     num_kv_heads=2,
     head_dim=8,
     max_positions=512,
-    windows=(None, None),
+    layers=(LayerKind(),) * 2,
     tie_embeddings=True,
     compute_dtype="float32",
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from sdjax import config
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 from sdjax.plan import workload
 
 
@@ -38,7 +38,7 @@ def model(**changes):
     return ModelConfig(
         family="qwen3",
         max_positions=4096,
-        windows=(None,) * sizes["num_layers"],
+        layers=(LayerKind(),) * sizes["num_layers"],
         qk_norm="head",
         attention="plain",
         compute_dtype="float32",

@@ -85,11 +85,11 @@ def compiled_once() -> Iterator[None]:
     """Makes runs of this process share their compiled functions where their configs allow it."""
     make, kept = host_step.make_steps, jax.config.jax_persistent_cache_min_compile_time_secs
 
-    def steps(cfg: config.Train, shop: loaded_model.LoadedModel) -> host_step.StepFunctions:
+    def steps(cfg: config.Train, model: loaded_model.LoadedModel) -> host_step.StepFunctions:
         parts = (cfg.loss, cfg.policy, cfg.teacher, cfg.rollout, cfg.log, cfg.mesh, cfg.lora)
-        key = repr((replace(cfg.optim, most_skipped=0), *parts, shop.cfg))
+        key = repr((replace(cfg.optim, most_skipped=0), *parts, model.cfg))
         if key not in _STEPS:
-            _STEPS[key] = make(cfg, shop)
+            _STEPS[key] = make(cfg, model)
         return _STEPS[key]
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

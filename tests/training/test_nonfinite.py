@@ -73,11 +73,16 @@ def replayed(model, out, file, capsys, **changes):
     return capsys.readouterr().out.strip().splitlines()[-2:]
 
 
-def test_an_update_without_numbers_is_skipped_and_counted_and_the_run_goes_on(
-    model, tmp_path, second_step
+def test_an_update_without_numbers_is_skipped_counted_and_said_and_the_run_goes_on(
+    model, tmp_path, second_step, capsys
 ):
     task = Poisoned(held_out=4, poisoned=(second_step,))
     train_job.run(job(model, tmp_path / "out", task=task, **GRPO))
+    warned = [line for line in capsys.readouterr().out.splitlines() if "skipped:" in line]
+    assert warned == [
+        "warning: step 2: 1 of 1 updates skipped: loss or gradient not finite (--replay shows "
+        "where, once optim.most_skipped in a row have ended the run)"
+    ]
     metrics = runs.lines(tmp_path / "out" / "metrics.jsonl")
     assert [m["optim/skipped"] for m in metrics[1:]] == [0, 1, 0]
     assert [m["optim/skipped_total"] for m in metrics[1:]] == [0, 1, 1]

@@ -10,12 +10,12 @@ import runs
 
 from sdjax import config
 from sdjax.jobs import train_job
-from sdjax.records import Completion, Example, Grade, Group
-from sdjax.rollout.interface import Sampled
+from sdjax.records import Completion, Example, Grade, Group, Sampled
+from sdjax.rollout.collect import SampledGroups
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import regeneration
+from sdjax.training import host_step, regeneration
 
 STEPS, PROMPTS, THRESHOLD = 4, 4, 0.9
 
@@ -28,7 +28,7 @@ def steps(model, tmp_path_factory):
 
     def spied(*args, **kwargs):
         answers = collect(*args, **kwargs)
-        asked.append((kwargs, answers))
+        asked.append((vars(args[2]) | kwargs, answers))
         return answers
 
     with runs.compiled_once(), pytest.MonkeyPatch.context() as patch:
@@ -121,7 +121,7 @@ def regenerate(model: Path, rewards, texts, **asked):
             ),
         )
 
-    def stream(weights, prompts, *, group_size, sampling, key):
+    def stream(weights, request):
         assert texts, "nothing is to be sampled"
         for i, text in enumerate(texts):
             drawn = completion(text)
@@ -134,17 +134,17 @@ def regenerate(model: Path, rewards, texts, **asked):
     cfg = runs.job(model, Path("unused"), reprompt={"regenerate": True, **asked})
     cfg = runs.replace(cfg, reprompt=runs.replace(cfg.reprompt, success_threshold=0.5))
     guided = reprompt.build(groups, tokenizer, cfg.reprompt, enable_thinking=None, seed=0, step=0)
-    made, metrics = regeneration.regenerated(
-        groups,
-        guided,
-        SimpleNamespace(sampler=SimpleNamespace(stream=stream), tokenizer=tokenizer),
-        None,
-        Task(name="t", train=[], held_out=[], grader=grade),
-        cfg,
-        root=jax.random.key(0),
-        step=0,
+    setup = SimpleNamespace(
+        cfg=cfg,
+        task=Task(name="t", train=[], held_out=[], grader=grade),
+        model=SimpleNamespace(sampler=SimpleNamespace(stream=stream), tokenizer=tokenizer),
+        key=jax.random.key(0),
     )
-    return [[tokenizer.decode_raw(r.tokens) for r in of_group] for of_group in made], metrics
+    sampled = SampledGroups(groups=groups, sampled=groups, rounds=1)
+    inputs = host_step.StepInputs(sampled=sampled, reprompts=guided, metrics={})
+    made = regeneration.regenerate(setup, None, inputs, step=0)
+    texts = [[tokenizer.decode_raw(r.tokens) for r in of_group] for of_group in made.reprompts]
+    return texts, made.metrics
 
 
 def test_without_a_demonstration_nothing_is_sampled_and_feedback_stays(model):

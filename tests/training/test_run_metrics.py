@@ -17,7 +17,7 @@ from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.jobs import evaluate_job, train_job
 from sdjax.records import Example, Grade
 from sdjax.tasks import Task
-from sdjax.training import alarm
+from sdjax.training import alerts
 
 PAGE = ROOT / "docs" / "metrics.md"
 
@@ -176,21 +176,21 @@ def figures(rate, other_rate=1.0, score=0.5):
     ],
 )
 def test_an_alarm_is_raised_where_a_set_falls_by_the_share(last, drops, raised):
-    found = alarm.check([figures(10.0), figures(99.0), last], config.Alarm())
+    found = alerts.check_alarms([figures(10.0), figures(99.0), last], config.Alarm())
     assert list(found.warnings) == raised
     assert found.metrics["alarm/epistemic_drop"] == pytest.approx(drops[0])
     assert found.metrics["alarm/ood_drop"] == pytest.approx(drops[1])
     assert found.metrics["alarm/raised"] == bool(raised)
     assert all("\n" not in text and "alarm." in text for text in found.warnings.values())
-    off = alarm.check([figures(10.0), last], config.Alarm(epistemic_drop=0, ood_drop=0))
+    off = alerts.check_alarms([figures(10.0), last], config.Alarm(epistemic_drop=0, ood_drop=0))
     assert off.warnings == {} and off.metrics["alarm/ood_drop"] == pytest.approx(drops[1])
 
 
 def test_what_was_nothing_at_the_start_cannot_fall():
     start, end = (figures(0.0, 0.0, score=0.0) for _ in range(2))
-    assert alarm.check([start, end], config.Alarm()).metrics == {"alarm/raised": 0.0}
+    assert alerts.check_alarms([start, end], config.Alarm()).metrics == {"alarm/raised": 0.0}
     del start["out_of_domain"], end["out_of_domain"]
-    assert alarm.check([start, end], config.Alarm()).metrics == {"alarm/raised": 0.0}
+    assert alerts.check_alarms([start, end], config.Alarm()).metrics == {"alarm/raised": 0.0}
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])

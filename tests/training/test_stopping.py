@@ -63,8 +63,8 @@ def send_in(patch, owner, name, call, number=signal.SIGTERM):
     ("owner", "name", "call", "saved", "number"),
     [
         # During a rollout the run goes back to the end of the step before.
-        pytest.param(host_step, "_rollout", 2, [1], signal.SIGTERM, marks=pytest.mark.heavy),
-        (host_step, "_move", 5, [3, 5], signal.SIGINT),
+        pytest.param(host_step, "sample_groups", 2, [1], signal.SIGTERM, marks=pytest.mark.heavy),
+        (host_step, "take_updates", 5, [3, 5], signal.SIGINT),
         # An evaluation is done again: its step is not, nor is its line written twice.
         (evaluation.EvaluationHistory, "measure", 3, [3, 4], signal.SIGTERM),
     ],
@@ -101,7 +101,7 @@ def test_a_signal_before_the_first_update_leaves_nothing_to_go_on_from(start, wh
 
 def test_without_checkpoints_an_interrupt_interrupts(start):
     with pytest.MonkeyPatch.context() as patch:
-        send_in(patch, host_step, "_rollout", 1, signal.SIGINT)
+        send_in(patch, host_step, "sample_groups", 1, signal.SIGINT)
         code, out = start(every=0)
     assert code == 130 and not (out / "checkpoints").exists()
 

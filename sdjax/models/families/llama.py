@@ -1,13 +1,14 @@
-"""Llama 2 and 3.x, SmolLM2 and their kin."""
+"""Llama 2 and 3.x, SmolLM2 and models of the same architecture."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from sdjax.models.families.family import Family
 from sdjax.models.files import hf
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 
-# Of one layer, below "model.layers.N."; what all families of this package share.
+# Most names are the same in every family.
 NAMES = {
     "q": "self_attn.q_proj.weight",
     "k": "self_attn.k_proj.weight",
@@ -26,15 +27,13 @@ NAMES = {
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model that a config.json says."""
+    """Returns the model of a config.json."""
     hf.check_known(fields, {"attention_bias"})
     sizes = hf.sizes(fields, rms_norm_eps=1e-6, max_position_embeddings=2048)
     rope, bias = hf.rope(fields), bool(fields.get("attention_bias"))
     return ModelConfig(
         family="llama",
-        windows=(None,) * sizes["num_layers"],
-        rope_theta=rope.theta,
-        rope_scaling=rope.scaling,
+        layers=(LayerKind(rope=rope),) * sizes["num_layers"],
         qkv_bias=bias,
         o_bias=bias,
         **sizes,
@@ -43,5 +42,8 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns config.json for the model."""
+    """Returns the fields of config.json."""
     return hf.common_fields(cfg, "LlamaForCausalLM") | {"attention_bias": cfg.o_bias}
+
+
+FAMILY = Family(from_hf=from_hf, to_hf=to_hf, names=NAMES)

@@ -1,12 +1,13 @@
-"""OLMo 2: norms of each sublayer's output, and of queries and keys over all heads together."""
+"""OLMo 2: norms after each sublayer, and norms of queries and keys over all heads together."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sdjax.models.families import llama
+from sdjax.models.families.family import Family
 from sdjax.models.files import hf
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 
 NAMES = llama.NAMES | {
     "q_norm": "self_attn.q_norm.weight",
@@ -17,7 +18,7 @@ NAMES = llama.NAMES | {
 
 
 def differences(fields: hf.Fields) -> dict[str, Any]:
-    """Returns the ModelConfig fields in which OLMo 2 and 3 are not Llama."""
+    """Returns the ModelConfig fields in which OLMo 2 and 3 differ from Llama."""
     bias = bool(fields.get("attention_bias"))
     return {
         "norm_cast": "after",
@@ -29,15 +30,13 @@ def differences(fields: hf.Fields) -> dict[str, Any]:
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model that a config.json says."""
+    """Returns the model of a config.json."""
     hf.check_known(fields, {"attention_bias"})
     sizes = hf.sizes(fields, rms_norm_eps=1e-5, max_position_embeddings=2048)
     rope = hf.rope(fields)
     return ModelConfig(
         family="olmo2",
-        windows=(None,) * sizes["num_layers"],
-        rope_theta=rope.theta,
-        rope_scaling=rope.scaling,
+        layers=(LayerKind(rope=rope),) * sizes["num_layers"],
         **differences(fields),
         **sizes,
         **runtime,
@@ -45,5 +44,8 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns config.json for the model."""
+    """Returns the fields of config.json."""
     return hf.common_fields(cfg, "Olmo2ForCausalLM") | {"attention_bias": cfg.o_bias}
+
+
+FAMILY = Family(from_hf=from_hf, to_hf=to_hf, names=NAMES)

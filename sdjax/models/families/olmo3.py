@@ -1,21 +1,22 @@
-"""OLMo 3: OLMo 2 with a sliding window in three layers of four; YaRN only in the fourth."""
+"""OLMo 3: OLMo 2 with a sliding window in three of four layers, and YaRN only in the fourth."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sdjax.models.families import olmo2
+from sdjax.models.families.family import Family
 from sdjax.models.files import hf
-from sdjax.models.network.model_config import ModelConfig, Rope
+from sdjax.models.network.model_config import LayerKind, ModelConfig, Rope
 
 NAMES = olmo2.NAMES
 THETA = 500_000.0
 
 
 def ropes(fields: hf.Fields) -> tuple[Rope, Rope]:
-    """Returns the rotary embedding of full and of sliding layers.
+    """Returns the rotary embeddings of full and of sliding layers.
 
-    transformers 5 writes rope_parameters by layer type; transformers 4 wrote a rope_scaling that
+    transformers 5 writes rope_parameters by layer type. transformers 4 wrote a rope_scaling that
     holds for full layers alone.
     """
     by_type = fields.get("rope_parameters") or {}
@@ -34,19 +35,17 @@ def ropes(fields: hf.Fields) -> tuple[Rope, Rope]:
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model that a config.json says."""
+    """Returns the model of a config.json."""
     hf.check_known(fields, {"attention_bias", "sliding_window", "layer_types"})
     sizes = hf.sizes(fields, rms_norm_eps=1e-5, max_position_embeddings=2048)
     layers = range(1, sizes["num_layers"] + 1)
     by_depth = ["full_attention" if i % 4 == 0 else "sliding_attention" for i in layers]
     kinds = fields.get("layer_types") or by_depth
     full, sliding = ropes(fields)
+    windows = hf.windows(fields, kinds, fields.get("sliding_window", 4096))
     return ModelConfig(
         family="olmo3",
-        windows=hf.windows(fields, kinds, fields.get("sliding_window", 4096)),
-        rope_theta=full.theta,
-        rope_scaling=full.scaling,
-        window_rope=sliding,
+        layers=tuple(LayerKind(window=w, rope=full if w is None else sliding) for w in windows),
         **olmo2.differences(fields),
         **sizes,
         **runtime,
@@ -54,13 +53,20 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns config.json for the model."""
-    ropes = {"full_attention": cfg.full_rope, "sliding_attention": cfg.window_rope or cfg.full_rope}
+    """Returns the fields of config.json."""
+    full = [kind.rope or Rope() for kind in cfg.layers if kind.window is None]
+    sliding = [kind.rope or Rope() for kind in cfg.layers if kind.window is not None]
+    # A type that no layer has is written with the embedding of the other.
+    ropes = {"full_attention": (full or sliding)[0], "sliding_attention": (sliding or full)[0]}
     return (
         hf.common_fields(cfg, "Olmo3ForCausalLM")
         | hf.window_fields(cfg)
         | {
             "attention_bias": cfg.o_bias,
             "rope_parameters": {kind: hf.rope_fields(rope) for kind, rope in ropes.items()},
+            "rope_theta": ropes["full_attention"].theta,
         }
     )
+
+
+FAMILY = Family(from_hf=from_hf, to_hf=to_hf, names=NAMES)

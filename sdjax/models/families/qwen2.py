@@ -5,39 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from sdjax.models.families import llama
+from sdjax.models.families.family import Family
 from sdjax.models.files import hf
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 
 NAMES = llama.NAMES
 WINDOW_FIELDS = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
 
 
-def windows(fields: hf.Fields, layers: int) -> tuple[int | None, ...]:
-    """Returns each layer's window: without layer_types, those from max_window_layers on have it."""
+def layers(fields: hf.Fields, count: int) -> tuple[LayerKind, ...]:
+    """Returns the kind of each layer.
+
+    Without layer_types, the layers from max_window_layers on have the sliding window.
+    """
+    rope = hf.rope(fields)
     window = fields.get("sliding_window", 4096) if fields.get("use_sliding_window") else None
-    first = layers if window is None else fields.get("max_window_layers", 28)
-    by_depth = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    return hf.windows(fields, fields.get("layer_types") or by_depth, window)
+    first = count if window is None else fields.get("max_window_layers", 28)
+    by_depth = ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
+    windows = hf.windows(fields, fields.get("layer_types") or by_depth, window)
+    return tuple(LayerKind(window=w, rope=rope) for w in windows)
 
 
 def window_fields(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns the fields of sliding windows."""
+    """Returns the fields of config.json that describe sliding windows."""
     out = hf.window_fields(cfg)
     return out | {"use_sliding_window": out["sliding_window"] is not None}
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model that a config.json says."""
+    """Returns the model of a config.json."""
     hf.check_known(fields, WINDOW_FIELDS)
     sizes = hf.sizes(
         fields, rms_norm_eps=1e-6, max_position_embeddings=32768, num_key_value_heads=32
     )
-    rope = hf.rope(fields)
     return ModelConfig(
         family="qwen2",
-        windows=windows(fields, sizes["num_layers"]),
-        rope_theta=rope.theta,
-        rope_scaling=rope.scaling,
+        layers=layers(fields, sizes["num_layers"]),
         qkv_bias=True,
         **sizes,
         **runtime,
@@ -45,5 +48,8 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns config.json for the model."""
+    """Returns the fields of config.json."""
     return hf.common_fields(cfg, "Qwen2ForCausalLM") | window_fields(cfg)
+
+
+FAMILY = Family(from_hf=from_hf, to_hf=to_hf, names=NAMES)

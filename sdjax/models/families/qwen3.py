@@ -1,10 +1,11 @@
-"""Qwen3 (dense): Llama with norms of each query and key head, and an explicit head_dim."""
+"""Qwen3 (dense): Llama with a norm of each query and key head, and an explicit head_dim."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sdjax.models.families import llama, qwen2
+from sdjax.models.families.family import Family
 from sdjax.models.files import hf
 from sdjax.models.network.model_config import ModelConfig
 
@@ -15,7 +16,7 @@ NAMES = llama.NAMES | {
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model that a config.json says."""
+    """Returns the model of a config.json."""
     hf.check_known(fields, qwen2.WINDOW_FIELDS | {"attention_bias"})
     sizes = hf.sizes(
         fields,
@@ -24,12 +25,10 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
         num_key_value_heads=32,
         head_dim=128,
     )
-    rope, bias = hf.rope(fields), bool(fields.get("attention_bias"))
+    bias = bool(fields.get("attention_bias"))
     return ModelConfig(
         family="qwen3",
-        windows=qwen2.windows(fields, sizes["num_layers"]),
-        rope_theta=rope.theta,
-        rope_scaling=rope.scaling,
+        layers=qwen2.layers(fields, sizes["num_layers"]),
         qk_norm="head",
         qkv_bias=bias,
         o_bias=bias,
@@ -39,6 +38,9 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns config.json for the model."""
+    """Returns the fields of config.json."""
     fields = hf.common_fields(cfg, "Qwen3ForCausalLM") | qwen2.window_fields(cfg)
     return fields | {"attention_bias": cfg.o_bias}
+
+
+FAMILY = Family(from_hf=from_hf, to_hf=to_hf, names=NAMES)

@@ -280,7 +280,11 @@ def rope_fields(r: Rope) -> dict[str, Any]:
 
 
 def common_fields(cfg: ModelConfig, architecture: str) -> dict[str, Any]:
-    """Returns the config.json fields that every family writes alike."""
+    """Returns the config.json fields that every family writes alike.
+
+    The rotary embedding is that of the first layer that has one.
+    """
+    rope = next((kind.rope for kind in cfg.layers if kind.rope is not None), Rope())
     return {
         "architectures": [architecture],
         "model_type": cfg.family,
@@ -295,8 +299,8 @@ def common_fields(cfg: ModelConfig, architecture: str) -> dict[str, Any]:
         "max_position_embeddings": cfg.max_positions,
         "rms_norm_eps": cfg.norm_eps,
         "tie_word_embeddings": cfg.tie_embeddings,
-        "rope_parameters": rope_fields(cfg.full_rope),
-        "rope_theta": cfg.rope_theta,  # where transformers 4 looks for it
+        "rope_parameters": rope_fields(rope),
+        "rope_theta": rope.theta,  # where transformers 4 looks for it
     }
 
 

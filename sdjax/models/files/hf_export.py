@@ -80,7 +80,7 @@ def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Itera
     leaves = dict(nnx.to_flat_state(params))
     for tensor in wanted:
         leaf = leaves[tensor.path].get_value()
-        one = leaf if tensor.layer is None else leaf[tensor.layer]
+        one = leaf[tensor.place] if tensor.place else leaf
         yield tensor.stored(gather(one.astype(jnp.dtype(dtype))))
 
 

@@ -29,7 +29,7 @@ def export(params: nnx.State, cfg: ModelConfig, base: str, out: Path) -> None:
             continue
         name = tensor.name.removesuffix(".weight")
         modules.add(name.rpartition(".")[2])
-        a, b = (gather(x[tensor.layer]) for x in pairs[tensor.path[-1]])
+        a, b = (gather(x[tensor.place]) for x in pairs[tensor.path[-1]])
         rank = cfg.lora.rank
         stored = {"lora_A": a.reshape(-1, rank).T, "lora_B": b.reshape(rank, -1).T}
         for part, array in stored.items():

@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint: their Hugging Face names, and where they stand in our parameters.
+"""The tensors of a checkpoint: their Hugging Face names, and their places in our parameters.
 
-A Hugging Face linear layer is [outputs, inputs] with heads flattened; ours is [inputs, outputs]
-with an axis for heads, and all layers stacked.
+A Hugging Face linear layer is [outputs, inputs] with flattened heads. Ours is [inputs, outputs]
+with an axis of heads. Layers are stacked along a leading axis, and so are a layer's experts.
 """
 
 from __future__ import annotations
@@ -15,25 +15,34 @@ import numpy as np
 from sdjax.models.families.registry import family
 from sdjax.models.network.layer import OUTPUTS
 from sdjax.models.network.model_config import ModelConfig
-from sdjax.models.network.transformer import layer_shapes
 
 Reader = Callable[[str, slice, slice | None], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One tensor of a checkpoint. `shape` is that of our leaf, without its axis of layers."""
+    """One tensor of a checkpoint, which is our array `leaf[place]`."""
 
     name: str
     path: tuple[str, ...]
-    layer: int | None
+    """The leaf among our parameters."""
+    layer: int | None = None
+    """None: the leaf has no axis of layers."""
+    expert: int | None = None
+    """None: the leaf has no axis of experts."""
     shape: tuple[int, ...]
+    """The shape of `leaf[place]`, without the axes of layers and experts."""
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The index of this tensor along the leaf's axes of layers and experts."""
+        return tuple(i for i in (self.layer, self.expert) if i is not None)
 
     @property
     def outputs(self) -> int | None:
-        """How many trailing dimensions of `shape` are outputs of a linear layer, if it is one.
+        """How many trailing dimensions of `shape` are outputs of a linear layer.
 
-        A leaf that is none keeps its order.
+        None if the tensor is no linear layer; then its order is that of the checkpoint.
         """
         return OUTPUTS.get(self.path[-1])
 
@@ -46,7 +55,7 @@ class Tensor:
         return math.prod(outputs), math.prod(inputs)
 
     def stored(self, array: np.ndarray) -> np.ndarray:
-        """Returns our array of `shape` as it stands in a checkpoint."""
+        """Returns our array of `shape` in the layout of the checkpoint."""
         if self.outputs is not None:
             inputs = math.prod(self.shape[: -self.outputs])
             array = array.reshape(inputs, -1).T
@@ -56,24 +65,28 @@ class Tensor:
 def of(cfg: ModelConfig) -> list[Tensor]:
     """Returns all tensors of a model, layer by layer."""
     table = (cfg.vocab_size, cfg.embed)
-    names = family(cfg.family).NAMES
-    out = [Tensor(name="model.embed_tokens.weight", path=("embedding",), layer=None, shape=table)]
+    parts = family(cfg.family)
+    out = [Tensor(name="model.embed_tokens.weight", path=("embedding",), shape=table)]
     for i in range(cfg.num_layers):
-        for leaf, (shape, _) in layer_shapes(cfg).items():
-            name = f"model.layers.{i}.{names[leaf]}"
-            out.append(Tensor(name=name, path=("layers", leaf), layer=i, shape=shape))
-    out.append(Tensor(name="model.norm.weight", path=("norm",), layer=None, shape=(cfg.embed,)))
+        for leaf, (shape, axes) in parts.layer_shapes(cfg).items():
+            name, path = f"model.layers.{i}.{parts.names[leaf]}", ("layers", leaf)
+            if axes[0] != "experts":
+                out.append(Tensor(name=name, path=path, layer=i, shape=shape))
+                continue
+            for e in range(shape[0]):
+                of_expert = name.format(expert=e)
+                out.append(Tensor(name=of_expert, path=path, layer=i, expert=e, shape=shape[1:]))
+    out.append(Tensor(name="model.norm.weight", path=("norm",), shape=(cfg.embed,)))
     if not cfg.tie_embeddings:
-        head = Tensor(name="lm_head.weight", path=("head",), layer=None, shape=table[::-1])
-        out.append(head)
+        out.append(Tensor(name="lm_head.weight", path=("head",), shape=table[::-1]))
     return out
 
 
 def part(tensor: Tensor, read: Reader, index: tuple[slice, ...]) -> np.ndarray:
-    """Returns `leaf[index]` of one tensor, reading no more rows and columns than it needs.
+    """Returns `leaf[place][index]` of one tensor. Reads only the rows and columns that it needs.
 
-    `index` has a slice for each dimension of `tensor.shape`; `read(name, rows, columns)` returns
-    that part of the stored tensor, `columns` None for a tensor of one dimension.
+    `index` has one slice per dimension of `tensor.shape`. `read(name, rows, columns)` returns that
+    part of the stored tensor; `columns` is None for a tensor of one dimension.
     """
     index = tuple(slice(*s.indices(n)) for s, n in zip(index, tensor.shape, strict=True))
     if tensor.outputs is None:
@@ -91,6 +104,6 @@ def part(tensor: Tensor, read: Reader, index: tuple[slice, ...]) -> np.ndarray:
 
 
 def _leading(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, tuple[slice, ...]]:
-    """Returns the rows of the flattened dimensions that hold `index`, and what is left to cut."""
+    """Returns the rows of the flattened dimensions that hold `index`, and the inner slices."""
     inner = math.prod(shape[1:])
     return slice(index[0].start * inner, index[0].stop * inner), index[1:]

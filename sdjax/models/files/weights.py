@@ -22,7 +22,7 @@ from sdjax.models.files.hf_export import export
 from sdjax.models.files.resolve import resolve
 from sdjax.models.network import lora
 from sdjax.models.network.model_config import ModelConfig
-from sdjax.models.network.transformer import Transformer, layer_shapes
+from sdjax.models.network.transformer import Transformer
 
 __all__ = ["draw", "export", "load", "read_config", "resolve"]
 
@@ -120,7 +120,7 @@ def _start(cfg: ModelConfig, shardings: nnx.State) -> nnx.State:
 
     def draw() -> nnx.State:
         rngs = nnx.Rngs(how.seed)
-        return nnx.state(lora.Adapters(how, layer_shapes(cfg), cfg.num_layers, rngs=rngs))
+        return nnx.state(lora.Adapters(how, registry.layer_shapes(cfg), cfg.num_layers, rngs=rngs))
 
     return nnx.State({lora.NAME: jax.jit(draw, out_shardings=shardings)()})
 
@@ -146,16 +146,19 @@ def _size(leaf: tuple[tuple, nnx.Variable]) -> int:
 def _leaf(
     parts: list[tensors.Tensor], source: WeightSource, variable: nnx.Variable, sharding: Sharding
 ) -> jax.Array:
+    """Returns one leaf of the params, read from its tensors and placed on its devices."""
     shape, dtype = variable.get_value().shape, variable.get_value().dtype
+    by_place = {part.place: part for part in parts}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if parts[0].layer is None:
+        stacked = len(parts[0].place)
+        if not stacked:
             return np.asarray(tensors.part(parts[0], source.read, index), dtype)
-        chosen = parts[index[0]]
-        rest = [len(range(*s.indices(n))) for s, n in zip(index[1:], shape[1:], strict=True)]
-        out = np.empty((len(chosen), *rest), dtype)
-        for i, part in enumerate(chosen):
-            out[i] = tensors.part(part, source.read, index[1:])
+        chosen = [range(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
+        out = np.empty([len(along) for along in chosen], dtype)
+        for at in np.ndindex(*out.shape[:stacked]):
+            place = tuple(along[i] for along, i in zip(chosen, at, strict=False))
+            out[at] = tensors.part(by_place[place], source.read, index[stacked:])
         return out
 
     slices: dict[tuple, np.ndarray] = {}

@@ -1,7 +1,8 @@
-"""A decoding step on a GPU: the sublayers of a layer with kernels of ours between XLA's products.
+"""The parts of a decoding step that run our kernels on a GPU, between XLA's matrix products.
 
-For one token a row XLA and cuDNN run six kernels between the products of the attention, five of
-them of some 2 us, and two for the MLP's gate and up, which read at half the memory's speed.
+For one token per row, XLA and cuDNN run six kernels between the products of the attention; five of
+them take about 2 us each. They run two for the MLP's gate and up, which reach half of the memory's
+bandwidth. `decode_kernels` has one kernel for each of the two jobs.
 """
 
 from __future__ import annotations
@@ -15,60 +16,82 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.models.network import attention, layer
-from sdjax.models.network.layer import LayerWeights, in_parts, to_residual
+from sdjax.models.network.layer import LayerWeights, in_parts, rms_norm, to_residual
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel import rules
 
 
 def fits(cfg: ModelConfig, implementation: attention.Implementation) -> bool:
-    """Returns whether `attended` and `gated` can stand for layer's in a decoding step."""
+    """Returns whether `attend` can do the attention of this model's decoding step.
+
+    `dense_mlp` may run with it: it takes any sizes, and falls back on the layer's.
+    """
     return (
-        implementation == "cudnn"
-        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None  # deprecated
-        and cfg.head_dim in (32, 64, 128)
-        and cfg.qk_norm != "full"
-        and not cfg.qkv_bias
-        and rules.shards("tensor") == 1
+        implementation == "cudnn"  # a GPU, bfloat16, and a cache [B, C, K, h]
+        # Pallas has deprecated its Triton backend, so a later version may not have it.
+        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+        and cfg.head_dim in (32, 64, 128)  # Triton's tiles have sizes that are powers of two
+        and cfg.qk_norm != "full"  # a block of the kernel sees one KV head, not all
+        and not cfg.qkv_bias  # the kernel adds no bias
+        and rules.shards("tensor") == 1  # the kernel takes all heads
     )
 
 
-def attended(
-    x: jax.Array,  # [B, 1, embed]
+def attend(
+    x: jax.Array,
     w: LayerWeights,
-    rope: tuple[jax.Array, jax.Array],  # float32[B, 1, h // 2] each
+    rope: tuple[jax.Array, jax.Array],
     cfg: ModelConfig,
-    cache: tuple[jax.Array, jax.Array],  # keys and values, [B, C, K, h]
-    index: jax.Array,  # int32[B]
+    cache: tuple[jax.Array, jax.Array, jax.Array],
     window: int | None,
     *,
     interpret: bool = False,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Returns the attention's output float32[B, 1, embed] and the cache with the row's new slot.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the attention's output [B, 1, H, h], and the cache's keys and values.
 
-    Row b writes to slot `index[b]` and attends to its slots up to that one. Where the cache has no
-    such slot it writes nothing, and its output is not the layer's: nobody samples from such a row.
-    `interpret` runs the kernel, slowly, where there is no GPU.
+    Row b writes to slot `index[b]` and attends to its slots up to that one. If the cache has no
+    such slot, it writes nothing and its output has no meaning; nobody samples from such a row.
+
+    Args:
+        x: The layer's input float32[B, 1, embed].
+        w: The layer's weights.
+        rope: cos and sin, float32[B, 1, h // 2] each.
+        cfg: The model's sizes.
+        cache: Keys and values [B, C, K, h], and the index int32[B].
+        window: How many of the last tokens a query sees; None is all.
+        interpret: Runs the kernel where there is no GPU, slowly.
     """
     from sdjax.models.network import decode_kernels
 
+    *slots, index = cache
+    pre = cfg.norm_placement == "pre"
+    x = rms_norm(x, w.attention_norm, cfg) if pre else x.astype(w.q.dtype)
     whole = jnp.concatenate([m.reshape(m.shape[0], -1) for m in (w.q, w.k, w.v)], axis=1)
     parts = in_parts(x[:, 0], whole)
     parts = parts.reshape(*parts.shape[:2], -1, cfg.head_dim)
-    attend = partial(decode_kernels.attend, eps=cfg.norm_eps, window=window, interpret=interpret)
+    kernel = partial(decode_kernels.attend, eps=cfg.norm_eps, window=window, interpret=interpret)
     row, none = rules.spec(("batch",)), rules.spec(())
-    specs = rules.spec((None, "batch")), none, row, row, row, row
-    turns = rope[0][:, 0], rope[1][:, 0]
-    out, keys, values = _of_shards(attend, specs, (row, row, row))(
-        parts, (w.q_norm, w.k_norm), turns, *cache, index
+    specs = rules.spec((None, "batch")), none, row, row, row
+    out, keys, values = _of_shards(kernel, specs, (row, row, row))(
+        parts, (w.q_norm, w.k_norm), (rope[0][:, 0], rope[1][:, 0]), tuple(slots), index
     )
-    return to_residual("bsnh,nhd->bsd", out[:, None], w.o, w.o_bias), (keys, values)
+    return out[:, None], keys, values
+
+
+def dense_mlp(x: jax.Array, w: LayerWeights, cfg: ModelConfig) -> jax.Array:
+    """Returns float32[B, 1, embed] for inputs x [B, 1, embed], as layer.dense_mlp does."""
+    return to_residual("bsf,fd->bsd", gated(x, w), w.down, None)
 
 
 def gated(x: jax.Array, w: LayerWeights, *, interpret: bool = False) -> jax.Array:
-    """Returns the MLP's inner activations [B, 1, mlp] of x [B, 1, embed], as layer.gated."""
+    """Returns the MLP's inner activations [B, 1, mlp] of x [B, 1, embed], as layer.gated does.
+
+    Sizes that do not fit the kernel run layer.gated.
+    """
     from sdjax.models.network import decode_kernels
 
-    if not decode_kernels.fits_gate_up(rules.tokens_on_shard(x), *w.gate.shape):
+    rows = x.shape[0] * x.shape[1] // rules.shards(*rules.BATCH)
+    if not decode_kernels.fits_gate_up(rows, *w.gate.shape):
         return layer.gated(x, w)
     gate_up = partial(decode_kernels.gate_up, interpret=interpret)
     row, none = rules.spec(("batch",)), rules.spec(())
@@ -76,7 +99,7 @@ def gated(x: jax.Array, w: LayerWeights, *, interpret: bool = False) -> jax.Arra
 
 
 def _of_shards(f: Callable, in_specs: tuple, out_specs: Any) -> Callable:
-    """Returns `f` of each shard's rows, for a kernel that XLA cannot cut."""
+    """Returns `f` applied to each shard's rows, because XLA cannot split a kernel."""
     if jax.sharding.get_abstract_mesh().empty:
         return f
     return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -31,9 +31,8 @@ def attend(
     parts: jax.Array,  # float32[S, B, H + 2 K, h]: their sum is queries, keys and values
     norms: tuple[jax.Array | None, jax.Array | None],  # of queries and of keys, [h]
     rope: tuple[jax.Array, jax.Array],  # float32[B, h // 2] each
-    keys: jax.Array,  # [B, C, K, h]
-    values: jax.Array,  # [B, C, K, h]
-    index: jax.Array,  # int32[B]
+    cache: tuple[jax.Array, jax.Array],
+    index: jax.Array,
     *,
     eps: float,
     window: int | None,
@@ -49,6 +48,7 @@ def attend(
     One block reads the cache of a row and KV head, or of few rows a share of it (split-KV decoding,
     as in Flash-Decoding).
     """
+    keys, values = cache
     rows, _, kv_heads, h = keys.shape
     heads = parts.shape[2] - 2 * kv_heads
     shares = 1

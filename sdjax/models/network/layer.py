@@ -1,29 +1,32 @@
-"""One transformer layer: the same function for training rows, prefill and decoding."""
+"""One transformer layer. Training, prefill and decoding run the same functions:
+
+    q, k, v = attention_inputs(x, weights, rope, cfg)
+    x = finish(x, attention(q, k, v), weights, cfg, mlp)
+
+Only the attention differs between rows of tokens and a cache. `x` is the residual stream
+float32[B, S, embed]; everything else has the dtype of the weights. The stream is float32 because
+the sampler and the trainer compute the same sums in another order: rounded to bfloat16 at each
+sum, their results would drift apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TypeVar
+from operator import methodcaller
 
 import jax
 import jax.numpy as jnp
 
-from sdjax.models.network.attention import precision
+from sdjax.models.network.attention import product, rotate
 from sdjax.models.network.model_config import ModelConfig
-from sdjax.models.network.rope import rotate
-from sdjax.parallel.rules import BATCH, Axes, constrain, constrain_hidden, shards, tokens_on_shard
+from sdjax.parallel.rules import BATCH, HIDDEN, Axes, constrain, shards
 
-Kept = TypeVar("Kept")
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Kept]]
-"""Rotated queries, keys and values to the attention's output in the shape of the queries."""
-Attention = Callable[[jax.Array], tuple[jax.Array, Kept]]
-"""Inputs [B, S, embed] to the whole sublayer's output float32[B, S, embed]."""
-Gated = Callable[[jax.Array, "LayerWeights"], jax.Array]
-"""Inputs [B, S, embed] and weights to the MLP's inner activations [B, S, mlp]."""
+Shapes = Mapping[str, tuple[tuple[int, ...], Axes]]
+"""Shape and logical axes of arrays by name. A leading axis "experts" counts experts."""
 
-# How many trailing dimensions of an array are a linear layer's outputs; others are none's.
+# How many trailing dimensions of a matrix are outputs. Arrays that are not here are no matrices.
 OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head": 1}
 
 QUERY = ("batch", None, "heads", "head_dim")
@@ -34,13 +37,13 @@ INNER = ("batch", None, "mlp")
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """Weights of one layer; of all layers where every array has a leading axis of layers."""
+    """The weights of one layer, or of all layers if every array has a leading axis of layers."""
 
     q: jax.Array  # [embed, heads, head_dim]
     k: jax.Array  # [embed, kv_heads, head_dim]
     v: jax.Array  # [embed, kv_heads, head_dim]
     o: jax.Array  # [heads, head_dim, embed]
-    gate: jax.Array  # [embed, mlp]
+    gate: jax.Array  # [embed, mlp]; here and below a family's own MLP may have other shapes
     up: jax.Array  # [embed, mlp]
     down: jax.Array  # [mlp, embed]
     attention_norm: jax.Array  # [embed]
@@ -51,18 +54,58 @@ class LayerWeights:
     k_bias: jax.Array | None = None  # [kv_heads, head_dim]
     v_bias: jax.Array | None = None  # [kv_heads, head_dim]
     o_bias: jax.Array | None = None  # [embed]
+    others: dict[str, jax.Array] = field(default_factory=dict)
+    """Arrays that only the family's own MLP reads, by their names in its layer shapes."""
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, jax.Array]) -> LayerWeights:
+        """Returns arrays as the weights that their names say."""
+        named = {f.name for f in fields(cls)}
+        others = {name: x for name, x in arrays.items() if name not in named}
+        return cls(**{n: x for n, x in arrays.items() if n in named}, others=others)
+
+
+Mlp = Callable[[jax.Array, LayerWeights, ModelConfig], jax.Array]
+"""Inputs [B, S, embed] to float32[B, S, embed], which is added to the residual stream."""
+
+
+def layer_shapes(cfg: ModelConfig) -> Shapes:
+    """Returns shape and logical axes of every array of one layer with the dense gated MLP."""
+    d, f, h = cfg.embed, cfg.mlp, cfg.head_dim
+    q, kv = (cfg.num_heads, h), (cfg.num_kv_heads, h)
+    q_axes, kv_axes = ("heads", "head_dim"), ("kv_heads", "head_dim")
+    shapes: dict[str, tuple[tuple[int, ...], Axes]] = {
+        "q": ((d, *q), ("embed", *q_axes)),
+        "k": ((d, *kv), ("embed", *kv_axes)),
+        "v": ((d, *kv), ("embed", *kv_axes)),
+        "o": ((*q, d), (*q_axes, "embed")),
+        "gate": ((d, f), ("embed", "mlp")),
+        "up": ((d, f), ("embed", "mlp")),
+        "down": ((f, d), ("mlp", "embed")),
+        "attention_norm": ((d,), (None,)),
+        "mlp_norm": ((d,), (None,)),
+    }
+    if cfg.qk_norm == "head":
+        shapes |= {"q_norm": ((h,), (None,)), "k_norm": ((h,), (None,))}
+    if cfg.qk_norm == "full":
+        shapes |= {"q_norm": (q, (None, None)), "k_norm": (kv, (None, None))}
+    if cfg.qkv_bias:
+        shapes |= {"q_bias": (q, q_axes), "k_bias": (kv, kv_axes), "v_bias": (kv, kv_axes)}
+    if cfg.o_bias:
+        shapes |= {"o_bias": ((d,), (None,))}
+    return shapes
 
 
 def cast(weights: LayerWeights, dtype: jnp.dtype) -> LayerWeights:
     """Returns the weights in the compute dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype), weights)
+    return jax.tree.map(methodcaller("astype", dtype), weights)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Returns `x` over its root mean square, taken over the axes that `scale` has, times `scale`.
+    """Returns `x` divided by its root mean square, times `scale`, in the dtype of `scale`.
 
-    In the dtype of `scale`, float32 inside; `cfg.norm_cast` says which side of the product the
-    cast back stands on.
+    The mean is over the axes that `scale` has. It computes in float32; `cfg.norm_cast` says whether
+    the cast back comes before or after the product.
     """
     axes = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.float32)
@@ -72,153 +115,133 @@ def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
     return (wide * scale.astype(jnp.float32)).astype(scale.dtype)
 
 
-def gated(x: jax.Array, w: LayerWeights) -> jax.Array:
-    """Returns the MLP's inner activations [B, S, mlp] of x [B, S, embed]: silu(gate) times up."""
-    gate = _by_columns(_project("bsd,df->bsf", x, w.gate, None), INNER, w).astype(jnp.float32)
-    up = _by_columns(_project("bsd,df->bsf", x, w.up, None), INNER, w)
-    return (jax.nn.silu(gate) * up).astype(x.dtype)
-
-
-def block(
+def attention_inputs(
     x: jax.Array,  # float32[B, S, embed]
-    weights: LayerWeights,
-    cfg: ModelConfig,
-    attention: Attention[Kept],
-    gated: Gated = gated,
-) -> tuple[jax.Array, Kept]:
-    """Returns the layer's output float32[B, S, embed] and what `attention` keeps.
-
-    The residual stream is float32 and everything else in the weights' dtype: rounded to bfloat16
-    at each sum, the stream is where a sampler and a trainer that compute the same in another
-    order would part.
-
-    How rows of tokens and a cache differ is the business of `attention` alone; `gated` computes the
-    same everywhere.
-    """
-    pre = cfg.norm_placement == "pre"
-    dtype = weights.q.dtype
-    inner = rms_norm(x, weights.attention_norm, cfg) if pre else x.astype(dtype)
-    inner, kept = attention(inner)
-    x = x + (inner if pre else rms_norm(inner, weights.attention_norm, cfg))
-    inner = rms_norm(x, weights.mlp_norm, cfg) if pre else x.astype(dtype)
-    inner = to_residual("bsf,fd->bsd", gated(inner, weights), weights.down, None)
-    x = x + (inner if pre else rms_norm(inner, weights.mlp_norm, cfg))
-    return constrain_hidden(x), kept
-
-
-def attended(
-    x: jax.Array,  # [B, S, embed]
     w: LayerWeights,
     rope: tuple[jax.Array, jax.Array],  # cos and sin, float32[B, S, head_dim // 2]
     cfg: ModelConfig,
-    attend: Attend[Kept],
-) -> tuple[jax.Array, Kept]:
-    """Returns the attention sublayer's output float32[B, S, embed] and what `attend` keeps."""
-    q = _by_columns(_project("bsd,dnh->bsnh", x, w.q, w.q_bias, jnp.float32), QUERY, w)
-    k = _by_columns(_project("bsd,dnh->bsnh", x, w.k, w.k_bias, jnp.float32), KEY, w)
-    # In float32 as well, or XLA would not make one product of the three.
-    v = _by_columns(_project("bsd,dnh->bsnh", x, w.v, w.v_bias, jnp.float32), KEY, w)
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns rotated queries, rotated keys and values, each [B, S, heads, head_dim]."""
+    pre = cfg.norm_placement == "pre"
+    x = rms_norm(x, w.attention_norm, cfg) if pre else x.astype(w.q.dtype)
+    heads = []
+    for matrix, bias, axes in ((w.q, w.q_bias, QUERY), (w.k, w.k_bias, KEY), (w.v, w.v_bias, KEY)):
+        # Values are float32 as well, so that XLA can make one product of the three.
+        y = wide_product("bsd,dnh->bsnh", x, matrix)
+        heads.append(_by_columns(y if bias is None else y + bias, axes, cfg.mlp))
+    q, k, v = heads
     v = v.astype(x.dtype)
     if w.q_norm is not None and w.k_norm is not None:
         q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
         k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
     q, k = rotate(q, *rope).astype(v.dtype), rotate(k, *rope).astype(v.dtype)
-    out, kept = attend(constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY))
-    return to_residual("bsnh,nhd->bsd", out, w.o, w.o_bias), kept
+    return constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY)
+
+
+def finish(
+    x: jax.Array, attended: jax.Array, w: LayerWeights, cfg: ModelConfig, mlp: Mlp
+) -> jax.Array:
+    """Returns the layer's output float32[B, S, embed].
+
+    Args:
+        x: The layer's input float32[B, S, embed].
+        attended: The attention's output [B, S, heads, head_dim].
+        w: The layer's weights.
+        cfg: The model's sizes.
+        mlp: The family's MLP.
+    """
+    pre = cfg.norm_placement == "pre"
+    inner = to_residual("bsnh,nhd->bsd", attended, w.o, w.o_bias)
+    x = x + (inner if pre else rms_norm(inner, w.attention_norm, cfg))
+    inner = mlp(rms_norm(x, w.mlp_norm, cfg) if pre else x.astype(w.q.dtype), w, cfg)
+    x = x + (inner if pre else rms_norm(inner, w.mlp_norm, cfg))
+    return constrain(x, HIDDEN)
+
+
+def dense_mlp(x: jax.Array, w: LayerWeights, cfg: ModelConfig) -> jax.Array:
+    """Returns down(silu(gate(x)) * up(x)), float32[B, S, embed], for inputs x [B, S, embed]."""
+    return to_residual("bsf,fd->bsd", gated(x, w), w.down, None)
+
+
+def gated(x: jax.Array, w: LayerWeights) -> jax.Array:
+    """Returns silu(gate(x)) * up(x), [B, S, mlp], for inputs x [B, S, embed]."""
+    columns = w.gate.shape[-1]
+    gate = _by_columns(product("bsd,df->bsf", x, w.gate), INNER, columns).astype(jnp.float32)
+    up = _by_columns(product("bsd,df->bsf", x, w.up), INNER, columns)
+    return (jax.nn.silu(gate) * up).astype(x.dtype)
 
 
 def to_residual(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Returns float32[B, S, embed], the product of x [B, S, ...] that is added to the residual."""
     step_of_gpu = jax.default_backend() == "gpu" and x.shape[1] == 1 and shards("tensor") == 1
-    if not step_of_gpu or x.dtype == jnp.float32:
-        return _apart(_project(equation, x, w, bias, jnp.float32))
-    out = in_parts(x.reshape(x.shape[0], -1), w.reshape(-1, w.shape[-1])).sum(0)[:, None]
-    return out if bias is None else out + bias
+    if step_of_gpu and x.dtype != jnp.float32:
+        out = in_parts(x.reshape(x.shape[0], -1), w.reshape(-1, w.shape[-1])).sum(0)[:, None]
+        return out if bias is None else out + bias
+    out = wide_product(equation, x, w)
+    return _apart(out if bias is None else out + bias)
 
 
 def in_parts(x: jax.Array, w: jax.Array) -> jax.Array:
-    """Returns float32[S, B, N] whose sum over S is the product of x [B, K] and w [K, N].
+    """Returns float32[P, B, N], parts that sum over P to the product of x [B, K] and w [K, N].
 
-    A product of few rows is cut along K until its tiles keep a device's processors reading. XLA
-    cuts it too, but adds the parts up in a kernel of its own; these are added where they are used.
-    On an H200 Qwen3-1.7B decodes 64 rows 3 % faster for it, and 256 rows 6 % slower.
+    A product of few rows is cut along K until its tiles keep a GPU's processors reading. XLA cuts
+    it too, but adds the parts up in a separate kernel; the caller adds these up where it uses
+    them. With it, Qwen3-1.7B on an H200 decodes 64 rows 3 % faster. More rows are not cut, because
+    256 rows would decode 6 % slower.
     """
     rows, inner = x.shape
     parts = 1
     if rows // shards(*BATCH) <= 64:
         while parts * w.shape[1] < 64 * 256 and inner % (2 * parts) == 0 and inner // parts > 256:
             parts *= 2
-    return _apart(
-        jnp.einsum(
-            "bsk,skn->sbn",
-            x.reshape(rows, parts, -1),
-            w.reshape(parts, -1, w.shape[1]),
-            precision=precision(x.dtype),
-            preferred_element_type=jnp.float32,
-        )
-    )
+    x, w = x.reshape(rows, parts, -1), w.reshape(parts, -1, w.shape[1])
+    return _apart(product("bsk,skn->sbn", x, w, jnp.float32))
 
 
-def _apart(product: jax.Array) -> jax.Array:
-    """Returns it; on a GPU as one that XLA does not add to anything inside the matrix product.
+def _apart(out: jax.Array) -> jax.Array:
+    """Returns `out`; on a GPU behind a barrier, so that XLA cannot fuse an addition into a matmul.
 
-    cuBLASLt (13, H100) has a kernel that adds a product to a float32 matrix and now and then, once
-    in some 20,000 launches, ends the process with "unspecified launch failure": its blocks signal
-    others of their cluster that have already left (nvjet_sm90_tss_192x64_64x6_1x4_h_bx_NNT, in a
-    core dump of the device). The sum is as cheap beside the next norm.
+    The barrier avoids a fault in cuBLASLt 13 on an H100: its kernel that adds a product to a
+    float32 matrix ends the process with "unspecified launch failure", about once in 20,000
+    launches. Its blocks signal blocks of their cluster that have already ended (the kernel is
+    nvjet_sm90_tss_192x64_64x6_1x4_h_bx_NNT, from a core dump of the device). The barrier costs
+    nothing: the addition is fused into the next norm instead.
     """
-    return jax.lax.optimization_barrier(product) if jax.default_backend() == "gpu" else product
+    return jax.lax.optimization_barrier(out) if jax.default_backend() == "gpu" else out
 
 
-def _by_columns(product: jax.Array, axes: Axes, w: LayerWeights) -> jax.Array:
-    """Returns it [B, S, ...], pinned to be split by its columns over tensor where rows are short.
+def _by_columns(out: jax.Array, axes: Axes, columns: int) -> jax.Array:
+    """Returns a product [B, S, ...], for short rows pinned to be split by columns over `tensor`.
 
-    Hidden states are split by tokens: either they are gathered over tensor or the matrix is, whose
-    whole gradients are summed over tensor then. Left to itself the compiler gathers matrices of an
-    MLP for fewer tokens than it should. A layer's MLP moves some 6 bytes an entry of embed for
-    each of its columns, or for each token: gathered in bfloat16, the sum scattered in float32. Of
-    more tokens a shard than columns the choice is the compiler's.
+    Hidden states are split by tokens. Over `tensor` either they or the matrix must be gathered; a
+    gathered matrix also has its whole gradient summed. Gathering costs 6 bytes x embed for each
+    of the MLP's `columns`, or for each token: bfloat16 gathered, float32 scattered. With fewer
+    tokens than columns the tokens are cheaper, and the compiler does not always see it. With more,
+    the choice is the compiler's.
     """
-    return constrain(product, axes) if tokens_on_shard(product) <= w.gate.shape[-1] else product
-
-
-def _project(
-    equation: str,
-    x: jax.Array,
-    w: jax.Array,
-    bias: jax.Array | None,
-    dtype: jnp.dtype | None = None,
-) -> jax.Array:
-    """Returns the product in `dtype`, by default that of `x`; sums are float32 either way."""
-    out = _product(equation, x, w) if dtype is None else _wide_product(equation, x, w)
-    return out if bias is None else out + bias
-
-
-def _product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, w, precision=precision(x.dtype))
+    tokens = out.shape[0] * out.shape[1] // shards(*BATCH)
+    return constrain(out, axes) if tokens <= columns else out
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _wide_product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    """Returns the product in float32. Its gradient is that of `_product`: the two products of the
-    backward pass take a cotangent in the dtype of `x`, or they would run in float32."""
-    return _wide(equation, x, w)
+def wide_product(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns the einsum of x and w in float32, with the gradient of the einsum in their dtype.
 
-
-def _wide(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
-    exact = precision(x.dtype)
-    return jnp.einsum(equation, x, w, precision=exact, preferred_element_type=jnp.float32)
+    The cotangent is cast to the dtype of `x` first. Otherwise the two products of the backward
+    pass would run in float32.
+    """
+    return product(equation, x, w, jnp.float32)
 
 
 def _wide_forward(equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple]:
-    # The product itself, not the function above, for a checkpoint policy to see.
-    return _wide(equation, x, w), (x, w)
+    # Not `wide_product`, because a checkpoint policy must see the matrix product itself.
+    return product(equation, x, w, jnp.float32), (x, w)
 
 
 def _wide_backward(equation: str, saved: tuple, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = saved
-    _, pull = jax.vjp(partial(_product, equation), x, w)
+    _, pull = jax.vjp(partial(product, equation), x, w)
     return pull(g.astype(x.dtype))
 
 
-_wide_product.defvjp(_wide_forward, _wide_backward)
+wide_product.defvjp(_wide_forward, _wide_backward)

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sdjax.config import Lora
-from sdjax.models.network.layer import OUTPUTS, LayerWeights, cast
+from sdjax.models.network.layer import OUTPUTS, LayerWeights, Shapes, cast
 from sdjax.models.network.model_config import ModelConfig
 
-Shapes = Mapping[str, tuple[tuple[int, ...], tuple[str | None, ...]]]
 # By matrix: A [..., inputs, rank] and B [..., rank, outputs], a matrix's own axes on either side.
 Pairs = dict[str, tuple[jax.Array, jax.Array]]
 Trained = LayerWeights | Pairs
@@ -87,8 +86,9 @@ def without_adapters(params: nnx.State, cfg: ModelConfig) -> nnx.State:
 
     def sums(trained: nnx.State, frozen: nnx.State) -> nnx.State:
         def one(both: tuple[dict, Pairs]) -> dict:
-            layer = merged(LayerWeights(**both[0]), both[1], cfg)
-            return {name: getattr(layer, name) for name in both[0]}
+            layer = merged(LayerWeights.of(both[0]), both[1], cfg)
+            by_name = vars(layer) | layer.others
+            return {name: by_name[name] for name in both[0]}
 
         base = {name: v.get_value() for name, v in frozen["layers"].items()}
         made = jax.lax.map(one, (base, pairs(trained[NAME])))

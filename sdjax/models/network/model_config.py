@@ -1,4 +1,4 @@
-"""What a transformer is: sizes, and the few points in which the families differ. No jax."""
+"""ModelConfig: the sizes of a transformer, and the points in which model families differ."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from sdjax.config import Lora
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScaling:
-    """Rotary frequencies divided by `factor`."""
+    """Divides rotary frequencies by `factor`."""
 
     factor: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
-    """Long wavelengths stretched by `factor`, short ones kept, a ramp between (Llama 3.1)."""
+    """The scaling of Llama 3.1: stretches long wavelengths by `factor` and keeps short ones.
+
+    Wavelengths between the two limits are interpolated.
+    """
 
     factor: float
     low_freq_factor: float
@@ -27,7 +30,7 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class YarnScaling:
-    """YaRN (arXiv:2309.00071): a ramp over dimensions, and cos and sin times `attention_factor`."""
+    """YaRN (arXiv:2309.00071): a ramp over dimensions; `attention_factor` scales cos and sin."""
 
     factor: float
     original_max_positions: int
@@ -42,20 +45,28 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotary position embedding of a layer."""
+    """The rotary position embedding (RoPE) of a layer."""
 
     theta: float = 10_000.0
     scaling: RopeScaling | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A decoder-only transformer; hashable, so that jitted functions take it as static.
+class LayerKind:
+    """How one layer mixes tokens: causal attention, over the whole row or a sliding window."""
 
-    `windows` has one entry a layer: how many tokens, itself included, a token sees; None is all.
-    """
+    window: int | None = None
+    """How many tokens a query sees, itself included; None is all earlier tokens."""
+    rope: Rope | None = Rope()
+    """The rotary embedding of queries and keys; None is a layer without one (NoPE)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A decoder-only transformer. It is hashable: jitted functions take it as a static argument."""
 
     family: str
+    """A key of FAMILIES in families/registry.py."""
     vocab_size: int
     num_layers: int
     embed: int
@@ -64,18 +75,15 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
-    windows: tuple[int | None, ...]
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    window_rope: Rope | None = None
-    """Rotary embedding of layers with a window where it is another one (Olmo 3)."""
+    layers: tuple[LayerKind, ...]
+    """One entry per layer."""
     norm_eps: float = 1e-6
     norm_cast: Literal["before", "after"] = "before"
     """Whether a norm casts to the compute dtype before or after it multiplies by its scale."""
     norm_placement: Literal["pre", "post"] = "pre"
-    """pre: norms of a sublayer's input; post: of its output, before the residual sum (Olmo 2)."""
+    """pre: norms stand before each sublayer. post: after it, before the residual sum (OLMo 2)."""
     qk_norm: Literal["head", "full"] | None = None
-    """Norm of queries and keys: none, over each head, or over all heads together."""
+    """Norm of queries and keys: None, over each head, or over all heads together."""
     qkv_bias: bool = False
     o_bias: bool = False
     tie_embeddings: bool = False
@@ -83,27 +91,22 @@ class ModelConfig:
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
     lora: Lora | None = None
-    """Adapters; then all other parameters are frozen."""
+    """Adapters. With them all other parameters are frozen."""
 
     def __post_init__(self) -> None:
-        assert len(self.windows) == self.num_layers, self.windows
+        assert len(self.layers) == self.num_layers, (self.num_layers, self.layers)
         assert self.num_heads % self.num_kv_heads == 0, (self.num_heads, self.num_kv_heads)
         assert self.head_dim % 2 == 0, self.head_dim
 
     @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of each layer."""
+        return tuple(kind.window for kind in self.layers)
+
+    @property
     def param_dtype(self) -> str:
-        """Of the parameters that are loaded: float32 to be trained, or as they are computed with.
+        """The dtype of the loaded parameters: float32 to train them, else the compute dtype.
 
         Adapters are float32.
         """
         return "float32" if self.lora is None else self.compute_dtype
-
-    @property
-    def full_rope(self) -> Rope:
-        """The rotary embedding of every layer that `window_rope` does not change."""
-        return Rope(theta=self.rope_theta, scaling=self.rope_scaling)
-
-    def rope(self, layer: int) -> Rope:
-        """Returns the rotary embedding of a layer."""
-        windowed = self.windows[layer] is not None
-        return self.window_rope if windowed and self.window_rope else self.full_rope

@@ -1,14 +1,15 @@
 """The decoder-only transformer: its parameters, its forward pass over rows, and decoding.
 
-Parameters are float32 and stacked over layers, which training scans. Decoding takes one array a
-layer for weights and for the cache: slicing a stacked array in front of a custom call copies it.
+Parameters are float32 and stacked over layers, because training scans over layers. Decoding takes
+one array per layer, of weights and of the cache, because a slice of a stacked array is copied
+before each custom call.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,28 +18,40 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
-from sdjax.models.network import attention, decode_gpu, lora, rope, scan
-from sdjax.models.network.layer import LayerWeights, attended, block, cast, gated, rms_norm
-from sdjax.models.network.model_config import ModelConfig, Rope
-from sdjax.parallel.rules import constrain, constrain_hidden, spec
+from sdjax.models.families.registry import FAMILIES, layer_shapes
+from sdjax.models.network import attention, decode_gpu, lora
+from sdjax.models.network.layer import (
+    LayerWeights,
+    attention_inputs,
+    cast,
+    dense_mlp,
+    finish,
+    rms_norm,
+)
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.parallel.rules import HIDDEN, constrain, spec
+
+# (activations, one layer's share of the scanned arrays, context=...) to (activations, None).
+Layer = Callable[..., tuple[jax.Array, None]]
+
+# What the forward pass keeps for the backward pass, by `remat`.
+KEPT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Layers(nnx.Module):
-    """Parameters of all layers: a LayerWeights whose arrays have a leading axis of layers."""
+    """The parameters of all layers: the arrays of a layer, with a leading axis of layers."""
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         for name, (shape, axes) in layer_shapes(cfg).items():
             shape, axes = (cfg.num_layers, *shape), ("layers", *axes)
             setattr(self, name, _param(name, shape, axes, rngs, cfg.param_dtype))
 
-    def weights(self) -> LayerWeights:
-        """Returns the parameters as arrays."""
-        names = (f.name for f in fields(LayerWeights))
-        return LayerWeights(**{n: vars(self)[n].get_value() for n in names if n in vars(self)})
-
 
 class Transformer(nnx.Module):
-    """Parameters of a model; each carries the logical axes of its dimensions as `axes`."""
+    """The parameters of a model. Each has the logical axes of its dimensions as `axes`."""
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -52,35 +65,6 @@ class Transformer(nnx.Module):
             self.adapters = lora.Adapters(cfg.lora, layer_shapes(cfg), cfg.num_layers, rngs=rngs)
 
 
-def layer_shapes(
-    cfg: ModelConfig,
-) -> dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]]:
-    """Returns shape and logical axes of every array of one layer."""
-    d, f, h = cfg.embed, cfg.mlp, cfg.head_dim
-    q, kv = (cfg.num_heads, h), (cfg.num_kv_heads, h)
-    q_axes, kv_axes = ("heads", "head_dim"), ("kv_heads", "head_dim")
-    shapes: dict[str, tuple[tuple[int, ...], tuple[str | None, ...]]] = {
-        "q": ((d, *q), ("embed", *q_axes)),
-        "k": ((d, *kv), ("embed", *kv_axes)),
-        "v": ((d, *kv), ("embed", *kv_axes)),
-        "o": ((*q, d), (*q_axes, "embed")),
-        "gate": ((d, f), ("embed", "mlp")),
-        "up": ((d, f), ("embed", "mlp")),
-        "down": ((f, d), ("mlp", "embed")),
-        "attention_norm": ((d,), (None,)),
-        "mlp_norm": ((d,), (None,)),
-    }
-    if cfg.qk_norm == "head":
-        shapes |= {"q_norm": ((h,), (None,)), "k_norm": ((h,), (None,))}
-    if cfg.qk_norm == "full":
-        shapes |= {"q_norm": (q, (None, None)), "k_norm": (kv, (None, None))}
-    if cfg.qkv_bias:
-        shapes |= {"q_bias": (q, q_axes), "k_bias": (kv, kv_axes), "v_bias": (kv, kv_axes)}
-    if cfg.o_bias:
-        shapes |= {"o_bias": ((d,), (None,))}
-    return shapes
-
-
 def _param(
     name: str,
     shape: tuple[int, ...],
@@ -88,6 +72,15 @@ def _param(
     rngs: nnx.Rngs,
     dtype: str,
 ) -> nnx.Param:
+    """Returns a parameter's first value: norms 1, biases 0, matrices normal with deviation 0.02.
+
+    Args:
+        name: The parameter's name; its ending tells norms and biases.
+        shape: Its shape.
+        axes: The logical axes of its dimensions.
+        rngs: The source of random numbers.
+        dtype: The dtype of the result. Values are drawn in float32.
+    """
     if name.endswith("norm"):
         return nnx.Param(jnp.ones(shape, dtype), axes=axes)
     if name.endswith("bias"):
@@ -96,16 +89,20 @@ def _param(
     return nnx.Param(drawn.astype(dtype), axes=axes)
 
 
-def trained_layers(model: Transformer) -> tuple[Any, LayerWeights | None]:
-    """Returns what is trained of the layers, stacked, and what lies frozen below it, if any."""
+def trained_layers(model: Transformer) -> tuple[lora.Trained, LayerWeights | None]:
+    """Returns the trained arrays of all layers, stacked, and the frozen ones below adapters."""
+    params = (item for item in vars(model.layers).items() if isinstance(item[1], nnx.Param))
+    weights = LayerWeights.of({name: param.get_value() for name, param in params})
     if hasattr(model, lora.NAME):
-        return model.adapters.weights(), model.layers.weights()
-    return model.layers.weights(), None
+        return model.adapters.weights(), weights
+    return weights, None
 
 
 def head_matrix(model: Transformer) -> jax.Array:
-    """Returns the language model head as it is kept: float32[embed, vocab], or where it is the
-    embedding too [vocab, embed]."""
+    """Returns the language model head as stored, float32[embed, vocab].
+
+    A head that is tied to the embedding is [vocab, embed].
+    """
     return (model.embedding if model.cfg.tie_embeddings else model.head).get_value()
 
 
@@ -116,13 +113,7 @@ def head_weight(model: Transformer) -> jax.Array:
 
 def logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
     """Returns float32[..., vocab] for hidden states [..., embed] and a head of the same dtype."""
-    return jnp.einsum(
-        "...d,dv->...v",
-        hidden,
-        head,
-        precision=attention.precision(hidden.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    return attention.product("...d,dv->...v", hidden, head, jnp.float32)
 
 
 def hidden_states(
@@ -132,105 +123,129 @@ def hidden_states(
     segment_ids: jax.Array | None,
     gradients: lora.Trained | None = None,
 ) -> jax.Array:
-    """Returns the final norm's output [B, S, embed] in the compute dtype.
+    """Returns the output of the final norm, [B, S, embed] in the compute dtype.
 
-    tokens, positions, segment_ids: int32[B, S]. A token sees the tokens of its segment at its own
-    and earlier indices; positions feed only the rotary embedding. Segment 0 is padding: what comes
-    out of it is finite and without meaning. None in place of segments: every row is one sequence,
-    perhaps padded on the right.
+    A token sees the tokens of its segment at its own and at earlier indices.
 
-    With `gradients`, the float32 sums so far of the gradients of what is trained of the layers,
-    the backward pass adds to them in place: what it gives as the gradient by `gradients` is the
-    new sums, and none goes to the layers' parameters. So a second set of theirs never exists. It
-    recomputes whole layers.
+    Args:
+        model: The parameters.
+        tokens: int32[B, S].
+        positions: int32[B, S]. They reach nothing but the rotary embedding.
+        segment_ids: int32[B, S]. Segment 0 is padding; its outputs are finite and have no meaning.
+            None: every row is one sequence, perhaps padded on the right.
+        gradients: float32 sums of the gradients of the trained arrays of the layers. The backward
+            pass adds to them in place: the gradient with respect to `gradients` is the new sums,
+            and the layers' parameters get none. So no second set of gradients exists. Whole
+            layers are recomputed then. None: ordinary gradients.
     """
     cfg = model.cfg
     dtype = jnp.dtype(cfg.compute_dtype)
-    kinds = _Kinds.of(cfg, tokens.shape[1])
-    how = attention.choose(cfg.attention, dtype, cfg.head_dim)
+    how, mlp = attention.choose(cfg.attention, dtype, cfg.head_dim), FAMILIES[cfg.family].mlp
+    # A window that no row of this length fills is no window.
+    rows = tokens.shape[1]
+    windows = [None if w is None or w >= rows else w for w in cfg.windows]
+    ropes = [kind.rope for kind in cfg.layers]
+    some_windows, some_ropes = list(dict.fromkeys(windows)), list(dict.fromkeys(ropes))
+    attend = partial(attention.attention, implementation=how)
 
-    def layer(x: jax.Array, scanned: tuple, context: tuple) -> jax.Array:
-        own, base, window, rope_kind = scanned
+    def layer(x: jax.Array, scanned: tuple, context: tuple) -> tuple[jax.Array, None]:
+        own, base, window, rope = scanned
         weights = cast(own, dtype) if base is None else lora.merged(base, own, cfg)
-        ropes, segment_ids = context
-        attentions = [
-            partial(attention.attention, segment_ids=segment_ids, window=w, implementation=how)
-            for w in kinds.windows
-        ]
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
-            return _switch(window, attentions, q, k, v), None
-
-        turn = jax.tree.map(lambda *kind: _pick(rope_kind, kind), *ropes)
-        return block(x, weights, cfg, lambda y: attended(y, weights, turn, cfg, attend))[0]
+        tables, segment_ids = context
+        table = tables[-1]
+        for i, other in reversed(list(enumerate(tables[:-1]))):
+            table = jax.tree.map(partial(jnp.where, rope == i), other, table)
+        q, k, v = attention_inputs(x, weights, table, cfg)
+        choices = [partial(attend, segment_ids=segment_ids, window=w) for w in some_windows]
+        one = len(choices) == 1
+        out = choices[0](q, k, v) if one else jax.lax.switch(window, choices, q, k, v)
+        return finish(x, out, weights, cfg, mlp), None
 
     x = _embed(model.embedding.get_value(), tokens, dtype)
-    scanned = (*trained_layers(model), jnp.array(kinds.window), jnp.array(kinds.rope))
-    context = ([rope.tables(r, cfg.head_dim, positions) for r in kinds.ropes], segment_ids)
-    if gradients is None:
-        x = scan.run(_checkpointed(layer, cfg), x, scanned, context)
+    window = jnp.array([some_windows.index(w) for w in windows])
+    rope = jnp.array([some_ropes.index(r) for r in ropes])
+    scanned = (*trained_layers(model), window, rope)
+    tables = [attention.rotary_tables(r, cfg.head_dim, positions) for r in some_ropes]
+    context = (tables, segment_ids)
+    if gradients is not None:
+        x = _scan_into(layer, x, scanned, context, gradients)
     else:
-        x = scan.run_into(layer, x, scanned, context, gradients)
+        if cfg.remat != "none":
+            # A scan already keeps the compiler from undoing the recomputation.
+            layer = jax.checkpoint(layer, policy=KEPT[cfg.remat], prevent_cse=False)
+        x, _ = jax.lax.scan(partial(layer, context=context), x, scanned)
     return rms_norm(x, model.norm.get_value().astype(dtype), cfg)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan_into(layer: Layer, x: jax.Array, scanned: Any, context: Any, gradients: Any) -> jax.Array:
+    """Returns `x` after all layers. Its gradient with respect to `gradients` is the new sums.
+
+    The sums are updated in place, so the gradients of several microbatches take the memory of one.
+    Autodiff of a scan would make the whole gradient of each microbatch before it is added.
+
+    Args:
+        layer: One layer.
+        x: float32[B, S, embed].
+        scanned: A tuple of arrays with a leading axis of layers. Its first part, the trained
+            weights, has the structure of `gradients`. It gets no gradient.
+        context: What all layers share. It gets no gradient.
+        gradients: The sums so far.
+    """
+    del gradients
+    return jax.lax.scan(partial(layer, context=context), x, scanned)[0]
+
+
+def _scan_into_forward(
+    layer: Layer, x: jax.Array, scanned: Any, context: Any, gradients: Any
+) -> tuple[jax.Array, Any]:
+    out, inputs = jax.lax.scan(lambda x, s: (layer(x, s, context)[0], x), x, scanned)
+    return out, (inputs, scanned, context, gradients)
+
+
+def _scan_into_backward(
+    layer: Layer, saved: Any, g: jax.Array
+) -> tuple[jax.Array, None, None, Any]:
+    inputs, scanned, context, gradients = saved
+    count = inputs.shape[0]
+
+    def one(done: jax.Array, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        g, gradients = carry
+        i = count - 1 - done
+
+        def at(stacked: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(stacked, i, keepdims=False)
+
+        weights, *rest = jax.tree.map(at, scanned)
+        _, pull = jax.vjp(lambda x, w: layer(x, (w, *rest), context)[0], at(inputs), weights)
+        g, added = pull(g)
+        gradients = jax.tree.map(
+            lambda total, new: jax.lax.dynamic_update_index_in_dim(total, at(total) + new, i, 0),
+            gradients,
+            added,
+        )
+        return g, gradients
+
+    g, gradients = jax.lax.fori_loop(0, count, one, (g, gradients))
+    return g, None, None, gradients
+
+
+_scan_into.defvjp(_scan_into_forward, _scan_into_backward)
 
 
 def _embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns float32[B, S, embed]: rows of the table [vocab, embed], rounded to `dtype`."""
-    # Cast after the lookup, so that a token's gradients are summed in the table's float32.
+    # Cast after the lookup, so that the gradients of a token are summed in the table's float32.
     x = jnp.take(table, tokens, axis=0).astype(dtype).astype(jnp.float32)
-    # Each device looks up its columns for all rows, then columns are exchanged for rows: over fsdp
-    # neither the table nor its gradient is ever whole. Over tensor the compiler gathers the table.
-    return constrain_hidden(constrain(x, ("replica", None, "embed")))
-
-
-def _checkpointed(layer: Callable, cfg: ModelConfig) -> Callable:
-    if cfg.remat == "none":
-        return layer
-    policies = jax.checkpoint_policies
-    keep = {"full": policies.nothing_saveable, "dots": policies.dots_with_no_batch_dims_saveable}
-    # prevent_cse guards against a compiler undoing the recomputation, which a scan already does.
-    return jax.checkpoint(layer, policy=keep[cfg.remat], prevent_cse=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Kinds:
-    """The different windows and rotary embeddings of a model, and which of them a layer has."""
-
-    windows: list[int | None]
-    window: list[int]
-    ropes: list[Rope]
-    rope: list[int]
-
-    @classmethod
-    def of(cls, cfg: ModelConfig, tokens: int) -> _Kinds:
-        """A window that no row of this many tokens can fill counts as none."""
-        windows = [w if w is not None and w < tokens else None for w in cfg.windows]
-        ropes = [cfg.rope(i) for i in range(cfg.num_layers)]
-        some_windows, some_ropes = list(dict.fromkeys(windows)), list(dict.fromkeys(ropes))
-        return cls(
-            windows=some_windows,
-            window=[some_windows.index(w) for w in windows],
-            ropes=some_ropes,
-            rope=[some_ropes.index(r) for r in ropes],
-        )
-
-
-def _switch(kind: jax.Array, functions: Sequence[Callable], *args: jax.Array) -> jax.Array:
-    if len(functions) == 1:
-        return functions[0](*args)
-    return jax.lax.switch(kind, functions, *args)
-
-
-def _pick(kind: jax.Array, choices: tuple[jax.Array, ...]) -> jax.Array:
-    if len(choices) == 1:
-        return choices[0]
-    return jnp.where(kind == 0, choices[0], _pick(kind - 1, choices[1:]))
+    # Each device looks up its columns for all rows; then columns are exchanged for rows. So over
+    # fsdp neither the table nor its gradient is ever whole. Over tensor the compiler gathers it.
+    return constrain(constrain(x, ("replica", None, "embed")), HIDDEN)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class DecodeWeights:
-    """A model's weights in the compute dtype, one array a layer."""
+    """A model's weights in the compute dtype, one array per layer."""
 
     embedding: jax.Array  # [vocab, embed]
     head: jax.Array  # [embed, vocab]
@@ -241,7 +256,7 @@ class DecodeWeights:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Rotated keys and values of the tokens seen, one array a layer."""
+    """Rotated keys, and values, of the tokens seen so far, one array per layer."""
 
     keys: tuple[jax.Array, ...]  # each [B, C, kv_heads, head_dim] or [B, kv_heads, C, head_dim]
     values: tuple[jax.Array, ...]  # the same; see slot_axis
@@ -249,25 +264,25 @@ class Cache:
 
 
 def slot_axis(cfg: ModelConfig) -> int:
-    """Returns which axis of the cache's arrays counts slots, 1 or 2; the other is the KV heads'."""
+    """Returns which axis of the cache's arrays counts slots, 1 or 2; the other counts KV heads."""
     dtype = jnp.dtype(cfg.compute_dtype)
-    return attention.slot_axis(attention.choose(cfg.attention, dtype, cfg.head_dim))
+    return attention.SLOT_AXIS[attention.choose(cfg.attention, dtype, cfg.head_dim)]
 
 
 def decode_weights(model: Transformer) -> DecodeWeights:
-    """Returns the weights that prefill and decode_step take; to be called inside jit."""
+    """Returns the weights that prefill and decode_step take. Call it inside jit."""
     dtype = jnp.dtype(model.cfg.compute_dtype)
     own, base = trained_layers(model)
-
-    def layer(i: int) -> LayerWeights:
+    layers = []
+    for i in range(model.cfg.num_layers):
         at = partial(jax.tree.map, operator.itemgetter(i))
-        return cast(at(own), dtype) if base is None else lora.merged(at(base), at(own), model.cfg)
-
+        one = at(own)
+        layers.append(cast(one, dtype) if base is None else lora.merged(at(base), one, model.cfg))
     return DecodeWeights(
         embedding=model.embedding.get_value().astype(dtype),
         head=head_weight(model).astype(dtype),
         norm=model.norm.get_value().astype(dtype),
-        layers=tuple(layer(i) for i in range(model.cfg.num_layers)),
+        layers=tuple(layers),
     )
 
 
@@ -279,11 +294,11 @@ def decode_shardings(cfg: ModelConfig, mesh: Mesh) -> DecodeWeights:
 
     layer = {name: placed(*axes) for name, (_, axes) in layer_shapes(cfg).items()}
     return DecodeWeights(
-        # By columns, whose parts of a token's row are joined; by rows, the table would be gathered.
+        # By columns, which are joined after a lookup. By rows, the whole table would be gathered.
         embedding=placed(None, "column"),
         head=placed("embed", "vocab"),
         norm=placed(None),
-        layers=(LayerWeights(**layer),) * cfg.num_layers,
+        layers=(LayerWeights.of(layer),) * cfg.num_layers,
     )
 
 
@@ -297,24 +312,20 @@ def prefill(
     rows, slots = tokens.shape
     index = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (rows, slots))
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
-    axis = attention.slot_axis(how)
-    turns = {r: rope.tables(r, cfg.head_dim, index) for r in _Kinds.of(cfg, slots).ropes}
+    axis, mlp = attention.SLOT_AXIS[how], FAMILIES[cfg.family].mlp
+    ropes = dict.fromkeys(kind.rope for kind in cfg.layers)
+    tables = {r: attention.rotary_tables(r, cfg.head_dim, index) for r in ropes}
     x = _embed(weights.embedding, tokens, weights.embedding.dtype)
-    kept = []
-    for i, layer in enumerate(weights.layers):
-
-        def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, window: int | None = cfg.windows[i]
-        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            out = attention.attention(q, k, v, segment_ids=None, window=window, implementation=how)
-            return out, (k.swapaxes(1, axis), v.swapaxes(1, axis))
-
-        sublayer = partial(attended, w=layer, rope=turns[cfg.rope(i)], cfg=cfg, attend=attend)
-        x, kv = block(x, layer, cfg, sublayer)
-        kept.append(kv)
+    keys, values = [], []
+    for layer, kind in zip(weights.layers, cfg.layers, strict=True):
+        q, k, v = attention_inputs(x, layer, tables[kind.rope], cfg)
+        out = attention.attention(q, k, v, segment_ids=None, window=kind.window, implementation=how)
+        keys.append(k.swapaxes(1, axis))
+        values.append(v.swapaxes(1, axis))
+        x = finish(x, out, layer, cfg, mlp)
     last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
-    keys, values = zip(*kept, strict=True)
-    return rms_norm(last, weights.norm, cfg), Cache(keys=keys, values=values, length=length)
+    cache = Cache(keys=tuple(keys), values=tuple(values), length=length)
+    return rms_norm(last, weights.norm, cfg), cache
 
 
 def decode_step(
@@ -322,39 +333,35 @@ def decode_step(
 ) -> tuple[jax.Array, Cache]:
     """Returns the hidden state [B, embed] that predicts the token after `token`, and the cache.
 
-    token: int32[B]. Row b's keys and values go to slot `cache.length[b]`, which is its position; a
+    token: int32[B]. Row b's keys and values go to slot `cache.length[b]`, which is its position. A
     row whose cache is full is not written.
     """
-    positions = cache.length[:, None]
-    length = cache.length + 1
+    index, length = cache.length, cache.length + 1
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
-    axis = attention.slot_axis(how)
+    write, mlp = partial(_write, axis=attention.SLOT_AXIS[how]), FAMILIES[cfg.family].mlp
     kernels = decode_gpu.fits(cfg, how)
-    turns = {r: rope.tables(r, cfg.head_dim, positions) for r in _Kinds.of(cfg, 0).ropes}
+    if kernels and mlp is dense_mlp:
+        mlp = decode_gpu.dense_mlp
+    ropes = dict.fromkeys(kind.rope for kind in cfg.layers)
+    tables = {r: attention.rotary_tables(r, cfg.head_dim, index[:, None]) for r in ropes}
     x = _embed(weights.embedding, token[:, None], weights.embedding.dtype)
-    kept = []
-    for i, layer in enumerate(weights.layers):
-
-        def attend(
-            q: jax.Array, k: jax.Array, v: jax.Array, i: int = i
-        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            keys = _write(cache.keys[i], k, cache.length, axis)
-            values = _write(cache.values[i], v, cache.length, axis)
-            out = attention.cached_attention(
-                q, keys, values, length, window=cfg.windows[i], implementation=how
-            )
-            return out, (keys, values)
-
-        sublayer = partial(attended, attend=attend)
+    all_keys, all_values = [], []
+    for i, (layer, kind) in enumerate(zip(weights.layers, cfg.layers, strict=True)):
+        keys, values, table = cache.keys[i], cache.values[i], tables[kind.rope]
         if kernels:
-            kv, window = (cache.keys[i], cache.values[i]), cfg.windows[i]
-            sublayer = partial(decode_gpu.attended, cache=kv, index=cache.length, window=window)
-        sublayer = partial(sublayer, w=layer, rope=turns[cfg.rope(i)], cfg=cfg)
-        x, kv = block(x, layer, cfg, sublayer, decode_gpu.gated if kernels else gated)
-        kept.append(kv)
-    keys, values = zip(*kept, strict=True)
-    hidden = rms_norm(x[:, 0], weights.norm, cfg)
-    return hidden, Cache(keys=keys, values=values, length=length)
+            slots = (keys, values, index)
+            out, keys, values = decode_gpu.attend(x, layer, table, cfg, slots, kind.window)
+        else:
+            q, k, v = attention_inputs(x, layer, table, cfg)
+            keys, values = write(keys, k, index), write(values, v, index)
+            out = attention.cached_attention(
+                q, keys, values, length, window=kind.window, implementation=how
+            )
+        all_keys.append(keys)
+        all_values.append(values)
+        x = finish(x, out, layer, cfg, mlp)
+    cache = Cache(keys=tuple(all_keys), values=tuple(all_values), length=length)
+    return rms_norm(x[:, 0], weights.norm, cfg), cache
 
 
 def _write(slots: jax.Array, new: jax.Array, index: jax.Array, axis: int) -> jax.Array:

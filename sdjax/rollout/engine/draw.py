@@ -1,8 +1,9 @@
-"""Drawing one token a row, and the log-probability it was drawn with."""
+"""Draws one token per row and returns the log-probability that it was drawn with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ BLOCK = 128  # vocabulary entries in a block of the two-level search
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sampling settings as arrays: changing them compiles nothing."""
+    """Sampling settings as arrays, so that other values need no new compilation."""
 
     temperature: jax.Array  # float32[], 0 is greedy
     top_p: jax.Array  # float32[], 1 is off
@@ -32,15 +33,17 @@ def settings(cfg: Sampling) -> Settings:
 
 
 def draw(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
-    """Returns int32[B] tokens and float32[B] their log-probabilities when drawn.
+    """Returns int32[B] tokens and float32[B], the log-probability of each when it was drawn.
 
-    `logits` is float32[B, V], `keys` one key a row. The log-probability is that of the
+    `logits` is float32[B, V]; `keys` holds one key per row. The log-probability is that of the
     distribution after temperature, top-k and top-p; a greedy choice has log-probability 0.
     """
     limited = (how.top_p < 1) | (how.top_k > 0)
     way = jnp.where(how.temperature == 0, 0, jnp.where(limited, 2, 1))
-    # Whole ways, each ending in two numbers a row: a branch that gave logits would copy them.
-    return jax.lax.switch(way, (_greedy, _plain, _limited), logits, keys, how)
+    ways = (_greedy, partial(_sampled, limited=False), partial(_sampled, limited=True))
+    # Each branch returns two numbers per row, because a branch that returned logits would copy
+    # them.
+    return jax.lax.switch(way, ways, logits, keys, how)
 
 
 def _greedy(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
@@ -49,27 +52,24 @@ def _greedy(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Arra
     return token, jnp.zeros(token.shape, jnp.float32)
 
 
-def _plain(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
-    return _inverse_cdf(logits / how.temperature, keys)
-
-
-def _limited(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
-    return _inverse_cdf(_limit(logits / how.temperature, how), keys)
-
-
-def _inverse_cdf(logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sampled(
+    logits: jax.Array, keys: jax.Array, how: Settings, *, limited: bool
+) -> tuple[jax.Array, jax.Array]:
     """Returns int32[B], a draw from softmax of each row of [B, V], and its log-probability.
 
-    First a block of the vocabulary, then an entry of it: two passes over the logits and two
-    uniforms a row in place of a random number for every entry, and no loss of small probabilities
-    to a long sum's rounding.
+    It inverts the cumulative distribution, first over blocks of the vocabulary and then inside one
+    block. This takes two passes over the logits and two uniform numbers per row, in place of one
+    random number per entry. Rounding of a long sum loses no small probabilities.
     """
+    logits = logits / how.temperature
+    if limited:
+        logits = _limit(logits, how)
     b, v = logits.shape
     top = jnp.max(logits, axis=-1, keepdims=True)
     room = ((0, 0), (0, -v % BLOCK))
     blocks = jnp.pad(logits, room, constant_values=-jnp.inf).reshape(b, -1, BLOCK)
     mass = jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1)
-    u = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+    u = jax.vmap(partial(jax.random.uniform, shape=(2,)))(keys)
     block = _search(mass, u[:, 0])
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0] - top
     entry = _search(jnp.exp(inside), u[:, 1])
@@ -78,19 +78,22 @@ def _inverse_cdf(logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _search(mass: jax.Array, u: jax.Array) -> jax.Array:
-    """Returns for each row of [B, N] the entry that the share u in [0, 1) of its mass falls in."""
+    """Returns int32[B]: the entry of each row of [B, N] at which share u[B] of its mass is reached.
+
+    u is in [0, 1). The entry has mass itself.
+    """
     cumulative = jnp.cumsum(mass, axis=-1)
     target = u[:, None] * cumulative[:, -1:]
-    # A cumulative sum by parts is flat over entries without mass only up to rounding, which may
-    # also carry the target past the last entry that has some.
-    some = mass > 0
-    found = some & (cumulative > target)
-    last = mass.shape[-1] - 1 - jnp.argmax(some[:, ::-1], axis=-1)
-    return jnp.where(jnp.any(found, axis=-1), jnp.argmax(found, axis=-1), last)
+    # XLA computes a cumulative sum in parts, so rounding may make it rise at entries without mass,
+    # and may carry the target past the last entry with mass.
+    has_mass = mass > 0
+    reached = has_mass & (cumulative > target)
+    last = mass.shape[-1] - 1 - jnp.argmax(has_mass[:, ::-1], axis=-1)
+    return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last)
 
 
 def _limit(logits: jax.Array, how: Settings) -> jax.Array:
-    """Returns the logits with all but the top-k, and of those the top-p set, at -inf."""
+    """Returns the logits [B, V]; -inf outside the top-k entries and the top-p set among them."""
     v = logits.shape[-1]
     ordered = jnp.sort(logits, axis=-1, descending=True)
     k = jnp.where(how.top_k > 0, how.top_k, v)

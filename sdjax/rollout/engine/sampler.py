@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -10,94 +10,56 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from sdjax.config import Sampling
 from sdjax.models.network import transformer
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import mesh as meshes
-from sdjax.parallel.buckets import bucket
-from sdjax.parallel.mesh import batch_shards
-from sdjax.rollout.engine import draw, sizes, slots
-from sdjax.rollout.engine.generation import Generation, Request
-from sdjax.rollout.engine.sizes import Schedule
-from sdjax.rollout.engine.slots import Programs
-from sdjax.rollout.interface import Sampled, in_groups
+from sdjax.parallel.mesh import batch_shards, bucket
+from sdjax.rollout.engine import slots
+from sdjax.rollout.engine.generation import (
+    EngineSetup,
+    Generation,
+    Schedule,
+    free_bytes,
+    slots_that_fit,
+)
+from sdjax.rollout.interface import SamplingRequest
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalSampler:
-    """Draws completions. `weights` turns params into what decoding reads; call it once a step."""
+class LocalSampler(EngineSetup):
+    """Draws completions on the devices of this process, or of all processes together."""
 
-    mesh: Mesh
-    stop_ids: tuple[int, ...]
-    pad_id: int
-    schedule: Schedule
+    cfg: ModelConfig
     weights: Callable[[nnx.State], DecodeWeights]
-    """From params on the mesh of training to weights on that of rollouts."""
+    """Turns params on the training mesh into the weights that decoding reads on the rollout mesh;
+    call it once per step."""
     weight_shardings: DecodeWeights
-    programs: Programs
-    fit: Callable[[int], int]
-    """Returns how many slots of a cache capacity the devices hold; always the same number, so
-    that a later step runs the programs of the first."""
     fitted: dict[int, int]
-    """The numbers that `fit` has returned. They depend on the memory that was free: a run that is
-    to repeat another's tokens is given that one's."""
-    between: Callable[[], None]
-    """Called before every loop of the devices; what it raises ends the sampling."""
+    """The number of slots that fit for each cache capacity met so far. It stays the same, so that
+    a later step runs the programs of the first. The numbers depend on the memory that was free: to
+    repeat the tokens of another run, take its numbers."""
 
-    def sample(
-        self,
-        weights: DecodeWeights,
-        prompts: Sequence[np.ndarray],
-        *,
-        group_size: int,
-        sampling: Sampling,
-        key: jax.Array,
-    ) -> list[list[Sampled]]:
-        """Returns `group_size` completions of each prompt, int32[P_i] each."""
-        run = self.stream(weights, prompts, group_size=group_size, sampling=sampling, key=key)
-        return in_groups(run, group_size)
+    def stream(self, weights: DecodeWeights, request: SamplingRequest) -> Generation:
+        """Returns an iterator over (i, completion i of the request), each as soon as it ends.
 
-    def stream(
-        self,
-        weights: DecodeWeights,
-        prompts: Sequence[np.ndarray],
-        *,
-        group_size: int,
-        sampling: Sampling,
-        key: jax.Array,
-        limits: np.ndarray | None = None,
-    ) -> Generation:
-        """Returns an iterator over (p * group_size + g, completion g of prompt p) as they end.
-
-        Completion i draws with fold_in(key, i), so its tokens depend neither on its slot, nor on
-        what else is sampled, nor on the devices (but for rounding: a GPU sums few rows in another
-        order than many, which now and then decides between two tokens). `limits`, int32[B],
-        stands for `sampling.max_completion_tokens` where completions differ in it.
+        Completion i draws with fold_in(key, i). Its tokens do not depend on its slot, on the other
+        completions, or on the devices. One exception is rounding: a GPU sums few rows in another
+        order than many, which sometimes decides between two tokens.
         """
-        completions = len(prompts) * group_size
+        size, sampling = request.group_size, request.sampling
+        lengths = np.repeat([len(p) for p in request.prompts], size)
+        limits = request.limits
         if limits is None:
-            limits = np.full(completions, sampling.max_completion_tokens, np.int32)
-        request = Request(
-            prompts=prompts,
-            limits=limits,
-            group_size=group_size,
-            how=draw.settings(sampling),
-            key=key,
-            stop_ids=self.stop_ids,
-            pad_id=self.pad_id,
-        )
-        shards = batch_shards(self.mesh)
-        most = sampling.slots or self.fit(bucket(request.longest))
-        return Generation(
-            self.programs,
-            weights,
-            request,
-            mesh=self.mesh,
-            slots=min(most, -(-completions // shards) * shards),
-            schedule=self.schedule,
-            between=self.between,
-        )
+            limits = np.full(len(lengths), sampling.max_completion_tokens, np.int32)
+        longest = bucket(int(np.max(lengths + limits)))
+        if not sampling.slots and longest not in self.fitted:
+            free = free_bytes(self.mesh)
+            fit = slots_that_fit(self.cfg, self.mesh, longest, self.schedule, free)
+            self.fitted[longest] = fit * self.shards
+        most = sampling.slots or self.fitted[longest]
+        number = min(most, -(-len(lengths) // self.shards) * self.shards)
+        return Generation(self, weights, request, limits, slots=number, longest=longest)
 
 
 def make(
@@ -113,32 +75,32 @@ def make(
 ) -> LocalSampler:
     """Returns the sampler of a model whose params are on a mesh.
 
-    `tensor` is config.Mesh.rollout_tensor.
+    Args:
+        graphdef: the model without its params.
+        cfg: its sizes.
+        mesh: the mesh of training, whose devices the sampler uses.
+        stop_ids: the tokens that end a completion.
+        pad_id: the token behind the end of a prompt or completion.
+        schedule: when the host looks at the slots; None for the defaults.
+        tensor: config.Mesh.rollout_tensor, over how many devices to split a copy of the weights.
+        between: called before every loop of the devices; an exception in it ends the sampling.
     """
-    schedule = schedule or Schedule()
     mesh = meshes.for_rollouts(mesh, tensor)
     shardings = transformer.decode_shardings(cfg, mesh)
 
     def weights(params: nnx.State) -> DecodeWeights:
         return transformer.decode_weights(nnx.merge(graphdef, params))
 
-    fitted: dict[int, int] = {}
-
-    def fit(capacity: int) -> int:
-        if capacity not in fitted:
-            free = sizes.free_bytes(mesh)
-            fitted[capacity] = sizes.slots_that_fit(cfg, mesh, capacity, schedule, free)
-        return fitted[capacity]
-
     return LocalSampler(
+        programs=slots.programs(cfg, mesh, stop_ids=stop_ids, pad_id=pad_id),
         mesh=mesh,
+        shards=batch_shards(mesh),
+        schedule=schedule or Schedule(),
         stop_ids=stop_ids,
         pad_id=pad_id,
-        schedule=schedule,
+        between=between,
+        cfg=cfg,
         weights=jax.jit(weights, out_shardings=shardings),
         weight_shardings=shardings,
-        programs=slots.programs(cfg, mesh, stop_ids=stop_ids, pad_id=pad_id),
-        fit=fit,
-        fitted=fitted,
-        between=between,
+        fitted={},
     )

@@ -1,4 +1,4 @@
-"""Slots: the rows of one cache, each decoding a completion. The engine's part on the device.
+"""Slots: the rows of one cache, each of which decodes a completion. The engine on the device.
 
 Axes: S slots, C cache capacity, P prefilled prompts, W their padded width, N steps.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -18,37 +19,29 @@ from sdjax.models.network import transformer
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
-from sdjax.parallel.mesh import batch_shards
-from sdjax.parallel.rounding import AS_WRITTEN
+from sdjax.parallel.mesh import AS_WRITTEN
 from sdjax.rollout.engine import draw
 
 _Array = jax.Array
 
 
-def cache_axes(cfg: ModelConfig, rows: str | None = "batch") -> rules.Axes:
-    """Returns how each of the cache's arrays is split; `rows` is what its first axis counts."""
-    axes = [rows, "kv_heads", "kv_heads", None]
-    axes[transformer.slot_axis(cfg)] = None
-    return tuple(axes)
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """S sequences, the next token of each still to be drawn."""
+    """S sequences; the next token of each is not drawn yet."""
 
     hidden: _Array  # [S, D] at the last position
-    cache: Cache  # length 0 in a slot that is done: it reads nothing
-    done: _Array  # bool[S]: its completion has ended, or it never had one
+    cache: Cache  # its length is 0 in a slot that is done, so that attention reads nothing there
+    done: _Array  # bool[S]: the completion has ended, or the slot never had one
     count: _Array  # int32[S]: tokens drawn
-    limit: _Array  # int32[S]: tokens that it may draw
-    index: _Array  # int32[S]: which completion, which says what noise it draws with
+    limit: _Array  # int32[S]: the most tokens that the slot may draw
+    index: _Array  # int32[S]: the completion's number, which decides its random numbers
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """P prefilled prompts, from which any number of completions start."""
+    """P prefilled prompts; any number of completions can start from each."""
 
     hidden: _Array  # [P, D] at the last position
     cache: Cache  # [P, W, ...]
@@ -57,21 +50,30 @@ class Prompts:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What the host learns from a call of decode; whole on every device."""
+    """The result of one call of decode for the host; every device holds all of it."""
 
-    tokens: _Array  # int32[S, N], a slot's new ones first
+    tokens: _Array  # int32[S, N], a slot's new tokens first
     logprobs: _Array  # float32[S, N]
     count: _Array  # int32[S]
     done: _Array  # bool[S]
-    steps: _Array  # int32[]: steps made, at most N
+    steps: _Array  # int32[]: the steps made, at most N
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSetup:
+    """The values that decoding is compiled for."""
+
+    cfg: ModelConfig
+    stops: _Array  # int32[n]: the tokens that end a completion
+    pad_id: int  # the token of a slot that is done
 
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """The jitted functions that the engine calls. Those that take `slots` consume them."""
+    """The jitted functions that the engine calls. Each that takes `slots` donates them."""
 
     empty: Callable[..., Slots]  # (rows=, capacity=)
-    prefill: Callable[..., Prompts]  # weights, tokens [P, W], length [P]; rows=: the first of them
+    prefill: Callable[..., Prompts]  # weights, tokens [P, W], length [P]; returns the first rows=
     insert: Callable[[Slots, Prompts, _Array], Slots]  # see _insert
     decode: Callable[..., tuple[Slots, Drawn]]  # see _decode; steps=
     resize: Callable[..., _Array]  # see _resize; capacity=
@@ -79,38 +81,21 @@ class Programs:
 
 def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id: int) -> Programs:
     """Returns the functions for a model on a mesh; each compiles once for each of its sizes."""
-    rep = rules.replicated(mesh)
-    specs = _slot_specs(cfg)
-    slots = shardings(cfg, mesh)
-    whole: Any = rules.spec(())
-    # Every shard of the batch has all prompts of a prefill, so any of them can enter any slot
-    # without a word between devices. They are few: Schedule.prefill_tokens tokens, or one prompt a
-    # shard.
-    prompt_specs = Prompts(hidden=whole, cache=_cache_specs(cfg, cache_axes(cfg, None)))
-    prompts = jax.tree.map(partial(NamedSharding, mesh), prompt_specs)
-    stops = jnp.asarray(stop_ids, jnp.int32)
-    # By shard, not by the compiler: a scatter or gather along a split axis may gather all of it.
+    specs, on_slots = _slot_specs(cfg), shardings(cfg, mesh)
     axis = transformer.slot_axis(cfg)
+    whole: Any = rules.spec(())
+    # Every batch shard holds all prompts of a prefill, so that any prompt can enter any slot
+    # without communication. Their size is small: Schedule.prefill_tokens tokens, or one prompt per
+    # shard.
+    prompt_specs: Any = Prompts(hidden=whole, cache=_cache_specs(cfg, cache_axes(cfg, None)))
+    # Each shard inserts on its own, because the compiler may gather a whole array for a scatter or
+    # gather along a split axis.
     insert = jax.shard_map(
         partial(_insert, axis=axis),
         mesh=mesh,
         in_specs=(specs, prompt_specs, whole),
         out_specs=specs,
     )
-
-    prefilled = Prompts(hidden=specs.hidden, cache=specs.cache)
-
-    def prefill(weights: DecodeWeights, tokens: _Array, length: _Array, *, rows: int) -> Prompts:
-        hidden, cache = transformer.prefill(weights, cfg, tokens, length)
-        made = Prompts(hidden=hidden, cache=cache)
-        if batch_shards(mesh) == 1:
-            return jax.tree.map(lambda x: x[:rows], made)
-        return jax.shard_map(
-            lambda made: jax.tree.map(partial(_first, rows=rows), made),
-            mesh=mesh,
-            in_specs=(prefilled,),
-            out_specs=prompt_specs,
-        )(made)
 
     def resize(x: _Array, rows: _Array, *, capacity: int | None) -> _Array:
         spec = rules.spec(cache_axes(cfg)[: x.ndim])
@@ -121,26 +106,34 @@ def programs(cfg: ModelConfig, mesh: Mesh, *, stop_ids: tuple[int, ...], pad_id:
             out_specs=spec,
         )(x, rows)
 
+    setup = DecodeSetup(cfg=cfg, stops=jnp.asarray(stop_ids, jnp.int32), pad_id=pad_id)
     return Programs(
         empty=jax.jit(
-            partial(_empty, cfg), static_argnames=("rows", "capacity"), out_shardings=slots
+            partial(_empty, cfg), static_argnames=("rows", "capacity"), out_shardings=on_slots
         ),
         prefill=jax.jit(
-            prefill,
+            partial(_prefill, cfg=cfg, mesh=mesh, prompt_specs=prompt_specs),
             static_argnames="rows",
-            out_shardings=prompts,
+            out_shardings=jax.tree.map(partial(NamedSharding, mesh), prompt_specs),
             compiler_options=AS_WRITTEN,
         ),
-        insert=jax.jit(insert, donate_argnums=0, out_shardings=slots),
+        insert=jax.jit(insert, donate_argnums=0, out_shardings=on_slots),
         decode=jax.jit(
-            partial(_decode, cfg=cfg, stops=stops, pad_id=pad_id),
+            partial(_decode, setup=setup),
             static_argnames="steps",
             donate_argnums=1,
-            out_shardings=(slots, rep),
+            out_shardings=(on_slots, rules.replicated(mesh)),
             compiler_options=AS_WRITTEN,
         ),
         resize=jax.jit(resize, static_argnames="capacity"),
     )
+
+
+def cache_axes(cfg: ModelConfig, rows: str | None = "batch") -> rules.Axes:
+    """Returns the logical axes of the cache's arrays; `rows` is the name of the first axis."""
+    axes = [rows, "kv_heads", "kv_heads", None]
+    axes[transformer.slot_axis(cfg)] = None
+    return tuple(axes)
 
 
 def shardings(cfg: ModelConfig, mesh: Mesh) -> Slots:
@@ -149,7 +142,7 @@ def shardings(cfg: ModelConfig, mesh: Mesh) -> Slots:
 
 
 def _slot_specs(cfg: ModelConfig) -> Any:
-    """Returns how each array of the slots is split."""
+    """Returns the partition of every array of the slots."""
     row: Any = rules.spec(("batch",))
     cache = _cache_specs(cfg, cache_axes(cfg))
     return Slots(hidden=row, cache=cache, done=row, count=row, limit=row, index=row)
@@ -165,15 +158,12 @@ def _empty(cfg: ModelConfig, *, rows: int, capacity: int) -> Slots:
     """Returns slots without completions."""
     dtype = jnp.dtype(cfg.compute_dtype)
     count = jnp.zeros(rows, jnp.int32)
-
-    def layers() -> tuple[_Array, ...]:
-        shape = [rows, cfg.num_kv_heads, cfg.head_dim]
-        shape.insert(transformer.slot_axis(cfg), capacity)
-        return tuple(jnp.zeros(shape, dtype) for _ in range(cfg.num_layers))
-
+    shape = [rows, cfg.num_kv_heads, cfg.head_dim]
+    shape.insert(transformer.slot_axis(cfg), capacity)
+    keys, values = ([jnp.zeros(shape, dtype) for _ in range(cfg.num_layers)] for _ in range(2))
     return Slots(
         hidden=jnp.zeros((rows, cfg.embed), dtype),
-        cache=Cache(keys=layers(), values=layers(), length=count),
+        cache=Cache(keys=tuple(keys), values=tuple(values), length=count),
         done=jnp.ones(rows, bool),
         count=count,
         limit=count,
@@ -181,10 +171,37 @@ def _empty(cfg: ModelConfig, *, rows: int, capacity: int) -> Slots:
     )
 
 
-def _first(x: _Array, *, rows: int) -> _Array:
-    """Returns the first rows of an array that is split by rows; on one shard, whole on each.
+def _prefill(
+    weights: DecodeWeights,
+    tokens: _Array,
+    length: _Array,
+    *,
+    rows: int,
+    cfg: ModelConfig,
+    mesh: Mesh,
+    prompt_specs: Any,
+) -> Prompts:
+    """Returns the first `rows` of the prompts int32[P, W], prefilled, on every batch shard.
 
-    The others need not leave the shard that made them.
+    `length` is int32[P], the tokens of each prompt before its padding.
+    """
+    hidden, cache = transformer.prefill(weights, cfg, tokens, length)
+    prompts = Prompts(hidden=hidden, cache=cache)
+    if mesh.size == mesh.shape["tensor"]:  # one batch shard
+        return jax.tree.map(itemgetter(slice(rows)), prompts)
+    specs = _slot_specs(cfg)
+    return jax.shard_map(
+        partial(jax.tree.map, partial(_first, rows=rows)),
+        mesh=mesh,
+        in_specs=(Prompts(hidden=specs.hidden, cache=specs.cache),),
+        out_specs=prompt_specs,
+    )(prompts)
+
+
+def _first(x: _Array, *, rows: int) -> _Array:
+    """Returns, whole on each batch shard, the first rows of an array that is split by rows.
+
+    The other rows do not leave the shard that computed them.
     """
     at = jax.lax.axis_index(rules.BATCH) * x.shape[0] + jnp.arange(x.shape[0])
     out = jnp.zeros((rows, *x.shape[1:]), x.dtype)
@@ -192,15 +209,16 @@ def _first(x: _Array, *, rows: int) -> _Array:
 
 
 def _insert(slots: Slots, prompts: Prompts, entries: _Array, *, axis: int) -> Slots:
-    """Returns the slots with completions started in some of them; on one shard of the batch.
+    """Returns the slots of one batch shard, with completions started in some of them.
 
-    entries: int32[4, M], for each completion its slot (S: none), its row of the prompts, its index
-    and its limit. No other slot is read or written.
+    `entries` is int32[4, M]: for each completion its slot (S: none), its row of the prompts, its
+    index and its limit. Other slots are neither read nor written.
     """
     slot, row, index, limit = entries
     rows, m = slots.done.shape[0], slot.shape[0]
     at = slot - jax.lax.axis_index(rules.BATCH) * rows
-    # Another shard's: out of bounds, each its own so that indices stay unique.
+    # Slots of other shards get out-of-bounds indices, which are dropped. The indices differ, so
+    # that they stay unique.
     at = jnp.where((at < 0) | (at >= rows), rows + jnp.arange(m), at)
 
     def put(x: _Array, new: _Array) -> _Array:
@@ -208,24 +226,22 @@ def _insert(slots: Slots, prompts: Prompts, entries: _Array, *, axis: int) -> Sl
         where = (at, *filled)
         return x.at[where].set(new, mode="drop", unique_indices=True)
 
-    def started(x: _Array, prompt: _Array) -> _Array:
-        return put(x, prompt[row])
-
-    return Slots(
-        hidden=started(slots.hidden, prompts.hidden),
-        cache=jax.tree.map(started, slots.cache, prompts.cache),
-        done=put(slots.done, jnp.zeros(m, bool)),
-        count=put(slots.count, jnp.zeros(m, jnp.int32)),
-        limit=put(slots.limit, limit),
-        index=put(slots.index, index),
+    started = Slots(
+        hidden=prompts.hidden[row],
+        cache=jax.tree.map(itemgetter(row), prompts.cache),
+        done=jnp.zeros(m, bool),
+        count=jnp.zeros(m, jnp.int32),
+        limit=limit,
+        index=index,
     )
+    return jax.tree.map(put, slots, started)
 
 
 def _resize(x: _Array, rows: _Array, *, capacity: int | None, axis: int) -> _Array:
-    """Returns the given rows of one array of the slots; of the cache's, with another capacity.
+    """Returns the given rows of one array of the slots, on one batch shard.
 
-    On one shard of the batch: a slot stays on its devices. One array at a time, so that no more
-    than one of them exists twice.
+    `capacity` is the new capacity of an array of the cache, None for the other arrays. A slot stays
+    on its devices. Arrays are resized one at a time, so that only one of them exists twice.
     """
     x = x.at[rows].get(mode="promise_in_bounds")
     if capacity is None:
@@ -244,14 +260,18 @@ def _decode(
     enough: _Array,
     *,
     steps: int,
-    cfg: ModelConfig,
-    stops: _Array,
-    pad_id: int,
+    setup: DecodeSetup,
 ) -> tuple[Slots, Drawn]:
-    """Draws up to `steps` tokens in every slot, until int32[] `enough` slots are done.
+    """Draws up to `steps` tokens in every slot, and stops when `enough` slots are done.
 
-    Token t of completion i draws with fold_in(fold_in(key, i), t). No live slot may outgrow the
-    capacity.
+    Args:
+        weights: the model.
+        slots: donated. No live slot may outgrow the cache's capacity in `steps` steps.
+        key: token t of completion i draws with fold_in(fold_in(key, i), t).
+        how: temperature, top-p and top-k.
+        enough: int32[], a number of slots.
+        steps: static.
+        setup: static.
     """
     rows = slots.done.shape[0]
     keys = jax.vmap(partial(jax.random.fold_in, key))(slots.index)
@@ -265,10 +285,11 @@ def _decode(
         step, slots, tokens, logprobs = carry
         logits = transformer.logits(slots.hidden, weights.head)
         token, logprob = draw.draw(logits, jax.vmap(jax.random.fold_in)(keys, slots.count), how)
-        token = jnp.where(slots.done, pad_id, token)
+        token = jnp.where(slots.done, setup.pad_id, token)
         count = slots.count + ~slots.done
-        done = slots.done | jnp.any(token[:, None] == stops, axis=-1) | (count >= slots.limit)
-        hidden, cache = transformer.decode_step(weights, cfg, token, slots.cache)
+        done = slots.done | jnp.any(token[:, None] == setup.stops, axis=-1)
+        done |= count >= slots.limit
+        hidden, cache = transformer.decode_step(weights, setup.cfg, token, slots.cache)
         length = jnp.where(done, 0, cache.length)
         slots = Slots(
             hidden=hidden,
@@ -282,6 +303,6 @@ def _decode(
 
     tokens, logprobs = jnp.zeros((rows, steps), jnp.int32), jnp.zeros((rows, steps), jnp.float32)
     start = (jnp.int32(0), slots, tokens, logprobs)
-    made, slots, tokens, logprobs = jax.lax.while_loop(continues, body, start)
-    drawn = Drawn(tokens=tokens, logprobs=logprobs, count=slots.count, done=slots.done, steps=made)
+    step, slots, tokens, logprobs = jax.lax.while_loop(continues, body, start)
+    drawn = Drawn(tokens=tokens, logprobs=logprobs, count=slots.count, done=slots.done, steps=step)
     return slots, drawn

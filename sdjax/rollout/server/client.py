@@ -1,9 +1,9 @@
-"""Completions from a vLLM or SGLang server, with the contract of the sampler here.
+"""Draws completions on a vLLM or SGLang server, under the contract of LocalSampler.
 
-Log-probabilities must be those of the distribution sampled from, after temperature, top-k and
-top-p: training divides by them. vLLM reports the model's own unless it was started with
---logprobs-mode processed_logprobs; SGLang reports them after temperature but before top-k and
-top-p. `check` finds out which.
+Log-probabilities must be those of the distribution that was sampled from, after temperature, top-k
+and top-p, because training divides by them. vLLM reports the model's own log-probabilities unless
+it was started with --logprobs-mode processed_logprobs. SGLang reports them after temperature but
+before top-k and top-p. `check` finds out which of them a server reports.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from flax import nnx
 
 from sdjax.config import Sampling, Server
 from sdjax.errors import UserError
-from sdjax.records import Finish
-from sdjax.rollout.interface import Sampled, in_groups
+from sdjax.records import Finish, Sampled
+from sdjax.rollout.interface import SamplingRequest, sample
 from sdjax.rollout.server import sglang, vllm
-from sdjax.rollout.server.http import Client
-from sdjax.rollout.server.reply import Reply
+from sdjax.rollout.server.http import Client, Reply
 
 
 class Engine(Protocol):
-    """How a kind of server is asked: the modules vllm and sglang."""
+    """The requests that a kind of server understands: the modules vllm and sglang."""
 
     HONEST: str
-    """What makes it report log-probabilities of the distribution sampled from."""
+    """What makes the server report log-probabilities of the distribution sampled from."""
 
     def model_name(self, client: Client) -> str:
-        """Returns what `draw` calls the model."""
+        """Returns the name of the model that `draw` must send."""
 
     def draw(
         self,
@@ -45,7 +44,16 @@ class Engine(Protocol):
         sampling: Sampling,
         stop_ids: Sequence[int],
     ) -> list[Reply]:
-        """Returns a completion of the prompt for each seed."""
+        """Returns one completion of the prompt per seed.
+
+        Args:
+            client: sends the request.
+            model: the name that `model_name` returned.
+            prompt: token ids.
+            seeds: one number in [0, 2^31) per completion.
+            sampling: temperature, top-p, top-k and the limit of tokens.
+            stop_ids: the tokens that end a completion.
+        """
 
     def load(self, client: Client, folder: str) -> None:
         """Makes the server read its weights from a Hugging Face folder."""
@@ -58,9 +66,9 @@ ENGINES: dict[str, Engine] = {"vllm": vllm, "sglang": sglang}
 class RemoteSampler:
     """Draws completions on a server.
 
-    The server's sampler is its own: with the same key it draws the same tokens again only as far
-    as the server itself repeats (SGLang: --enable-deterministic-inference), and never those of
-    the sampler here.
+    The server has a sampler of another kind, so its tokens are never those of LocalSampler. The
+    same key draws the same tokens only as far as the server repeats itself (SGLang:
+    --enable-deterministic-inference).
     """
 
     client: Client
@@ -70,81 +78,66 @@ class RemoteSampler:
     stop_ids: tuple[int, ...]
     vocab_size: int
     write: Callable[[nnx.State], str] | None
-    """Writes params for the server and returns the folder; None: it keeps the weights it has."""
+    """Writes params for the server and returns the folder; None: the server keeps its weights."""
     between: Callable[[], None] = lambda: None
-    """Called as prompts are done; what it raises ends the sampling."""
+    """Called whenever a prompt is done; an exception in it ends the sampling."""
 
     def weights(self, params: nnx.State) -> None:
         """Gives the params to the server."""
         if self.write is not None:
             self.engine.load(self.client, self.write(params))
 
-    def sample(
-        self,
-        weights: None,
-        prompts: Sequence[np.ndarray],
-        *,
-        group_size: int,
-        sampling: Sampling,
-        key: jax.Array,
-    ) -> list[list[Sampled]]:
-        """Returns `group_size` completions of each prompt."""
-        ended = self.stream(weights, prompts, group_size=group_size, sampling=sampling, key=key)
-        return in_groups(ended, group_size)
+    def stream(self, weights: None, request: SamplingRequest) -> Iterator[tuple[int, Sampled]]:
+        """Yields (i, completion i of the request), group by group, stop tokens included.
 
-    def stream(
-        self,
-        weights: None,
-        prompts: Sequence[np.ndarray],
-        *,
-        group_size: int,
-        sampling: Sampling,
-        key: jax.Array,
-    ) -> Iterator[tuple[int, Sampled]]:
-        """Yields (p * group_size + g, completion g of prompt p), stop token included, by group.
-
-        A completion that was drawn greedily has log-probability 0 throughout, as here. Raises
-        UserError, one line with the address, where the server fails or answers something else.
+        As in LocalSampler, every token of a greedy completion has log-probability 0. Raises
+        UserError, one line with the address, where the server fails or its answer is wrong.
         """
         del weights
+        assert request.limits is None, "a server takes one limit for all completions"
         model = self.engine.model_name(self.client) if self.model is None else self.model
-        seeds = _seeds(key, len(prompts), group_size)
+        sampling, size = request.sampling, request.group_size
+        seeds = _seeds(request.key, len(request.prompts), size)
 
         def group(prompt: np.ndarray, own: np.ndarray) -> list[Sampled]:
             replies = self.engine.draw(
                 self.client, model, prompt.tolist(), own.tolist(), sampling, self.stop_ids
             )
-            if len(replies) != group_size:
+            if len(replies) != size:
                 raise UserError(
-                    f"{self.client.base}: {len(replies)} completions in place of {group_size}: "
+                    f"{self.client.base}: {len(replies)} completions in place of {size}: "
                     "is it the server of server.engine?"
                 )
             return [self._sampled(reply, sampling) for reply in replies]
 
         with ThreadPoolExecutor(self.concurrency) as pool:
-            asked = {
+            pending = {
                 pool.submit(group, p, s): i
-                for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))
+                for i, (p, s) in enumerate(zip(request.prompts, seeds, strict=True))
             }
             try:
-                for future in as_completed(asked):
+                for future in as_completed(pending):
                     self.between()
-                    first = asked[future] * group_size
-                    yield from enumerate(future.result(), first)
+                    yield from enumerate(future.result(), pending[future] * size)
             finally:
-                # After an error, those not yet sent are not sent.
+                # After an error, requests that were not sent yet are not sent.
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def check(self, sampling: Sampling | None) -> None:
-        """Raises UserError where the server does not answer as it must; draws 8 tokens.
+        """Raises UserError where the server's answers are wrong; draws 8 tokens.
 
-        `sampling` is that of training, whose log-probabilities must be honest; None: of no use.
+        `sampling` is that of training, whose log-probabilities must be those of the distribution
+        sampled from; None: nothing reads the log-probabilities.
         """
-        # After tokens that make no sense no model is sure of the next one, but near temperature 0
-        # it is drawn almost surely. The median forgives two tokens that are equally likely.
+        # After random tokens no model is sure of the next one. Near temperature 0 one token still
+        # has almost all the probability. The median allows for prompts with two equally likely
+        # tokens.
         prompts = np.random.default_rng(0).integers(self.vocab_size, size=(8, 16))
         cold = Sampling(temperature=0.01, max_completion_tokens=1)
-        drawn = self.sample(None, list(prompts), group_size=1, sampling=cold, key=jax.random.key(0))
+        request = SamplingRequest(
+            prompts=list(prompts), group_size=1, sampling=cold, key=jax.random.key(0)
+        )
+        drawn = sample(self, None, request)
         if sampling is None or _is_plain(sampling):
             return
         if np.median([one.logprobs[0] for [one] in drawn]) < -0.05:
@@ -155,7 +148,7 @@ class RemoteSampler:
             )
 
     def _sampled(self, reply: Reply, sampling: Sampling) -> Sampled:
-        """Returns a completion in the form of the sampler here, or says what is wrong with it."""
+        """Returns a completion in the form of LocalSampler; raises UserError if it is wrong."""
         if reply.tokens is None:
             raise self._wrong("returns no token ids", "use a vLLM or SGLang that does")
         if reply.logprobs is None or len(reply.logprobs) != len(reply.tokens):
@@ -179,7 +172,7 @@ class RemoteSampler:
                 "let it serve the model of model.path",
             )
         finish: Finish = "stop" if tokens[-1] in self.stop_ids else "length"
-        # A stop token that was left out has no log-probability, so it cannot be put back.
+        # A stop token that the server left out has no log-probability, so it cannot be restored.
         if finish == "length" and reply.finish == "stop":
             raise self._wrong(
                 f"stopped at token {tokens[-1]}, none of the stop tokens {list(self.stop_ids)}",
@@ -206,9 +199,16 @@ def make(
     write: Callable[[nnx.State], str],
     between: Callable[[], None] = lambda: None,
 ) -> RemoteSampler:
-    """Returns the sampler that asks the server of a config section; asks it nothing yet.
+    """Returns the sampler for the server of a config section; sends no request yet.
 
-    `write` puts params into a Hugging Face folder that the server can read and returns its path.
+    Args:
+        cfg: the config section; its url is not None.
+        stop_ids: the tokens that end a completion.
+        vocab_size: the model's; larger token ids in an answer are an error.
+        write: writes params into a Hugging Face folder that the server can read; returns its path.
+        between: called whenever a prompt is done; an exception in it ends the sampling.
+
+    Raises UserError where several processes run, because a server samples for one process.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -228,12 +228,12 @@ def make(
 
 
 def _is_plain(sampling: Sampling) -> bool:
-    """Returns whether it leaves the model's distribution as it is."""
+    """Returns whether tokens are drawn from the model's unchanged distribution."""
     return sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k == 0
 
 
 def _seeds(key: jax.Array, prompts: int, group_size: int) -> np.ndarray:
-    """Returns int64[P, G] seeds in [0, 2^31), from the same keys as those of the sampler here."""
+    """Returns int64[P, G] seeds in [0, 2^31), from the keys with which LocalSampler would draw."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(jax.numpy.arange(prompts * group_size))
     bits = jax.vmap(partial(jax.random.bits, shape=(), dtype=np.uint32))(keys)
     return (np.asarray(bits).astype(np.int64) >> 1).reshape(prompts, group_size)

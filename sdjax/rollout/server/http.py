@@ -1,8 +1,9 @@
-"""JSON over HTTP to a server that may be busy, restarting or gone."""
+"""Sends JSON over HTTP to a server that may be busy, restarting or gone."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -16,10 +17,19 @@ CONNECT_S = 10.0
 BUSY = (429, 500, 502, 503, 504)
 
 
-class Retry(urllib3.Retry):
-    """Tries again after a refused or broken connection and BUSY, but not after a timeout.
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One completion as a server returned it, not checked yet."""
 
-    A server that has not answered for minutes would keep the run for as long once more.
+    tokens: Any  # list[int], or None where the server left them out
+    logprobs: Any  # list[float], or None where the server left them out
+    finish: str  # in the server's words
+
+
+class Retry(urllib3.Retry):
+    """Retries after a refused or broken connection and after BUSY, but not after a timeout.
+
+    After a timeout of minutes, a retry would delay the run by as many minutes more.
     """
 
     def increment(
@@ -31,26 +41,29 @@ class Retry(urllib3.Retry):
         _pool: urllib3.connectionpool.ConnectionPool | None = None,
         _stacktrace: TracebackType | None = None,
     ) -> Retry:
-        """Returns the retries left; raises the last error where there are none."""
+        """Returns the retries that are left; raises the last error if none is left.
+
+        The arguments are those of urllib3.Retry.increment.
+        """
         if isinstance(error, ReadTimeoutError):
             raise error
         return super().increment(method, url, response, error, _pool, _stacktrace)
 
 
 class Client:
-    """Asks one server, from as many threads as `cfg.concurrency`."""
+    """Sends requests to one server, from up to `cfg.concurrency` threads."""
 
     def __init__(self, cfg: Server) -> None:
         assert cfg.url is not None
         self.cfg, self.base = cfg, cfg.url.rstrip("/")
         retries = Retry(
             total=cfg.retries,
-            allowed_methods=None,  # drawing and loading can be repeated, though they are POSTs
+            allowed_methods=None,  # all, because these POST requests can be repeated
             status_forcelist=BUSY,
             backoff_factor=0.5,
             backoff_max=30,
             raise_on_status=False,
-            respect_retry_after_header=False,  # it may ask for hours
+            respect_retry_after_header=False,  # a server may request a wait of hours
         )
         self.pool = urllib3.PoolManager(
             maxsize=cfg.concurrency,
@@ -60,21 +73,21 @@ class Client:
         )
 
     def get(self, path: str, *, remedy: str) -> Any:
-        """Returns the JSON that the server answers; None for an empty answer.
+        """Returns the server's JSON answer; None for an empty answer.
 
-        Raises UserError, one line with the address, where it answers nothing or an error;
-        `remedy` is what to do about a request that it refuses.
+        Raises UserError, one line with the address, for an error or no answer. `remedy` says what
+        to do about a refused request.
         """
         return self._ask("GET", path, None, remedy)
 
     def post(self, path: str, body: dict[str, Any], *, remedy: str) -> Any:
-        """Sends `body` as JSON; else as `get`."""
+        """Returns the server's answer to `body`, sent as JSON. The rest is as in `get`."""
         return self._ask("POST", path, body, remedy)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None, remedy: str) -> Any:
         url = self.base + path
         try:
-            # A GET with a body would be refused by some servers, and None would be sent as one.
+            # Send no body with a GET: some servers refuse one, and urllib3 would send None as JSON.
             answer = self.pool.request(method, url, **({} if body is None else {"json": body}))
         except ReadTimeoutError:
             raise UserError(
@@ -110,7 +123,7 @@ def _reason(error: HTTPError) -> str:
 
 
 def _message(answer: urllib3.BaseHTTPResponse) -> str:
-    """Returns the server's own words about an error."""
+    """Returns the server's message about an error."""
     text = answer.data.decode(errors="replace")
     try:
         fields = answer.json()

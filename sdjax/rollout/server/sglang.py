@@ -1,6 +1,6 @@
-"""How an SGLang server is asked: its own /generate endpoint.
+"""Requests to an SGLang server: the endpoint /generate.
 
-Its OpenAI endpoint returns no token ids and leaves the seed unused.
+The server's OpenAI endpoint returns no token ids and ignores the seed.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from typing import Any
 
 from sdjax.config import Sampling
 from sdjax.errors import UserError
-from sdjax.rollout.server.http import Client
-from sdjax.rollout.server.reply import Reply
+from sdjax.rollout.server.http import Client, Reply
 
 HONEST = "start SGLang without SGLANG_RETURN_ORIGINAL_LOGPROB"
 
 
 def model_name(client: Client) -> str:
-    """Returns no name: an SGLang server serves one model and /generate takes none."""
+    """Returns "", because an SGLang server serves one model and /generate takes no name."""
     del client
     return ""
 
@@ -30,9 +29,18 @@ def draw(
     sampling: Sampling,
     stop_ids: Sequence[int],
 ) -> list[Reply]:
-    """Returns a completion of the prompt for each seed.
+    """Returns one completion of the prompt per seed.
 
-    They are sent as so many prompts: SGLang gives all n completions of one the same seed.
+    The prompt is sent once per seed, because SGLang gives all n completions of one prompt the same
+    seed.
+
+    Args:
+        client: sends the request.
+        model: unused.
+        prompt: token ids.
+        seeds: one number in [0, 2^31) per completion.
+        sampling: temperature, top-p, top-k and the limit of tokens.
+        stop_ids: the tokens that end a completion.
     """
     del model
     settings = {
@@ -65,9 +73,9 @@ def _reply(one: dict[str, Any]) -> Reply:
 
 
 def load(client: Client, folder: str) -> None:
-    """Makes the server read its weights from a Hugging Face folder; it empties its cache too."""
+    """Makes the server read weights from a Hugging Face folder and empty its cache."""
     path = "/update_weights_from_disk"
     answer = client.post(path, {"model_path": folder}, remedy="can the server read the folder?")
     if not isinstance(answer, dict) or not answer.get("success"):
-        said = answer.get("message") if isinstance(answer, dict) else answer
-        raise UserError(f"{client.base}{path}: not loaded: {said}: can the server read {folder}?")
+        reason = answer.get("message") if isinstance(answer, dict) else answer
+        raise UserError(f"{client.base}{path}: not loaded: {reason}: can the server read {folder}?")

@@ -1,6 +1,7 @@
-"""How a vLLM server is asked: the OpenAI completions endpoint with vLLM's own fields.
+"""Requests to a vLLM server: the OpenAI completions endpoint with fields of vLLM.
 
-It must return token ids: by `return_token_ids`, or as older ones by `return_tokens_as_token_ids`.
+The server must return token ids. Newer servers do so by `return_token_ids`, older ones by
+`return_tokens_as_token_ids`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from typing import Any
 
 from sdjax.config import Sampling
 from sdjax.errors import UserError
-from sdjax.rollout.server.http import Client
-from sdjax.rollout.server.reply import Reply
+from sdjax.rollout.server.http import Client, Reply
 
 HONEST = "start vLLM with --logprobs-mode processed_logprobs"
 DEV_MODE = "start vLLM (seen: 0.32) with VLLM_SERVER_DEV_MODE=1, or it loads no weights"
@@ -35,11 +35,20 @@ def draw(
     sampling: Sampling,
     stop_ids: Sequence[int],
 ) -> list[Reply]:
-    """Returns a completion of the prompt for each seed.
+    """Returns one completion of the prompt per seed.
 
-    vLLM takes one seed a request and adds the completion's index to it: the first is sent.
+    vLLM takes one seed per request and adds the completion's index to it, so only the first seed
+    is sent.
+
+    Args:
+        client: sends the request.
+        model: the name that `model_name` returned.
+        prompt: token ids.
+        seeds: one number in [0, 2^31) per completion.
+        sampling: temperature, top-p, top-k and the limit of tokens.
+        stop_ids: the tokens that end a completion.
     """
-    # Greedy completions of a prompt are all the same, and vLLM refuses to make more than one.
+    # Greedy completions of a prompt are all the same, and vLLM refuses to draw more than one.
     n = 1 if sampling.temperature == 0 else len(seeds)
     body = {
         "model": model,
@@ -50,7 +59,7 @@ def draw(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or -1,
-        # Left out, they would be those of the model's generation_config.json.
+        # Send these values, because the defaults are those of the model's generation_config.json.
         "min_p": 0.0,
         "repetition_penalty": 1.0,
         "presence_penalty": 0.0,
@@ -83,10 +92,10 @@ def load(client: Client, folder: str) -> None:
     """Makes the server read its weights from a Hugging Face folder."""
     body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
     client.post("/collective_rpc", body, remedy=DEV_MODE)
-    # The cache of prompts holds keys and values of the old weights.
+    # The prefix cache holds keys and values of the old weights.
     answer = client.post("/reset_prefix_cache", {}, remedy=DEV_MODE)
     if isinstance(answer, dict) and answer.get("success") is False:
         raise UserError(
             f"{client.base}/reset_prefix_cache: refused: the server has other requests running; "
-            "give the training one of its own"
+            "start another server for the training"
         )

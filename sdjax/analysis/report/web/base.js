@@ -1,7 +1,7 @@
-// Elements, texts, numbers, and the data that the page carries.
-// Text of models reaches the page through textContent only.
+// Builds elements, formats texts and numbers, and reads the data in the page.
+// Model text enters the page only through textContent, so it cannot become HTML.
 
-/** Returns an element. Properties are set, not attributes; "aria-..." and "role" are attributes. */
+/** Returns an element. Values become properties, but "aria-..." and "role" become attributes. */
 function el(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -13,12 +13,12 @@ function el(tag, properties = {}, ...children) {
   return made;
 }
 
-// Control characters, marks that turn the direction of text around, lone halves of characters.
+// Control characters, marks that change the direction of text, and lone surrogates.
 const UNSEEN =
   // eslint-disable-next-line no-control-regex
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
 
-/** Returns a text in which what cannot be seen, or would reorder its neighbours, is spelled out. */
+/** Returns a text with invisible and reordering characters replaced by visible codes. */
 function visible(text) {
   return text.replace(UNSEEN, (found) => {
     const code = found.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
@@ -26,7 +26,7 @@ function visible(text) {
   });
 }
 
-/** Returns a number as people read it: few digits, thousands apart, a true minus. */
+/** Returns a number for people: rounded, with thousands separators and a true minus sign. */
 function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "\u2013";
   const shown = Number.isInteger(value)
@@ -103,9 +103,9 @@ const parsed = new Promise((resolve) => {
 });
 
 const unpacked = new Map();
-const KEPT = 24; // blocks kept unpacked
+const KEPT = 24; // number of unpacked blocks in memory
 
-/** Returns a block of data by name. Blocks that stand below the scripts may not be read yet. */
+/** Returns a block of data by name; blocks below the scripts may still be loading. */
 async function block(name) {
   let promise = unpacked.get(name);
   if (promise) {
@@ -119,14 +119,14 @@ async function block(name) {
   return promise;
 }
 
-// Okabe and Ito's colours, which people with any colour vision can tell apart.
+// The palette of Okabe and Ito, which people with any colour vision can distinguish.
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999"];
 
 function colourOf(i) {
   return COLOURS[i % COLOURS.length];
 }
 
-/** Returns a colour of the style sheet as a canvas can use it, in the theme that holds now. */
+/** Returns a colour of the style sheet in the current theme, in a form that a canvas accepts. */
 function css(name) {
   const probe = document.body.appendChild(el("span"));
   probe.style.color = `var(${name})`;

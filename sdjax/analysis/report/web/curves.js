@@ -1,4 +1,4 @@
-// Curves of families of runs, drawn by uPlot.
+// Draws the curves of families of runs with uPlot.
 
 const DASHES = [[], [6, 4], [2, 3]];
 const curves = { charts: [], hidden: new Set(), band: "range", single: false };
@@ -44,7 +44,7 @@ function showCurves(report) {
   );
   for (const chart of report.charts) addChart(report, grid, chart, false);
   if (!report.charts.length) grid.append("The runs have no metrics yet.");
-  // In the next frame, since a chart of another width changes what is observed.
+  // In the next frame, because a chart of a different width triggers the observer again.
   new ResizeObserver(() => requestAnimationFrame(fitCharts)).observe(grid);
 }
 
@@ -100,7 +100,7 @@ function addChart(report, grid, spec, first) {
   draw(chart);
 }
 
-/** Returns the lines of a chart: one for each of its metrics and each family that has it. */
+/** Returns the lines of a chart: one per metric and family that has it. */
 function linesOf(chart) {
   return Object.entries(chart.spec.metrics).flatMap(([metric, label], dash) =>
     chart.report.series[metric].flatMap((values, family) =>
@@ -170,7 +170,7 @@ function draw(chart) {
   read(chart, lines, chart.plot);
 }
 
-/** Writes the values at the cursor, or the last ones, below a chart. */
+/** Writes the values at the cursor below a chart, or the last values without a cursor. */
 function read(chart, lines, plot) {
   const steps = plot.data[0];
   const at = plot.cursor.idx ?? steps.length - 1;

@@ -1,4 +1,4 @@
-// One rollout: what student and teacher read, and the completion token by token.
+// Shows one rollout: the prompts of student and teacher, and the completion by tokens.
 
 const view = { colour: "push", scale: 3, found: "", row: null, tops: null };
 
@@ -20,7 +20,7 @@ async function showDetail(report, index, i) {
   const wanted = [block(`text-${b}`), block(`detail-${b}`)];
   if (index.tops[i]) wanted.push(block(`tops-${b}`));
   const [texts, details, tops] = await Promise.all(wanted);
-  if (browser.open !== i) return; // another one was opened meanwhile
+  if (browser.open !== i) return; // the reader has opened another rollout
   const row = { ...details.rows[at], text: texts[at], tokens: index.kept[i] === 1 };
   for (const name of ["prompt", "reprompt"]) {
     if (row[name] !== undefined) row[name] = details.strings[row[name]];
@@ -112,7 +112,7 @@ function demonstrationOf(value) {
   return Number.isInteger(n) ? `, shown completion ${n + 1}` : `, shown ${value}`;
 }
 
-/** Returns a text in three parts: what it begins as another does, its own, what both end with. */
+/** Splits a text in three: the start and the end that it shares with another, and the middle. */
 function insertion(from, to) {
   const most = Math.min(from.length, to.length);
   let start = 0;

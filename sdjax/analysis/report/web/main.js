@@ -1,4 +1,4 @@
-// Starts the page: views, theme, links into it.
+// Starts the page: its views, its theme, and links into it.
 
 const VIEWS = ["overview", "curves", "words", "rollouts"];
 const THEMES = ["system", "light", "dark"];
@@ -22,7 +22,7 @@ function currentView() {
   return VIEWS.find((view) => !document.getElementById(view).hidden) ?? "overview";
 }
 
-/** Writes view, filters and the open rollout into the address, so that a link leads there. */
+/** Writes view, filters and open rollout into the address, so that a link restores them. */
 function writeHash() {
   const name = currentView();
   const values = new URLSearchParams();
@@ -36,7 +36,7 @@ function writeHash() {
   history.replaceState(null, "", `#${name}${query && `?${query}`}`);
 }
 
-/** Opens the view that the address names, with the filters and the rollout that it names. */
+/** Restores view, filters and open rollout from the address. */
 async function readHash() {
   const [name, query] = location.hash.slice(1).split("?");
   const view = VIEWS.includes(name) ? name : "overview";
@@ -98,7 +98,7 @@ async function start() {
   window.addEventListener("hashchange", readHash);
   showRollouts(report, await block("index"));
   await readHash();
-  // When the first view stood, in milliseconds since the page was asked for.
+  // Milliseconds from the request of the page to the first view.
   requestAnimationFrame(() => {
     document.documentElement.dataset.ready = Math.round(performance.now());
   });

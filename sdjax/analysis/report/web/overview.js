@@ -1,4 +1,4 @@
-// Which runs there are, what changed in each, and in which fields of their configs they differ.
+// Lists the runs, the changes in each, and the config fields in which they differ.
 
 function showOverview(report) {
   const names = report.runs.map((run) => run.name);

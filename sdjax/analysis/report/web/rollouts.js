@@ -1,4 +1,4 @@
-// The list of rollouts: filters, order, and a list that only makes the rows in sight.
+// Lists the rollouts, with filters and an order; creates only the visible rows.
 
 const ROW = 54; // pixels, as in style.css
 const browser = { shown: [], open: null, texts: null, report: null, index: null };
@@ -48,7 +48,7 @@ function showRollouts(report, index) {
     controls.bar,
     el("div", { className: "browser" }, el("div", { className: "side" }, count, list, note), el("article", { id: "detail" })),
   );
-  // In the next frame, since rows made here change what is observed.
+  // In the next frame, because new rows trigger the observer again.
   new ResizeObserver(() => requestAnimationFrame(drawRows)).observe(list);
 }
 
@@ -77,7 +77,7 @@ function makeFilters(report, index) {
   for (const input of Object.values(inputs)) {
     input.oninput = () => {
       clearTimeout(wait);
-      if (input === order) browser.open = null; // show what is first now
+      if (input === order) browser.open = null; // show the first row of the new order
       wait = setTimeout(applyFilters, input === text ? 200 : 0);
     };
   }
@@ -162,13 +162,13 @@ function showNothing() {
   document.getElementById("detail").replaceChildren(said);
 }
 
-/** Returns an expression that finds a text in any case of letters, whatever space is in it. */
+/** Returns an expression that finds a text in upper or lower case and with any white space. */
 function pattern(text) {
   const escaped = text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/\s+/g, "\\s+");
   return new RegExp(escaped, "gi");
 }
 
-/** Returns for each rollout whether an expression finds something in its completion. */
+/** Returns for each rollout whether an expression matches its completion. */
 async function search(expression) {
   if (!browser.texts) {
     const texts = [];

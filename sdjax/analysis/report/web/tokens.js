@@ -1,4 +1,4 @@
-// The completion: tokens coloured, epistemic words marked, what both models thought on hover.
+// Shows the completion: coloured tokens, marked epistemic words, details of a token on hover.
 
 const COLOURINGS = {
   push: ["teacher \u2212 student log-probability", (row) => row.push, true],
@@ -6,7 +6,7 @@ const COLOURINGS = {
   teacher_entropy: ["teacher's entropy", (row) => row.teacher_entropy, false],
   none: ["nothing", () => null, false],
 };
-// Orange and blue keep apart for every kind of colour vision.
+// Orange and blue are distinct for every kind of colour vision.
 const LOWERED = [217, 95, 2];
 const RAISED = [37, 111, 190];
 const UNSURE = [128, 78, 160];
@@ -56,7 +56,7 @@ function completionPart(row) {
   );
 }
 
-const PARAGRAPH = 400; // tokens; the browser lays out only those in sight
+const PARAGRAPH = 400; // tokens per paragraph; the browser lays out only visible paragraphs
 
 function paragraphs(row) {
   const epistemic = new Set(row.epistemic);
@@ -76,12 +76,12 @@ function paragraphs(row) {
   return out;
 }
 
-/** Returns the tokens that take part in an occurrence of a text. */
+/** Returns the tokens that overlap an occurrence of a text. */
 function tokensWith(row, text) {
   const found = new Set();
   if (!text) return found;
   let t = 0;
-  let start = 0; // of token t
+  let start = 0; // position of token t
   for (const match of row.text.matchAll(pattern(text))) {
     const end = match.index + match[0].length;
     while (t < row.pieces.length && start + row.pieces[t].length <= match.index) {
@@ -104,7 +104,7 @@ function paintTokens(text, row) {
   }
 }
 
-/** Returns the colour of a value in nats: clear at 0, full at the end of the scale. */
+/** Returns the colour of a value in nats: transparent at 0, opaque at the end of the scale. */
 function colourAt(value, diverging) {
   const share = Math.min(Math.abs(value) / view.scale, 1);
   const [r, g, b] = diverging ? (value < 0 ? LOWERED : RAISED) : UNSURE;

@@ -1,4 +1,4 @@
-// Epistemic words before and after training.
+// Shows epistemic words before and after training.
 
 const UNITS = {
   thousand: ["per 1,000 tokens", (n, of) => (1000 * n) / Math.max(of.tokens, 1)],
@@ -7,7 +7,7 @@ const UNITS = {
   push: ["teacher\u2019s push (nats per token)", (_, of, words) => meanPush(of, words)],
 };
 
-/** Returns the mean of teacher minus student over the tokens of words; null where none is known. */
+/** Returns the mean of teacher minus student over the tokens of words; null if unknown. */
 function meanPush(of, words) {
   let [sum, tokens] = [0, 0];
   for (const word of words) {

@@ -1,0 +1,28 @@
+"""Family: the parts of a model family. Each other file of this folder fills one in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdjax.models.network import layer
+from sdjax.models.network.model_config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What sdjax must know about a model family. Only the first three fields have no default."""
+
+    from_hf: Callable[..., ModelConfig]
+    """(fields of config.json, **runtime) to the ModelConfig. It reads or refuses every field that
+    changes what the model computes. `runtime` are compute_dtype, remat, attention and lora."""
+    to_hf: Callable[[ModelConfig], dict[str, Any]]
+    """The ModelConfig back to fields of config.json."""
+    names: Mapping[str, str]
+    """The name of each array of a layer in a checkpoint, below "model.layers.N.". An array with an
+    axis of experts is one tensor per expert; its name has "{expert}" in the expert's place."""
+    layer_shapes: Callable[[ModelConfig], layer.Shapes] = layer.layer_shapes
+    """Shape and logical axes of each array of a layer, by name."""
+    mlp: layer.Mlp = layer.dense_mlp
+    """(inputs [B, S, embed], LayerWeights, ModelConfig) to float32[B, S, embed]."""
