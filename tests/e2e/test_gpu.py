@@ -99,7 +99,7 @@ def test_sampler_and_trainer_agree_on_the_logprobs(smollm2, dtype, limit):
         request = SamplingRequest(
             prompts=prompts, group_size=8, sampling=sampling, key=jax.random.key(0)
         )
-        sampled = sample(workshop.sampler, workshop.sampler.weights(params), request)
+        sampled = sample(loaded.sampler, loaded.sampler.weights(params), request)
         groups = [_group(p, members) for p, members in zip(prompts, sampled, strict=True)]
         gap = _gap(groups, loaded, params, sampling)
     print(f"{dtype}: {gap.size} tokens, mean |gap| {gap.mean():.2e}, largest {gap.max():.2e}")
@@ -193,7 +193,7 @@ def test_a_qwen3_8b_loads_answers_and_scores_a_microbatch_on_one_card(tmp_path):
             request = SamplingRequest(
                 prompts=[prompt], group_size=8, sampling=sampling, key=jax.random.key(seed)
             )
-            return sample(workshop.sampler, weights, request)
+            return sample(loaded.sampler, weights, request)
 
         answer(0)
         before = time.perf_counter()
