@@ -15,7 +15,8 @@ from sdjax.graders.answer import choice, number
 from sdjax.graders.code import grade_code
 from sdjax.graders.math import grade_math, paper_grade
 from sdjax.graders.workers.grade_batch import Attempt, each
-from sdjax.graders.workers.pool import Pool
+from sdjax.graders.workers.pool import LIMIT_S as POOL_LIMIT_S
+from sdjax.graders.workers.pool import Pool, shared
 from sdjax.tasks.arithmetic import Arithmetic
 
 # Of a call; every answer must be graded within it and a second.
@@ -23,10 +24,19 @@ LIMIT_S = 1.0
 SLACK_S = 1.0
 
 
-def pool(function: str) -> Pool:
-    # sympy's first simplification takes most of LIMIT_S on a slow machine.
-    warm_up = ["(x+1)^2", "x^2+2x+1"]
-    return Pool(f"sdjax.graders.{function}", workers=1, limit_s=LIMIT_S, warm_up=warm_up)
+class Strict:
+    """The shared pool of a function, with LIMIT_S for each call."""
+
+    def __init__(self, function: str, limit_s: float = POOL_LIMIT_S):
+        self._pool = shared(f"sdjax.graders.{function}", limit_s=limit_s, warm_up=("x", "1"))
+        self._warm = False
+
+    def map(self, calls):
+        if not self._warm:
+            # sympy's first simplification takes most of LIMIT_S on a slow machine.
+            self._pool.map([("(x+1)^2", "x^2+2x+1")], limit_s=60)
+            self._warm = True
+        return self._pool.map(calls, limit_s=LIMIT_S)
 
 
 # Pools start their processes at the first call.
@@ -36,9 +46,9 @@ GRADERS = {
     "choice_reference": each(choice.grade_reference),
     "tooluse": each(tool_calls.grade),
     "tooluse_reference": each(tool_calls.grade_reference),
-    "math": grade_math.ours(pool("math.symbolic:same")),
-    "math_reference": grade_math.reference(pool("math.symbolic:reference")),
-    "math_eval_reference": paper_grade.reference(pool("math.paper_symbolic:same")),
+    "math": grade_math.ours(Strict("math.symbolic:same")),
+    "math_reference": grade_math.reference(Strict("math.symbolic:reference", limit_s=10.0)),
+    "math_eval_reference": paper_grade.reference(Strict("math.paper_symbolic:same")),
 }
 CALLS = '[{"Action": "f", "Action_Input": "{\\"k\\": 1}"}]'
 RIGHT = {

@@ -239,7 +239,8 @@ def test_a_solution_is_shown_as_a_teacher_reads_it():
 def made(tmp_path_factory):
     """Returns the directory of the config's traces, but few of them."""
     out = tmp_path_factory.mktemp("traces") / "out"
-    assert main(["--config", "configs/tiny/traces.py", "--out", str(out), "--rows", "40"]) == 0
+    rows = ["--rows", "40", "--workers", "1"]
+    assert main(["--config", "configs/tiny/traces.py", "--out", str(out), *rows]) == 0
     return out
 
 
@@ -274,7 +275,7 @@ def test_the_tokenizer_that_is_shipped_is_the_one_that_is_learned(made):
 @pytest.mark.heavy
 def test_processes_change_no_row(made, tmp_path):
     cfg = ["--config", "configs/tiny/traces.py", "--rows", "40", "--out", str(tmp_path / "other")]
-    assert main([*cfg, "--workers", "1"]) == 0
+    assert main([*cfg, "--workers", "2"]) == 0
     for name in ("traces.jsonl", "model/tokenizer.json", "model/config.json"):
         assert (made / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
 
 from sdjax import config, tasks
 from sdjax.config.load import load, override
@@ -56,6 +55,8 @@ def test_a_bad_row_of_a_task_in_a_config_file_is_named(capitals):
 
 @pytest.mark.heavy
 def test_the_capitals_of_the_docs_train(capitals, tmp_path):
+    import tiny  # It loads jax, which no other test of this folder needs.
+
     model = tiny.model_folder(tmp_path / "model")
     out = tmp_path / "run"
     arguments = ["--model.path", str(model), "--out", str(out), "--steps", "1"]

@@ -200,11 +200,15 @@ class Pool:
         self._workers[self._workers.index(worker)] = self._start()
 
 
-@cache
 def shared(
     function: str, *, limit_s: float = LIMIT_S, warm_up: tuple[Any, ...] | None = None
 ) -> Pool:
     """Returns this process's one pool for a function, so that all tasks share its workers."""
+    return _shared(function, limit_s, warm_up)
+
+
+@cache
+def _shared(function: str, limit_s: float, warm_up: tuple[Any, ...] | None) -> Pool:
     return Pool(function, limit_s=limit_s, warm_up=warm_up)
 
 
