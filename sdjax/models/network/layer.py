@@ -26,8 +26,8 @@ from sdjax.parallel.rules import BATCH, Axes, constrain, constrain_hidden, shard
 Shapes = Mapping[str, tuple[tuple[int, ...], Axes]]
 """Shape and logical axes of arrays by name. A leading axis "experts" counts experts."""
 
-# How many trailing dimensions of a matrix are outputs. Arrays that are not here are no matrices.
-OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head": 1}
+# How many trailing dimensions of each matrix are outputs. Other arrays are no matrices.
+OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1}
 
 QUERY = ("batch", None, "heads", "head_dim")
 KEY = ("batch", None, "kv_heads", "head_dim")
