@@ -17,6 +17,8 @@ class Cases:
 
     Together they use every feature of the family. A case is mostly compilation, so let several
     features share one. The first case also runs without `-m heavy`; make it the most usual one.
+    No gradient may be zero in theory, because rounding is all that is left of it. A bias of keys
+    in a layer without rotary embedding has such a gradient.
     """
     effects: dict[str, tuple[dict, dict]]
     """For each field of config.json that changes what the same weights compute: a base, and the
@@ -96,6 +98,7 @@ YARN_BASE = {
 }
 LLAMA3_BASE = {
     "rope_type": "llama3",
+    "rope_theta": 1e4,
     "factor": 4.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 3.0,
@@ -134,7 +137,7 @@ ROPE = {
         {"original_max_position_embeddings": 20},
     ),
     "max_position_embeddings": (
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
         {"max_position_embeddings": 16},
     ),
 }

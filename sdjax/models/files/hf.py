@@ -118,6 +118,7 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
         return value
 
     heads = size("num_attention_heads")
+    tied = hf.get("tie_word_embeddings")
     kv_heads = hf.get("num_key_value_heads") or defaults.get("num_key_value_heads") or heads
     head_dim = hf.get("head_dim") or defaults.get("head_dim") or size("hidden_size") // heads
     if heads % kv_heads:
@@ -134,7 +135,7 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_positions": size("max_position_embeddings"),
         "norm_eps": float(get("rms_norm_eps")),
-        "tie_embeddings": bool(hf.get("tie_word_embeddings") or False),
+        "tie_embeddings": bool(defaults.get("tie_word_embeddings") if tied is None else tied),
     }
 
 
