@@ -24,7 +24,7 @@ def layer_params(cfg: ModelConfig) -> int:
 def pairs(length: int, window: int | None = None) -> int:
     """Returns the number of (query, key) pairs in causal attention over a sequence.
 
-    It is S (S + 1) / 2 for S tokens; with a window of w < S tokens it is S w - w (w - 1) / 2.
+    It is S (S + 1) / 2 for S tokens. With a window of w < S tokens it is S w - w (w - 1) / 2.
     """
     w = length if window is None else min(window, length)
     return length * w - w * (w - 1) // 2

@@ -40,7 +40,7 @@ def layer_shapes(cfg):
 
 
 def mlp(x, w, cfg):
-    """Every expert computes every token; the router's softmax weighs them."""
+    """Returns the sum of all experts' outputs, weighted by the router's softmax."""
     share = jax.nn.softmax(attention.product("bsd,de->bse", x, w.others["router"], jnp.float32))
     gate = attention.product("bsd,edf->bsef", x, w.gate)
     inner = jax.nn.silu(gate) * attention.product("bsd,edf->bsef", x, w.up) * share[..., None]

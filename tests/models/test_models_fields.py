@@ -16,7 +16,7 @@ from sdjax.models.families import registry
 from sdjax.models.files import hf, weights
 from sdjax.models.network import transformer
 
-# Fields that the shapes of the weights must fit.
+# Fields that must agree with the shapes of the weights.
 SHAPES = {
     "vocab_size": 300,
     "hidden_size": 48,
@@ -46,7 +46,7 @@ REFUSED_ROPE = (
 
 
 def logits(cfg, params):
-    """Runs op by op: compiling each of these configs would take longer than running it."""
+    """Returns logits, computed op by op, because compiling takes longer than running."""
     tokens = np.random.default_rng(3).integers(0, cfg.vocab_size, (1, 12)).astype(np.int32)
     positions = jnp.arange(12)[None]
     with jax.disable_jit():
@@ -56,7 +56,7 @@ def logits(cfg, params):
 
 
 def without(params: nnx.State, cfg) -> nnx.State:
-    """Returns the params that a config has."""
+    """Returns those of the params that a model of the config has."""
     wanted = {path for path, _ in nnx.to_flat_state(weights.abstract_params(cfg))}
     return nnx.from_flat_state([(p, v) for p, v in nnx.to_flat_state(params) if p in wanted])
 
@@ -88,7 +88,7 @@ def test_a_field_of_size_that_does_not_fit_the_weights_is_an_error(family, tmp_p
 
 
 def of_transformers(family):
-    """Returns the fields of transformers' own config, and of a config of no family."""
+    """Returns the fields of transformers' config of a family, and those of every config."""
     import transformers
 
     config = transformers.CONFIG_MAPPING[family]()

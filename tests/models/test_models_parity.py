@@ -1,4 +1,4 @@
-"""Every family against transformers' own model in float32: logits, gradients, greedy decoding."""
+"""Compares every family with transformers in float32: logits, gradients, greedy decoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdjax.models.files import tensors
 from sdjax.models.network import transformer
 
 torch = pytest.importorskip("torch")
-# Its threads spin while they wait for each other, which ruins tiny products on few cores.
+# Its threads spin while they wait for each other, which slows tiny products on few cores.
 torch.set_num_threads(1)
 
 ROWS, TOKENS, NEW = 2, 24, 32

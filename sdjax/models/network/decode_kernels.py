@@ -107,7 +107,10 @@ def _attend(
     group: int,
     window: int | None,
 ) -> None:
-    """Computes one row, one KV head and a share of the row's slots. `eps` None: no norms."""
+    """Computes one row, one KV head and a share of the row's slots.
+
+    `attend` documents the inputs; `group` is query heads per KV head, and `eps` None is no norms.
+    """
     row, kv, share = (pl.program_id(i) for i in range(3))
     slots, kv_heads, h = keys.shape[1:]
     dtype, shares = keys.dtype, out.shape[0]
