@@ -162,7 +162,7 @@ class Tokenizer:
 
     @cached_property
     def turn_end_id(self) -> int:
-        """The token that ends an assistant's turn: of the chat template, else the tokenizer's EOS."""
+        """The token that ends a turn: that of the chat template, else the tokenizer's EOS."""
         vocabulary, template = self.base.get_vocab(), str(self.base.chat_template)
         written = [vocabulary[t] for t in TURN_ENDS if t in vocabulary and t in template]
         if not written and self.base.eos_token_id is not None:

@@ -1,4 +1,4 @@
-"""Tokens, chat templates, stop tokens; from a folder and from a GGUF file."""
+"""Tokens, chat templates and stop tokens, from a folder and from a GGUF file."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_texts_of_tokens_are_each_token_decoded_alone_however_often_they_are_ask
 def test_every_stop_token_is_known(tokenizer, folder, tmp_path):
     end, pad = 2, 0
     assert tokenizer.stop_ids == (pad, end)
-    # Without generation_config.json: config.json's, the tokenizer's, and the template's.
+    # Without generation_config.json: those of config.json, the tokenizer and the template.
     tiny.write_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 5}))
     path = tmp_path / "tokenizer_config.json"

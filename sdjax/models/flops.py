@@ -1,9 +1,8 @@
-"""How much arithmetic and how many bytes a model's work takes, counted from its sizes. No jax.
+"""The floating-point operations (FLOPs) and bytes that a model's work takes, from its sizes.
 
-Everything is counted over real tokens: padding, and what an implementation computes twice or
-spares itself, change the time of a piece of work and not its size. A product of an [m, k] and a
-[k, n] matrix is 2 m k n operations (FLOPs); norms, activations, softmax, rotary embedding and the
-optimizer are left out.
+Only real tokens count. Padding and recomputation change the time of the work, not its size. The
+product of an [m, k] and a [k, n] matrix is 2 m k n FLOPs. Norms, activations, softmax, rotary
+embedding and the optimizer are not counted.
 """
 
 from __future__ import annotations
@@ -14,28 +13,27 @@ from sdjax.models.network.model_config import ModelConfig
 
 
 def layer_params(cfg: ModelConfig) -> int:
-    """Returns the entries of one layer's matrices: (2 H + 2 K) h D + 3 D F.
+    """Returns the number of entries in one layer's matrices: (2 H + 2 K) h D + 3 D F.
 
-    H query heads and K key-value heads of size h, hidden size D, MLP size F.
+    The layer has H query heads and K KV heads of size h, hidden size D and MLP size F.
     """
     heads = 2 * (cfg.num_heads + cfg.num_kv_heads) * cfg.head_dim
     return cfg.embed * (heads + 3 * cfg.mlp)
 
 
 def pairs(length: int, window: int | None = None) -> int:
-    """Returns how many (query, key) pairs causal attention over a sequence has.
+    """Returns the number of (query, key) pairs in causal attention over a sequence.
 
-    S (S + 1) / 2; with a window of w < S tokens S w - w (w - 1) / 2.
+    It is S (S + 1) / 2 for S tokens. With a window of w < S tokens it is S w - w (w - 1) / 2.
     """
     w = length if window is None else min(window, length)
     return length * w - w * (w - 1) // 2
 
 
 def attention(cfg: ModelConfig, lengths: Sequence[int], cached: Sequence[int] = ()) -> int:
-    """Returns the FLOPs of attention in all layers: 4 H h for each (query, key) pair.
+    """Returns the FLOPs of attention in all layers: 4 H h per (query, key) pair.
 
-    `cached` is how many leading tokens of each sequence are no queries, only keys; none where
-    empty.
+    The first `cached` tokens of each sequence are keys but no queries; empty means 0.
     """
     of_pair = 4 * cfg.num_heads * cfg.head_dim
     known = cached or [0] * len(lengths)
@@ -49,7 +47,8 @@ def attention(cfg: ModelConfig, lengths: Sequence[int], cached: Sequence[int] = 
 def forward(cfg: ModelConfig, lengths: Sequence[int], cached: Sequence[int] = ()) -> int:
     """Returns the FLOPs of the layers' forward pass over sequences of these lengths.
 
-    2 x layers x layer_params for a token that is not cached, and `attention`; without the head.
+    It is 2 x layers x layer_params per token that is not cached, and `attention`. The head is not
+    included.
     """
     tokens = sum(lengths) - sum(cached)
     return 2 * cfg.num_layers * layer_params(cfg) * tokens + attention(cfg, lengths, cached)
@@ -61,10 +60,10 @@ def head(tokens: int, embed: int, vocab: int) -> int:
 
 
 def distilled_head(tokens: int, embed: int, vocab: int, teachers: int = 1) -> int:
-    """Returns the FLOPs of the chunked head with gradient on N tokens: 8 N D V with a teacher.
+    """Returns the FLOPs of the chunked head with gradient on N tokens: 8 N D V with one teacher.
 
-    Logits of the student and of each teacher context, and two products back to the student's
-    hidden states and head.
+    They are the logits of the student and of each teacher, and the two products of the backward
+    pass, to the student's hidden states and to its head.
     """
     return (3 + teachers) * head(tokens, embed, vocab)
 
@@ -77,11 +76,18 @@ def update(
     *,
     teachers: int,
 ) -> int:
-    """Returns the FLOPs that an update needs: what MFU counts.
+    """Returns the FLOPs that an update needs, as MFU counts them.
 
-    Student forward and backward (twice the forward) over prompts and completions; `teachers`
-    forward passes over reprompts and completions (0: no teacher; 2: trust region); the head on the
-    completions' tokens. All lengths in tokens, one entry a completion.
+    They are the student's forward and backward passes (the backward is twice the forward), the
+    teachers' forward passes, and the head on the tokens of the completions.
+
+    Args:
+        cfg: The model's sizes.
+        prompts: Tokens of the student's prompt, one entry per completion.
+        reprompts: Tokens of the teacher's prompt, one entry per completion.
+        completions: Tokens of each completion.
+        teachers: Forward passes over reprompts and completions: 0 without a teacher, 2 with the
+            trust region.
     """
     student = forward(cfg, _sum(prompts, completions))
     teacher = teachers * forward(cfg, _sum(reprompts, completions)) if teachers else 0
@@ -90,9 +96,9 @@ def update(
 
 
 def recomputed(cfg: ModelConfig, prompts: Sequence[int], completions: Sequence[int]) -> int:
-    """Returns the FLOPs of the student's forward that `cfg.remat` runs again: what HFU adds.
+    """Returns the FLOPs of the student's forward pass that `cfg.remat` repeats, which HFU adds.
 
-    full: the whole of it; dots: attention; none: nothing.
+    full repeats all of it, dots the attention, none nothing.
     """
     lengths = _sum(prompts, completions)
     again = {"full": forward, "dots": attention}.get(cfg.remat)
@@ -100,24 +106,24 @@ def recomputed(cfg: ModelConfig, prompts: Sequence[int], completions: Sequence[i
 
 
 def cache_bytes(cfg: ModelConfig, tokens: int) -> int:
-    """Returns the bytes of keys and values that the query after `tokens` cached ones reads.
+    """Returns the bytes of keys and values that a query after `tokens` cached tokens reads.
 
-    2 K h entries in the compute dtype for each layer and cached token inside its window.
+    They are 2 K h numbers in the compute dtype per layer and cached token in its window.
     """
     seen = sum(tokens if w is None else min(w, tokens) for w in cfg.windows)
     return 2 * cfg.num_kv_heads * cfg.head_dim * seen * itemsize(cfg)
 
 
 def weight_bytes(cfg: ModelConfig) -> int:
-    """Returns the bytes of the matrices that decoding a token reads: layers and head."""
+    """Returns the bytes of the matrices that a decoding step reads: layers and head."""
     return (cfg.num_layers * layer_params(cfg) + cfg.embed * cfg.vocab_size) * itemsize(cfg)
 
 
 def decode_bytes(cfg: ModelConfig, prompts: Sequence[int], steps: int, *, shards: int = 1) -> int:
     """Returns the bytes that decoding `steps` tokens after each prompt must read.
 
-    The weights once a step (in each of the batch's `shards`), and of every sequence the keys and
-    values that are there at the step.
+    Each step reads the weights once per shard of the batch, and the keys and values that each
+    sequence has by then.
     """
     weights = steps * shards * weight_bytes(cfg)
     return weights + sum(cache_bytes(cfg, p + t) for p in prompts for t in range(1, steps + 1))

@@ -1,4 +1,4 @@
-"""Attention's implementations against each other, packing, and the forward pass's modes."""
+"""Compares the implementations of attention, packed with separate rows, and remat modes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def qkv(dtype, heads=4, kv_heads=2, head_dim=16, tokens=140):
 
 
 def weighed(out: jax.Array, segments: np.ndarray) -> jax.Array:
-    """Returns a scalar in which every output of a real token counts differently."""
+    """Returns a sum in which every output of a real token has another weight."""
     real = jnp.where((segments > 0)[..., None, None], out.astype(jnp.float32), 0)
     return jnp.sum(real * jnp.cos(jnp.arange(out.size).reshape(out.shape)))
 
 
 def by_hand(q, k, v, segments, window):
-    """Attention as a loop over queries."""
+    """Returns attention, computed by a loop over queries."""
     out = np.zeros(q.shape)
     for b, row in enumerate(segments):
         for i in range(len(row)):
@@ -93,7 +93,7 @@ def test_cudnn_equals_plain_with_its_gradients(segments, window):
 
     ours, exact = loss("cudnn", "bfloat16"), loss("plain", "float32")
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
-        # bfloat16 keeps 8 bits; gradients sum some hundred of such products.
+        # bfloat16 keeps 8 bits, and gradients sum about a hundred such products.
         np.testing.assert_allclose(np.float32(a), b, atol=0.06, rtol=0.03)
 
 
@@ -141,7 +141,7 @@ def test_cudnn_is_refused_for_what_it_cannot_do():
 
 @pytest.fixture(scope="module")
 def olmo(tmp_path_factory):
-    """A model with both kinds of layers, windows shorter than the rows, and a bias everywhere."""
+    """A model with both kinds of layers, windows shorter than the rows, and biases."""
     changes = {
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 5,
@@ -227,7 +227,7 @@ def test_bfloat16_decoding_agrees_with_the_bfloat16_forward_pass(olmo):
     got, cache, weights = jax.jit(decode)(params)
     assert {x.dtype for x in jax.tree.leaves((weights, cache.keys))} == {jnp.dtype("bfloat16")}
     assert int(cache.length[0]) == 12
-    # A bfloat16 carries 3 digits, and logits here reach 7.
+    # A bfloat16 has 3 digits, and logits here reach 7.
     np.testing.assert_allclose(got, wanted[:, 7:], atol=0.15)
 
 

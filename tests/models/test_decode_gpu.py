@@ -1,4 +1,4 @@
-"""The GPU's kernel of a decoding step, run as JAX runs it without one, and compiled for one."""
+"""The kernels of a GPU's decoding step: interpreted on a CPU, and compiled for a GPU."""
 
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ def test_the_kernel_attends_and_writes_as_the_layer_does(tmp_path, family, windo
 def test_blocks_that_share_a_row_give_what_one_gives(tmp_path, monkeypatch):
     case = step(tmp_path, slots=600)
     expected = by_layer(*case)
-    for blocks in (1, 40, 10_000):  # one, four and eight a row and KV head
+    for blocks in (1, 40, 10_000):  # one, four and eight per row and KV head
         monkeypatch.setattr(decode_kernels, "BLOCKS", blocks)
         same(by_kernel(*case), expected)
 
@@ -52,7 +52,7 @@ def test_gate_and_up_are_rounded_as_those_of_rows_that_are_trained_on(tmp_path):
         jax.jit(f, compiler_options=AS_WRITTEN)(x, weights) for f in (kernel, layer.gated)
     )
     assert made.dtype == jnp.bfloat16
-    # But for sums in another order at the edge of a rounding.
+    # Sums in another order may round differently.
     assert (made == expected).mean() > 0.95
 
 

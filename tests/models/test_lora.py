@@ -1,4 +1,4 @@
-"""Adapters: what they learn is what the low-rank product learns, and the model below stays."""
+"""Adapters learn as the low-rank product does, and the model below them stays unchanged."""
 
 import json
 from dataclasses import replace
@@ -38,12 +38,12 @@ def learner(mesh=(1, 1, 1), shape=ADAPTED, **sections):
 
 
 def dense(params):
-    """Returns the params of a model without adapters that computes the same."""
+    """Returns the params of a model without adapters that computes the same results."""
     return lora.without_adapters(jax.device_put(params), ADAPTED)
 
 
 def step_of(params, mesh=(1, 1, 1), **sections):
-    """Returns (metrics, what one update adds to the params) of a model without adapters."""
+    """Returns the metrics of one update, the change of the params, and the learner."""
     cfg = learning.train_config(**sections)
     one = learning.Learner(cfg, learning.make_mesh(*mesh))
     like = one.state.params
@@ -127,7 +127,7 @@ def test_adapters_learn_the_same_on_a_mesh():
 
 
 def compare_with_one_device():
-    """Runs in the subprocess: the mesh changes neither metrics, gradients nor the checksum."""
+    """Asserts, in a subprocess, that a mesh changes no metric, gradient or checksum."""
     results = []
     for shape in ((1, 1, 1), (2, 2, 2)):
         one = learner(mesh=shape, optim=PLAIN)
@@ -152,7 +152,7 @@ def test_decoding_reads_the_weights_that_training_computes_with():
     want = jax.jit(lambda: lora.merged(base, second, model))()
     for a, b in zip(*map(jax.tree.leaves, (made.layers[1], want)), strict=True):
         assert a.dtype == jnp.bfloat16
-        # The sums are float32's; few of them lie so near the middle that they round apart.
+        # The sums are float32. Only those near the middle of two bfloat16 round differently.
         assert np.mean(np.asarray(a) != np.asarray(b)) < 1e-2
         np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), rtol=2**-7)
 

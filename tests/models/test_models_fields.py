@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import family_cases
 import jax
 import jax.numpy as jnp
 import marks
@@ -15,79 +16,7 @@ from sdjax.models.families import registry
 from sdjax.models.files import hf, weights
 from sdjax.models.network import transformer
 
-SLIDING, FULL = "sliding_attention", "full_attention"
-WINDOW = {"use_sliding_window": True, "sliding_window": 4}
-
-# Fields that change what the same weights compute: what the base has, and the change.
-THETA = ({}, {"rope_theta": 99.0})
-EPS = ({}, {"rms_norm_eps": 0.1})
-TIED = ({}, {"tie_word_embeddings": True})
-BIAS = ({"attention_bias": True}, {"attention_bias": False})
-YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.2}
-YARN["original_max_position_embeddings"] = 64
-LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0}
-LLAMA3["original_max_position_embeddings"] = 32
-
-
-def scaled(base: dict, **change) -> tuple[dict, dict]:
-    return {"rope_parameters": base}, {"rope_parameters": base | change}
-
-
-COMMON = {
-    "rope_theta": THETA,
-    "rms_norm_eps": EPS,
-    "tie_word_embeddings": TIED,
-}
-ROPE = {
-    "rope_parameters.rope_theta": scaled({"rope_theta": 1e4}, rope_theta=99.0),
-    "rope_parameters linear": scaled({}, rope_type="linear", factor=3.0),
-    "rope_parameters llama3": scaled({}, **LLAMA3),
-    "rope_parameters.low_freq_factor": scaled(LLAMA3, low_freq_factor=0.2),
-    "rope_parameters.high_freq_factor": scaled(LLAMA3, high_freq_factor=8.0),
-    "rope_parameters yarn": scaled({}, **YARN),
-    "rope_parameters.factor": scaled(YARN, factor=2.0),
-    "rope_parameters.attention_factor": scaled(YARN, attention_factor=2.0),
-    "rope_parameters.beta_fast": scaled(YARN, beta_fast=8.0),
-    "rope_parameters.beta_slow": scaled(YARN, beta_slow=1.0),
-    "rope_parameters.truncate": scaled(YARN, truncate=False),
-    "rope_parameters.mscale": scaled(YARN, mscale=1.0, mscale_all_dim=3.0),
-    "rope_parameters.original_max_position_embeddings": scaled(
-        YARN, original_max_position_embeddings=20
-    ),
-    "rope_scaling": ({}, {"rope_scaling": {"type": "linear", "factor": 3.0}}),
-    "original_max_position_embeddings": (
-        {"rope_parameters": YARN},
-        {"original_max_position_embeddings": 20},
-    ),
-    "max_position_embeddings": (
-        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}},
-        {"max_position_embeddings": 16},
-    ),
-}
-QWEN_WINDOWS = {
-    "use_sliding_window": ({"layer_types": None, "max_window_layers": 1}, WINDOW),
-    "sliding_window": ({**WINDOW, "max_window_layers": 1}, {"sliding_window": 2}),
-    "max_window_layers": ({**WINDOW, "max_window_layers": 1}, {"max_window_layers": 0}),
-    "layer_types": (WINDOW, {"layer_types": [SLIDING, FULL]}),
-}
-FULL_YARN = {"rope_parameters": {FULL: {**YARN, "rope_theta": 500_000.0}}}
-SLIDING_YARN = {"rope_parameters": {SLIDING: {**YARN, "rope_theta": 500_000.0}}}
-MIXED = {"layer_types": [SLIDING, FULL], "sliding_window": 4}
-OLMO3 = {
-    "sliding_window": (MIXED, {"sliding_window": 2}),
-    "layer_types": (MIXED, {"layer_types": [FULL, SLIDING]}),
-    "rope_parameters full": (MIXED, FULL_YARN),
-    "rope_parameters sliding": (MIXED, SLIDING_YARN),
-    "rope_scaling": (MIXED, {"rope_scaling": YARN}),
-}
-EFFECTS = {
-    "llama": COMMON | ROPE | {"attention_bias": BIAS},
-    "qwen2": COMMON | ROPE | QWEN_WINDOWS,
-    "qwen3": COMMON | ROPE | QWEN_WINDOWS | {"attention_bias": BIAS},
-    "olmo2": COMMON | ROPE | {"attention_bias": BIAS},
-    "olmo3": COMMON | OLMO3 | {"attention_bias": BIAS},
-}
-# Fields that the shapes of the weights must fit.
+# Fields that must agree with the shapes of the weights.
 SHAPES = {
     "vocab_size": 300,
     "hidden_size": 48,
@@ -117,7 +46,7 @@ REFUSED_ROPE = (
 
 
 def logits(cfg, params):
-    """Runs op by op: compiling each of these configs would take longer than running it."""
+    """Returns logits, computed op by op, because compiling takes longer than running."""
     tokens = np.random.default_rng(3).integers(0, cfg.vocab_size, (1, 12)).astype(np.int32)
     positions = jnp.arange(12)[None]
     with jax.disable_jit():
@@ -127,7 +56,7 @@ def logits(cfg, params):
 
 
 def without(params: nnx.State, cfg) -> nnx.State:
-    """Returns the params that a config has."""
+    """Returns those of the params that a model of the config has."""
     wanted = {path for path, _ in nnx.to_flat_state(weights.abstract_params(cfg))}
     return nnx.from_flat_state([(p, v) for p, v in nnx.to_flat_state(params) if p in wanted])
 
@@ -135,7 +64,7 @@ def without(params: nnx.State, cfg) -> nnx.State:
 @pytest.mark.parametrize("family", marks.heavy_but(["qwen3"], tiny.FAMILIES))
 def test_every_field_that_changes_the_function_changes_the_output(family, tmp_path):
     bases: dict[str, tuple] = {}
-    for name, (base, change) in EFFECTS[family].items():
+    for name, (base, change) in family_cases.of(family).effects.items():
         key = repr(base)
         if key not in bases:
             fields = tiny.config(family, **base)
@@ -159,7 +88,7 @@ def test_a_field_of_size_that_does_not_fit_the_weights_is_an_error(family, tmp_p
 
 
 def of_transformers(family):
-    """Returns the fields of transformers' own config, and of a config of no family."""
+    """Returns the fields of transformers' config of a family, and those of every config."""
     import transformers
 
     config = transformers.CONFIG_MAPPING[family]()
@@ -168,7 +97,7 @@ def of_transformers(family):
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_field_of_the_transformers_config_is_accounted_for(family):
-    accounted = {name.split(".")[0].split(" ")[0] for name in EFFECTS[family]}
+    accounted = {name.split(".")[0].split(" ")[0] for name in family_cases.of(family).effects}
     accounted |= set(SHAPES) | set(REFUSED) | hf.HARMLESS
     accounted |= {"model_type", "rope_parameters", "max_position_embeddings"}
     fields, common = of_transformers(family)
@@ -216,12 +145,12 @@ def test_fields_without_meaning_to_the_model_are_accepted():
 
 
 def test_an_unknown_model_type_names_those_known():
-    with pytest.raises(UserError, match=r"mixtral.*llama, qwen2, qwen3, olmo2, olmo3"):
+    with pytest.raises(UserError, match=f"mixtral.*{', '.join(registry.FAMILIES)}"):
         registry.from_hf({"model_type": "mixtral"})
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_config_written_and_read_again_is_the_same(family):
-    for base, change in EFFECTS[family].values():
+    for base, change in family_cases.of(family).effects.values():
         cfg = registry.from_hf(tiny.config(family, **{**base, **change}))
         assert registry.from_hf(registry.to_hf(cfg)) == cfg

@@ -1,4 +1,4 @@
-"""The model on eight fake devices: the same numbers as on one, and nothing whole on a device."""
+"""The model on eight fake devices gives the numbers of one, and no device holds a whole table."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ with jax.set_mesh(mesh):
     step = grads.lower(params, ids, ids).compile()
     print(step.memory_analysis().temp_size_in_bytes / whole.embedding.get_value().nbytes)
 
-# The kernels of a GPU's decoding step, one row a device.
+# The kernels of a GPU's decoding step, with one row per device.
 case = cfg, layer_weights, x, turn, cache = kernels.step(Path(sys.argv[2]))
 expected = *kernels.by_layer(*case), layer.gated(x, layer_weights)
 with jax.set_mesh(meshes.for_rollouts(meshes.make(config.Mesh(data=8, fsdp=1)))):
@@ -91,5 +91,5 @@ def test_a_mesh_changes_no_number_and_holds_no_table_whole(tmp_path):
         attention_bias=True,
     )
     printed = other_process.on_eight_devices(SCRIPT, str(folder), str(tmp_path / "qwen3"))
-    # A quarter of the table's gradient, before and after the sum over data, and small change.
+    # A quarter of the table's gradient, twice (before and after the sum over data), and a rest.
     assert float(printed) < 0.7

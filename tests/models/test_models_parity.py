@@ -1,7 +1,8 @@
-"""Every family against transformers' own model in float32: logits, gradients, greedy decoding."""
+"""Compares every family with transformers in float32: logits, gradients, greedy decoding."""
 
 from __future__ import annotations
 
+import family_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,115 +14,10 @@ from sdjax.models.files import tensors
 from sdjax.models.network import transformer
 
 torch = pytest.importorskip("torch")
-# Its threads spin while they wait for each other, which ruins tiny products on few cores.
+# Its threads spin while they wait for each other, which slows tiny products on few cores.
 torch.set_num_threads(1)
 
 ROWS, TOKENS, NEW = 2, 24, 32
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 1_000.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 3.0,
-    "original_max_position_embeddings": 32,
-}
-YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-    "beta_fast": 8.0,
-    "beta_slow": 0.5,
-}
-YARN_4 = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 24}
-SLIDING, FULL = "sliding_attention", "full_attention"
-
-
-TIED = {"tie_word_embeddings": True, "vocab_size": 263}
-ONE_KV_HEAD = {"num_key_value_heads": 1, "head_dim": 24}
-
-
-def qwen_cases(bias: dict) -> dict[str, dict]:
-    window = {"use_sliding_window": True, "sliding_window": 5}
-    return {
-        "grouped_untied_window_in_deep_layers_theta": {
-            "max_window_layers": 1,
-            "rope_parameters": {"rope_theta": 5_000.0},
-            **window,
-        },
-        "tied_odd_vocabulary_one_kv_head_wide_heads_linear_theta": {
-            "rope_scaling": {"rope_type": "linear", "factor": 3.0},
-            "rope_theta": 5_000.0,
-            **TIED,
-            **ONE_KV_HEAD,
-            **bias,
-        },
-        "window_everywhere_yarn": {
-            "layer_types": [SLIDING, SLIDING],
-            "rope_scaling": YARN_4,
-            **window,
-        },
-        "all_kv_heads_llama3_eps": {
-            "num_key_value_heads": 4,
-            "rope_parameters": LLAMA3,
-            "rms_norm_eps": 1e-3,
-        },
-    }
-
-
-# Each feature of a family is in one case; several share one, as a case is mostly compilation.
-CASES = {
-    "llama": {
-        "grouped_untied_theta": {"rope_theta": 500_000.0},
-        "yarn_eps": {"rope_parameters": YARN, "rms_norm_eps": 1e-3},
-        "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_theta": {
-            "attention_bias": True,
-            "rope_scaling": {"type": "linear", "factor": 4.0},
-            "rope_theta": 900.0,
-            **TIED,
-            **ONE_KV_HEAD,
-        },
-        "all_kv_heads_llama3": {"num_key_value_heads": 4, "rope_parameters": LLAMA3},
-    },
-    "qwen2": qwen_cases({}),
-    "qwen3": qwen_cases({"attention_bias": True}),
-    "olmo2": {
-        "grouped_untied_theta": {"rope_theta": 500_000.0},
-        "yarn_eps": {"rope_scaling": YARN_4, "rms_norm_eps": 1e-3},
-        "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear": {
-            "attention_bias": True,
-            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
-            **TIED,
-            **ONE_KV_HEAD,
-        },
-        "all_kv_heads_llama3": {"num_key_value_heads": 4, "rope_parameters": LLAMA3},
-    },
-    "olmo3": {
-        "window_and_full_yarn": {
-            "layer_types": [SLIDING, FULL],
-            "sliding_window": 5,
-            "rope_parameters": {FULL: YARN, SLIDING: {"rope_type": "default", "rope_theta": 2e3}},
-        },
-        "types_by_depth_yarn_4": {
-            "num_hidden_layers": 4,
-            "sliding_window": 7,
-            "rope_theta": 500_000.0,
-            "rope_scaling": {**YARN_4, "rope_type": "yarn", "attention_factor": 1.3},
-        },
-        "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_in_windows": {
-            "attention_bias": True,
-            "sliding_window": 4,
-            "rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}},
-            **TIED,
-            **ONE_KV_HEAD,
-        },
-        "all_kv_heads_llama3": {
-            "num_key_value_heads": 4,
-            "layer_types": [FULL, FULL],
-            "rope_parameters": {FULL: LLAMA3},
-        },
-    },
-}
 
 
 def some_tokens(vocabulary: int) -> np.ndarray:
@@ -173,16 +69,21 @@ def our_greedy(graphdef, cfg, params, tokens, length):
     return jax.lax.scan(step, (hidden, cache), length=NEW)[1].T
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_is_compared_with_transformers(family):
+    assert family_cases.of(family).parity
+
+
 @pytest.mark.parametrize(
     ("family", "case"),
     [
         pytest.param(family, case, marks=[pytest.mark.heavy] * (i > 0))
-        for family, cases in CASES.items()
-        for i, case in enumerate(cases)
+        for family, cases in family_cases.CASES.items()
+        for i, case in enumerate(cases.parity)
     ],
 )
 def test_logits_gradients_and_greedy_tokens_are_those_of_transformers(family, case, tmp_path):
-    folder = tiny.model_folder(tmp_path / "model", family, **CASES[family][case])
+    folder = tiny.model_folder(tmp_path / "model", family, **family_cases.of(family).parity[case])
     reference = tiny.torch_model(folder)
     cfg, graphdef, params = tiny.load(folder)
     tokens = some_tokens(cfg.vocab_size)
@@ -193,7 +94,7 @@ def test_logits_gradients_and_greedy_tokens_are_those_of_transformers(family, ca
     leaves = dict(nnx.to_flat_state(grads))
     for tensor in tensors.of(cfg):
         leaf = np.asarray(leaves[tensor.path].get_value())
-        ours = tensor.stored(leaf if tensor.layer is None else leaf[tensor.layer])
+        ours = tensor.stored(leaf[tensor.place] if tensor.place else leaf)
         theirs = wanted_grads[tensor.name]
         assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs), tensor.name
 

@@ -1,4 +1,4 @@
-"""The forward and backward pass compiles for a TPU slice, ahead of time and without one."""
+"""The forward and backward passes compile for a TPU slice, on a machine without a TPU."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_splash_attention_compiles_for_a_tpu_slice_forward_and_backward(head_dim
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    # Two kinds of layers; each has the kernel forward, again in the recomputation, and two
-    # kernels backward.
+    # Each of the two kinds of layers runs the kernel forward, once more in the recomputation,
+    # and two kernels backward.
     assert done.stdout.strip() == f"{head_dim} 8", done.stdout
     assert "Involuntary full rematerialization" not in done.stderr

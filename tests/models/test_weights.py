@@ -1,4 +1,4 @@
-"""Checkpoints in and out: slices, dtypes, errors, memory, byte-equal export."""
+"""Reading and writing checkpoints: slices, dtypes, errors, memory, byte-equal export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def stored(folder: Path) -> dict[str, np.ndarray]:
 
 
 def rewrite(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Replaces a folder's weights by one file of these tensors."""
+    """Replaces a folder's weights by a single file with these tensors."""
     for file in (*folder.glob("*.safetensors"), folder / shards.INDEX):
         file.unlink(missing_ok=True)
     save_file(arrays, folder / shards.SINGLE)
@@ -116,7 +116,7 @@ def test_a_part_of_a_leaf_reads_no_more_than_it_needs(tmp_path):
     for tensor in tensors.of(cfg):
         whole = np.asarray(flat[tensor.path].get_value())
         whole = whole if tensor.layer is None else whole[tensor.layer]
-        # As a mesh cuts: halves of any dimension but that of a head.
+        # A mesh cuts any dimension in halves, but not that of a head.
         index = tuple(
             slice(None) if n == cfg.head_dim and len(tensor.shape) > 1 else half(n, rng)
             for n in tensor.shape
@@ -142,7 +142,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np, tiny
 from sdjax import config
-from sdjax.models import weights
+from sdjax.models.files import weights
 from sdjax.parallel import mesh as meshes, rules
 
 folder = Path(sys.argv[1])
@@ -173,7 +173,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 import jax
-from sdjax.models import weights
+from sdjax.models.files import weights
 
 def peak():
     text = Path("/proc/self/status").read_text()
@@ -191,7 +191,7 @@ print((peak() - before) / sum(x.nbytes for x in jax.tree.leaves(params)))
 @pytest.mark.heavy
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 def test_loading_takes_less_than_1_3_times_the_size_of_the_params(tmp_path):
-    # 52 M parameters in proportions of a real model: no leaf is half of it.
+    # 52 M parameters in the proportions of a real model: no leaf is half of them.
     sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
     fields = tiny.config("llama", vocab_size=16_384, tie_word_embeddings=True, **sizes, **heads)
@@ -305,7 +305,7 @@ def test_a_gguf_file_gives_the_weights_it_was_written_from(family, tmp_path):
     assert weights.read_config(path) == cfg
     params = weights.load(path, cfg)
     for tensor in tensors.of(cfg):
-        # F16 in the file, but for norms and biases.
+        # The file has F16, except for norms and biases.
         wanted = arrays[tensor.name]
         wanted = wanted if wanted.ndim == 1 else wanted.astype(np.float16).astype(np.float32)
         np.testing.assert_array_equal(leaf(params, tensor), wanted)

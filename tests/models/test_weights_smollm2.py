@@ -54,16 +54,16 @@ def model():
 
 @pytest.fixture(scope="module")
 def reference(model, tmp_path_factory):
-    """transformers' model, from our export of the dequantised weights."""
+    """transformers' model, loaded from our export of the dequantised weights."""
     path, cfg, _, params = model
     out = tmp_path_factory.mktemp("smollm2") / "model"
     weights.export(params, cfg, path, out, dtype="float32", max_shard_bytes=200_000_000)
     return tiny.torch_model(out)
 
 
-@pytest.mark.slow  # transformers takes long to read a GGUF.
+@pytest.mark.slow  # transformers reads a GGUF file slowly
 def test_the_export_holds_what_transformers_dequantises(model, reference):
-    """transformers reads the GGUF by itself: names, rotary permutation and all."""
+    """transformers' model, which it reads from the GGUF file itself."""
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     found = load_gguf_checkpoint(str(model[0]), return_tensors=True, model_to_load=reference)
@@ -99,7 +99,7 @@ def test_logits_are_those_of_transformers(model, reference):
     ids=["short", "long"],
 )
 def test_greedy_decoding_gives_the_tokens_of_transformers(model, reference, count, new):
-    """One pass of transformers over our answers says what it would have chosen at each token."""
+    """One pass of transformers over our answers gives its choice at each token."""
     tokenizer = Tokenizer.load(MODEL)
     prompts = [tokenizer.encode_prompt([{"role": "user", "content": q}]) for q in QUESTIONS[:count]]
     for prompt, answer in zip(prompts, greedy(model, prompts, new), strict=True):

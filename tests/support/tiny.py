@@ -1,4 +1,4 @@
-"""Tiny models and a tiny tokenizer, for tests of every layer.
+"""Tiny models and a tiny tokenizer, for tests of every part.
 
 `model_folder` needs neither torch nor a download; `torch_model` makes transformers' own model.
 """
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"""
 
-# A byte each, the special tokens, and some that no text gives.
+# One token per byte, the special tokens, and five that no text contains.
 VOCABULARY = 256 + len(SPECIAL) + 5
 
 FAMILIES = tuple(registry.FAMILIES)
@@ -76,9 +76,9 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def random_tensors(fields: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
-    """Returns float32 weights of a model under their Hugging Face names.
+    """Returns float32 weights of a model by their Hugging Face names.
 
-    Large enough that every part of the model shows in its output.
+    They are large enough that every part of the model shows in its output.
     """
     rng = np.random.default_rng(seed)
     out = {}
@@ -108,7 +108,7 @@ def model_folder(folder: Path, family: str = "qwen3", seed: int = 0, **changes: 
 
 
 def torch_model(folder: Path):
-    """Returns transformers' float32 model of a folder, in eager attention."""
+    """Returns transformers' float32 model of a folder, with eager attention."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
@@ -123,12 +123,12 @@ def load(folder: Path, **runtime: Any):
 
 
 def graph(cfg: ModelConfig) -> nnx.GraphDef:
-    """Returns the structure of a model, to be merged with params."""
+    """Returns the structure of a model, for nnx.merge with its params."""
     return nnx.graphdef(nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0))))
 
 
 def with_room(cache: transformer.Cache, cfg: ModelConfig, slots: int) -> transformer.Cache:
-    """Returns a cache with so many slots more."""
+    """Returns a cache with `slots` more slots."""
     room = [(0, 0)] * 4
     room[transformer.slot_axis(cfg)] = (0, slots)
     keys, values = jax.tree.map(lambda x: jnp.pad(x, room), (cache.keys, cache.values))

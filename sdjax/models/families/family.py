@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sdjax.models.network import layer
@@ -20,9 +20,13 @@ class Family:
     to_hf: Callable[[ModelConfig], dict[str, Any]]
     """The ModelConfig back to fields of config.json."""
     names: Mapping[str, str]
-    """The name of each array of a layer in a checkpoint, below "model.layers.N.". An array with an
-    axis of experts is one tensor per expert; its name has "{expert}" in the expert's place."""
+    """The name of each array of a layer in a checkpoint, below "model.layers.N.". A checkpoint has
+    one tensor per expert, and "{expert}" in its name is the expert's number."""
     layer_shapes: Callable[[ModelConfig], layer.Shapes] = layer.layer_shapes
-    """Shape and logical axes of each array of a layer, by name."""
+    """Shape and logical axes of each array of a layer, by name. A leading axis "experts" stacks the
+    tensors of experts, as all layers are stacked."""
+    outputs: Mapping[str, int] = field(default_factory=lambda: layer.OUTPUTS)
+    """How many trailing dimensions of each matrix of a layer are outputs. A checkpoint stores a
+    matrix as [outputs, inputs], and every other array as a vector."""
     mlp: layer.Mlp = layer.dense_mlp
     """(inputs [B, S, embed], LayerWeights, ModelConfig) to float32[B, S, embed]."""

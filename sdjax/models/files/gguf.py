@@ -1,7 +1,7 @@
-"""GGUF files (llama.cpp): a model's config, its dequantised weights and its tokenizer's parts.
+"""Reads GGUF files (llama.cpp): the model's config, weights and tokenizer.
 
-The file is presented as a Hugging Face folder would be: config.json fields, tensors under their
-Hugging Face names and in their order of rows.
+It presents the file like a Hugging Face folder: fields of config.json, and dequantised tensors
+with Hugging Face's names and order of rows.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# llama.cpp turns neighbouring rows as a pair, Hugging Face rows half a head apart: its converter
-# reorders the rows of these for the llama architecture alone.
+# llama.cpp rotates neighbouring rows as a pair; Hugging Face rotates rows half a head apart. So
+# llama.cpp's converter reorders the rows of these tensors, for the llama architecture only.
 PERMUTED = re.compile(r"self_attn\.[qk]_proj\.(weight|bias)$")
 
 
@@ -76,7 +76,7 @@ class GgufFile:
         return {name: info.shape for name, info in self.tensors.items()}
 
     def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
-        """Returns a part of a tensor, dequantised to float32; q and k rows must be whole heads."""
+        """Returns a part of a tensor as float32. Rows of q and k must be whole heads."""
         data = self._dequantise(self.tensors[name], rows)
         if self.architecture == "llama" and PERMUTED.search(name):
             pairs = data.reshape(-1, self.head_dim // 2, 2, *data.shape[1:])
@@ -84,7 +84,7 @@ class GgufFile:
         return data if columns is None else data[:, columns]
 
     def _dequantise(self, tensor: gguf_header.TensorInfo, rows: slice) -> np.ndarray:
-        """Returns rows of a tensor as float32. The last dimension is stored in blocks."""
+        """Returns rows of a tensor as float32. A block of the file spans the last dimension."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
         kind = GGMLQuantizationType(tensor.kind)
@@ -104,20 +104,20 @@ class GgufFile:
 
     @property
     def head_dim(self) -> int:
-        """Dimensions of a head."""
+        """The number of dimensions of a head."""
         arch = self.architecture
         heads = self.get(f"{arch}.attention.head_count")
         return self.get(f"{arch}.attention.key_length", self.shape("embedding_length") // heads)
 
     def shape(self, key: str) -> int:
-        """Returns a size that every GGUF model has."""
+        """Returns a size that every GGUF model must have; raises UserError if it is missing."""
         value = self.get(f"{self.architecture}.{key}")
         if value is None:
             raise UserError(f"{self.path}: {self.architecture}.{key} is missing")
         return value
 
     def config(self) -> dict[str, Any]:
-        """Returns the model as fields of a Hugging Face config.json."""
+        """Returns the model as the fields of a config.json."""
         arch = self.architecture
         if "rope_freqs.weight" in self.tensors:
             raise UserError(
@@ -166,7 +166,7 @@ class GgufFile:
 
 
 def open_file(path: Path) -> GgufFile:
-    """Returns an open GGUF file; its tensors stay on disk until they are read."""
+    """Returns an open GGUF file. Tensors stay on disk until they are read."""
     try:
         return GgufFile(path=path, header=gguf_header.read(path))
     except (ValueError, OSError, KeyError, OverflowError, MemoryError, struct.error) as error:
@@ -181,5 +181,5 @@ def _hf_name(name: str) -> str:
 
 
 def _shortest(x: float) -> float:
-    """Returns the double that prints as the float32 `x` does: 1e-05, not 9.999999747378752e-06."""
+    """Returns the float that prints like the float32 `x`: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(x)))

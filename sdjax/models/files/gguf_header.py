@@ -1,7 +1,7 @@
-"""The header of a GGUF file: its metadata and where its tensors lie.
+"""Reads the header of a GGUF file: its metadata, and the places of its tensors.
 
-gguf's own reader makes an array of every vocabulary entry, which takes seconds; this takes a
-tenth of one. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The reader of the gguf package makes an array of every vocabulary entry, which takes seconds. This
+one takes a tenth of a second. Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCALARS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
-    """Where a tensor lies. `shape` is that of a numpy array (GGUF writes it in reverse)."""
+    """The place of a tensor. `shape` is in numpy's order, the reverse of GGUF's."""
 
     shape: tuple[int, ...]
     kind: int
@@ -38,7 +38,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """A GGUF file's metadata and tensors; `data` is where the tensors' offsets count from."""
+    """The metadata and tensors of a GGUF file. Offsets of tensors count from byte `data`."""
 
     fields: dict[str, Any]
     tensors: dict[str, TensorInfo]
@@ -46,7 +46,7 @@ class Header:
 
 
 def read(path: Path) -> Header:
-    """Returns the header of a file. Raises ValueError or struct.error where it is none."""
+    """Returns the header of a file. Raises ValueError or struct.error if it is no GGUF file."""
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError("it does not begin with GGUF")

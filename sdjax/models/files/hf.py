@@ -1,4 +1,4 @@
-"""Hugging Face config.json fields: what the families share in reading and writing them.
+"""Reading and writing the config.json fields that model families share.
 
 A field that changes what the model computes is read or refused, never ignored.
 """
@@ -21,7 +21,7 @@ from sdjax.models.network.model_config import (
 
 Fields = Mapping[str, Any]
 
-# Read by every family.
+# Every family reads these.
 COMMON = {
     "model_type",
     "vocab_size",
@@ -40,7 +40,7 @@ COMMON = {
     "rope_parameters",
 }
 
-# Fields for which one value alone is implemented.
+# Only this value of each of these is implemented.
 ONLY = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
@@ -48,7 +48,7 @@ ONLY = {
     "partial_rotary_factor": 1.0,
 }
 
-# Of no effect on what a decoder-only model computes.
+# These do not change what a decoder-only model computes.
 HARMLESS = {
     "architectures",
     "torch_dtype",
@@ -75,9 +75,9 @@ HARMLESS = {
 
 
 def check_known(hf: Fields, read: Collection[str] = ()) -> None:
-    """Raises UserError for a field that is neither read, nor harmless, nor empty.
+    """Raises UserError for a field that is neither read nor harmless nor empty.
 
-    `read` are the fields that the family reads beside COMMON.
+    `read` are the fields that the family reads in addition to COMMON.
     """
     for name, value in hf.items():
         if name in COMMON or name in HARMLESS or name in read:
@@ -92,15 +92,15 @@ def check_known(hf: Fields, read: Collection[str] = ()) -> None:
 
 
 def refuse(name: str, value: object, why: str) -> None:
-    """Raises the UserError that names a config.json field."""
+    """Raises a UserError that names a field of config.json, its value and what is wrong."""
     raise UserError(f"config.json: {name} is {value!r}: {why}")
 
 
 def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
     """Returns the ModelConfig fields that every family reads alike.
 
-    `defaults` are those of the family's config class in transformers, for fields that may be left
-    out of config.json.
+    `defaults` are the values of fields that config.json may omit, as in the family's config class
+    in transformers.
     """
 
     def get(name: str) -> Any:
@@ -118,6 +118,7 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
         return value
 
     heads = size("num_attention_heads")
+    tied = hf.get("tie_word_embeddings")
     kv_heads = hf.get("num_key_value_heads") or defaults.get("num_key_value_heads") or heads
     head_dim = hf.get("head_dim") or defaults.get("head_dim") or size("hidden_size") // heads
     if heads % kv_heads:
@@ -134,12 +135,12 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_positions": size("max_position_embeddings"),
         "norm_eps": float(get("rms_norm_eps")),
-        "tie_embeddings": bool(hf.get("tie_word_embeddings") or False),
+        "tie_embeddings": bool(defaults.get("tie_word_embeddings") if tied is None else tied),
     }
 
 
 def windows(hf: Fields, layer_types: list[str], window: int | None) -> tuple[int | None, ...]:
-    """Returns each layer's sliding window from its type."""
+    """Returns each layer's sliding window, or None, from its type."""
     layers = hf["num_hidden_layers"]
     if len(layer_types) != layers:
         refuse("layer_types", layer_types, f"must have num_hidden_layers ({layers}) entries")
@@ -152,7 +153,7 @@ def windows(hf: Fields, layer_types: list[str], window: int | None) -> tuple[int
 
 
 def rope(hf: Fields, theta: float = 10_000.0) -> Rope:
-    """Returns the rotary embedding of a config with one for all layers.
+    """Returns the rotary embedding of a config that has one for all layers.
 
     Reads `rope_parameters` (transformers 5) and `rope_scaling` with `rope_theta` (transformers 4).
     """
@@ -189,7 +190,10 @@ _ROPE_NEEDS = {
 
 
 def rope_of(hf: Fields, given: Fields, name: str, theta: float) -> Rope:
-    """Returns the rotary embedding that one table of parameters, found in field `name`, says."""
+    """Returns the rotary embedding of one table of parameters, found in the field `name`.
+
+    `theta` is the default of rope_theta.
+    """
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in _ROPE_KEYS:
         refuse(f"{name}.rope_type", kind, f"one of {', '.join(_ROPE_KEYS)} is supported")
@@ -239,7 +243,7 @@ def _scaling(hf: Fields, given: Fields, name: str, kind: str) -> RopeScaling | N
 
 
 def _yarn_attention_factor(factor: float, given: Fields) -> float:
-    """Returns the factor of cos and sin: given, or as the paper suggests from `factor`."""
+    """Returns the factor of cos and sin: as given, or as the paper derives it from `factor`."""
     if given.get("attention_factor") is not None:
         return float(given["attention_factor"])
 
@@ -253,7 +257,7 @@ def _yarn_attention_factor(factor: float, given: Fields) -> float:
 
 
 def rope_fields(r: Rope) -> dict[str, Any]:
-    """Returns a rotary embedding as the parameters that transformers 5 writes."""
+    """Returns a rotary embedding as the rope_parameters of transformers 5."""
     out: dict[str, Any] = {"rope_theta": r.theta, "rope_type": "default"}
     match r.scaling:
         case LinearScaling(factor=factor):
@@ -305,7 +309,7 @@ def common_fields(cfg: ModelConfig, architecture: str) -> dict[str, Any]:
 
 
 def window_fields(cfg: ModelConfig) -> dict[str, Any]:
-    """Returns the fields of sliding windows; all windows of a config have one size."""
+    """Returns the fields of sliding windows. All windows of a config have one size."""
     sizes = {w for w in cfg.windows if w is not None}
     kinds = ["full_attention" if w is None else "sliding_attention" for w in cfg.windows]
     return {"sliding_window": max(sizes, default=None), "layer_types": kinds}

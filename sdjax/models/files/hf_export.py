@@ -20,7 +20,7 @@ from sdjax.models.files import gguf, shards, tensors
 from sdjax.models.network import lora
 from sdjax.models.network.model_config import ModelConfig
 
-# What a folder needs beside its weights for its tokenizer and for generation.
+# The files of a folder, other than its weights, for its tokenizer and for generation.
 COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -47,10 +47,18 @@ def export(
 ) -> None:
     """Writes weights, config.json, generation_config.json and tokenizer to the folder `out`.
 
-    Adapters are added to the weights. `source` is where the model was loaded from: its config and
-    tokenizer files are kept. Tensors are fetched and written one by one. The folder appears whole
-    or not at all; an earlier export there is replaced. Every process must call it; the first one
-    writes.
+    Adapters are added to the weights. Tensors are fetched and written one by one. The folder
+    appears complete or not at all; it replaces an earlier export. Every process must call this
+    function; the first one writes. Raises UserError if the folder holds anything else.
+
+    Args:
+        params: The params of a Transformer.
+        cfg: The model.
+        source: The folder or GGUF file that the model was loaded from. Its config and tokenizer
+            are kept.
+        out: The folder to write.
+        dtype: bfloat16, float16 or float32.
+        max_shard_bytes: The largest size of a file of weights.
     """
     if out.exists() and not (out / "config.json").exists() and any(out.iterdir()):
         raise UserError(f"export to {out}: the folder holds something else: name another")
@@ -66,7 +74,7 @@ def export(
     shapes = {t.name: t.stored_shape for t in wanted}
     shards.write(partial, shapes, dtype, arrays, max_shard_bytes)
     _write_config(partial, cfg, source, dtype)
-    # Whatever ends this here, what is called `out` is a whole export or not there.
+    # If the process ends anywhere below, `out` is a complete export or does not exist.
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
@@ -76,7 +84,7 @@ def export(
 
 
 def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Iterator[np.ndarray]:
-    """Yields every tensor as a checkpoint stores it, gathered from all devices."""
+    """Yields every tensor in the layout of a checkpoint, gathered from all devices."""
     leaves = dict(nnx.to_flat_state(params))
     for tensor in wanted:
         leaf = leaves[tensor.path].get_value()
@@ -85,14 +93,14 @@ def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Itera
 
 
 def gather(x: jax.Array) -> np.ndarray:
-    """Returns an array whole, on every host."""
+    """Returns a whole array on every host."""
     if x.is_fully_addressable:
         return np.asarray(x)
     return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> None:
-    """Writes everything but the weights."""
+    """Writes all files but the weights."""
     if source.suffix == ".gguf":
         file = gguf.open_file(source)
         tokens = {k: v for k, v in file.config().items() if k.endswith("_token_id")}

@@ -19,7 +19,8 @@ from sdjax.models.network.model_config import ModelConfig
 def export(params: nnx.State, cfg: ModelConfig, base: str, out: Path) -> None:
     """Writes adapter_config.json and adapter_model.safetensors (float32) to the folder `out`.
 
-    `base` is what the adapters are of: a hub id or a folder. Every process must call it.
+    `base` is the model that the adapters extend: a hub id or a folder. Every process must call
+    this function.
     """
     assert cfg.lora is not None
     pairs = lora.pairs(params[lora.NAME])

@@ -1,6 +1,7 @@
-"""The shapes of models that the configs name by hub id, for what needs no weights.
+"""The configs of published models, by hub id, for jobs that need no weights.
 
-shapes/OWNER/NAME.json holds the fields of the hub's config.json that say what the model computes.
+shapes/OWNER/NAME.json holds the fields of the hub's config.json that define what the model
+computes.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ FOLDER = Path(__file__).parents[1] / "shapes"
 
 
 def names() -> list[str]:
-    """Returns the hub ids whose shape is known."""
+    """Returns the hub ids with a file in shapes/."""
     files = sorted(FOLDER.rglob("*.json"))
     return [file.relative_to(FOLDER).with_suffix("").as_posix() for file in files]
 
 
 def read_config(name: str, **runtime: Any) -> ModelConfig:
-    """Returns the model behind a hub id without asking the hub; UserError where it is not known.
+    """Returns the model of a hub id without a request to the hub.
 
-    `runtime`: compute_dtype, remat, attention.
+    `runtime`: compute_dtype, remat, attention, lora. Raises UserError if its shape is not known.
     """
     if name not in names():
         raise UserError(f"model.path is {name!r}: no shape known; known are {', '.join(names())}")

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a GGUF file, a hub id, or inside an installed package."""
+"""Finds a model: a folder, a GGUF file, a hub id, or a file of an installed package."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ PACKAGE = "package:"
 def resolve(
     path: str, revision: str | None = None, *, files: Sequence[str] = tuple(HUB_FILES)
 ) -> Path:
-    """Returns the local folder or GGUF file of a model, downloading these files of a hub id."""
+    """Returns the local folder or GGUF file of a model. Raises UserError if there is none.
+
+    `files` are the patterns of the files to download of a hub id.
+    """
     if path.startswith(PACKAGE):
         return _in_package(path.removeprefix(PACKAGE))
     if not path.strip():
@@ -68,8 +71,8 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
         folder = snapshot_download(
             name, revision=revision, allow_patterns=list(files), ignore_patterns=HUB_COPIES
         )
-    # Its errors (no such repository or revision, gated, offline) and those of the HTTP library
-    # beneath it are of many classes; all mean that there is no model to be had.
+    # The hub and its HTTP library raise errors of many classes: no such repository or revision,
+    # gated, offline. All of them mean that the model cannot be downloaded.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         at = f" at revision {revision!r}" if revision else ""

@@ -1,4 +1,4 @@
-"""Reading and writing safetensors folders, a slice or a tensor at a time."""
+"""Reads safetensors folders slice by slice, and writes them tensor by tensor."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ NAMES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensors:
-    """A folder's tensors: which file has each, and its shape."""
+    """A folder's tensors: the file and the shape of each."""
 
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
 
     def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
         """Returns a part of a tensor in its own dtype."""
-        # Opened anew each time: an open file keeps every page it has shown in this process's
-        # memory.
+        # Open the file each time, because an open file keeps all pages that were read in memory.
         with safe_open(self.files[name], framework="np") as file:
             part = file.get_slice(name)
             return part[rows] if columns is None else part[rows, columns]
 
 
 def open_folder(folder: Path) -> StoredTensors:
-    """Returns the tensors of a model folder, from its index or its only file."""
+    """Returns the tensors of a model folder. Raises UserError if they cannot be read.
+
+    It reads the files of the index, the single file, or else every .safetensors file.
+    """
     if (folder / INDEX).exists():
         try:
             weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
@@ -83,7 +85,10 @@ def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:
 
 
 def plan(shapes: dict[str, tuple[int, ...]], dtype: str, max_bytes: int) -> list[list[str]]:
-    """Returns the tensor names of each file, in order, each file at most `max_bytes` if it can."""
+    """Returns the names of the tensors of each file, in order.
+
+    A file has at most `max_bytes`, unless a single tensor is larger.
+    """
     shards: list[list[str]] = [[]]
     size = 0
     for name, shape in shapes.items():
@@ -103,10 +108,17 @@ def write(
     tensors: Iterable[np.ndarray],
     max_bytes: int,
 ) -> None:
-    """Writes tensors, taken one by one in the order of `shapes`, as one file or as shards.
+    """Writes tensors as one file or as several.
 
-    The safetensors library writes a file from all its tensors at once; the format (8 bytes of
-    header length, a JSON header, the data) lets us write each as it comes.
+    The safetensors library needs all tensors of a file at once. The format (8 bytes for the
+    length of the header, a JSON header, the data) lets us write each tensor as it comes.
+
+    Args:
+        folder: Where to write.
+        shapes: The shape of every tensor by name.
+        dtype: bfloat16, float16 or float32.
+        tensors: The tensors, in the order of `shapes`. They are taken one by one.
+        max_bytes: The largest size of a file.
     """
     shards = plan(shapes, dtype, max_bytes)
     source = iter(tensors)

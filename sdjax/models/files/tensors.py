@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sdjax.models.families.registry import family
-from sdjax.models.network.layer import OUTPUTS
 from sdjax.models.network.model_config import ModelConfig
 
 Reader = Callable[[str, slice, slice | None], np.ndarray]
@@ -32,19 +31,15 @@ class Tensor:
     """None: the leaf has no axis of experts."""
     shape: tuple[int, ...]
     """The shape of `leaf[place]`, without the axes of layers and experts."""
+    outputs: int | None = None
+    """How many trailing dimensions of `shape` are outputs of a linear layer.
+
+    None if the tensor is no linear layer; then its order is that of the checkpoint."""
 
     @property
     def place(self) -> tuple[int, ...]:
         """The index of this tensor along the leaf's axes of layers and experts."""
         return tuple(i for i in (self.layer, self.expert) if i is not None)
-
-    @property
-    def outputs(self) -> int | None:
-        """How many trailing dimensions of `shape` are outputs of a linear layer.
-
-        None if the tensor is no linear layer; then its order is that of the checkpoint.
-        """
-        return OUTPUTS.get(self.path[-1])
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
@@ -69,16 +64,22 @@ def of(cfg: ModelConfig) -> list[Tensor]:
     out = [Tensor(name="model.embed_tokens.weight", path=("embedding",), shape=table)]
     for i in range(cfg.num_layers):
         for leaf, (shape, axes) in parts.layer_shapes(cfg).items():
-            name, path = f"model.layers.{i}.{parts.names[leaf]}", ("layers", leaf)
+            one = Tensor(
+                name=f"model.layers.{i}.{parts.names[leaf]}",
+                path=("layers", leaf),
+                layer=i,
+                shape=shape,
+                outputs=parts.outputs.get(leaf),
+            )
             if axes[0] != "experts":
-                out.append(Tensor(name=name, path=path, layer=i, shape=shape))
+                out.append(one)
                 continue
             for e in range(shape[0]):
-                of_expert = name.format(expert=e)
-                out.append(Tensor(name=of_expert, path=path, layer=i, expert=e, shape=shape[1:]))
+                name = one.name.format(expert=e)
+                out.append(replace(one, name=name, expert=e, shape=shape[1:]))
     out.append(Tensor(name="model.norm.weight", path=("norm",), shape=(cfg.embed,)))
     if not cfg.tie_embeddings:
-        out.append(Tensor(name="lm_head.weight", path=("head",), shape=table[::-1]))
+        out.append(Tensor(name="lm_head.weight", path=("head",), shape=table[::-1], outputs=1))
     return out
 
 

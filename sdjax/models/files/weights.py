@@ -1,4 +1,7 @@
-"""Models in and out: find one, read its config, load its parameters into the mesh."""
+"""Reads a model's config and loads its parameters onto the mesh.
+
+It also has the names of resolve.py and hf_export.py that find and write models.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +40,13 @@ class WeightSource(Protocol):
         """The shape of every tensor."""
 
     def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
-        """Returns rows, and columns of a matrix, of a tensor."""
+        """Returns some rows of a tensor, and some columns if it is a matrix."""
 
 
 def read_config(path: Path, **runtime: Any) -> ModelConfig:
-    """Returns the model that a folder or GGUF file holds, without reading its weights.
+    """Returns the model of a folder or GGUF file. It does not read the weights.
 
-    `runtime`: compute_dtype, remat, attention.
+    `runtime`: compute_dtype, remat, attention, lora.
     """
     fields = hf_config(path)
     try:
@@ -54,7 +57,7 @@ def read_config(path: Path, **runtime: Any) -> ModelConfig:
 
 
 def hf_config(path: Path) -> dict[str, Any]:
-    """Returns the fields of config.json; for a GGUF file, those it would have."""
+    """Returns the fields of config.json; for a GGUF file, the fields that one would have."""
     if path.suffix == ".gguf":
         return gguf.open_file(path).config()
     file = path / "config.json"
@@ -70,9 +73,9 @@ def hf_config(path: Path) -> dict[str, Any]:
 
 
 def check(path: Path, cfg: ModelConfig) -> None:
-    """Raises UserError where the tensors of a folder or GGUF file are not those of the model.
+    """Raises UserError if the tensors of a folder or GGUF file do not fit the model.
 
-    Reads names and shapes alone.
+    It reads names and shapes only.
     """
     _open(path, cfg)
 
@@ -90,7 +93,8 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
     """Returns the params of a Transformer, each leaf placed by its sharding.
 
     `shardings` has the structure of the params; None puts all on the first device. Each process
-    reads only the slices that its devices hold, one leaf at a time. Adapters are at their start.
+    reads one leaf at a time, and only the slices that its devices hold. Adapters have their first
+    values.
     """
     start = time.monotonic()
     source, wanted = _open(path, cfg)
@@ -103,7 +107,7 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
         shardings = jax.tree.map(lambda _: one, params)
     placed = dict(nnx.to_flat_state(shardings))
     leaves = {}
-    # The largest first, while there is the most room for the copy on its way to the device.
+    # The largest leaf first, because its copy on the host needs the most free memory.
     stored, new = nnx.split_state(params, lambda path, _: path in by_path, ...)
     for at, variable in sorted(nnx.to_flat_state(stored), key=_size, reverse=True):
         array = _leaf(by_path[at], source, variable, placed[at].get_value())
@@ -114,7 +118,7 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
 
 
 def _start(cfg: ModelConfig, shardings: nnx.State) -> nnx.State:
-    """Returns the adapters' first values."""
+    """Returns the first values of the adapters."""
     how = cfg.lora
     assert how is not None
 
@@ -126,7 +130,7 @@ def _start(cfg: ModelConfig, shardings: nnx.State) -> nnx.State:
 
 
 def draw(cfg: ModelConfig, seed: int, shardings: nnx.State) -> nnx.State:
-    """Returns random params of a Transformer, drawn where their shardings put them."""
+    """Returns random params of a Transformer. Each device draws the values that it holds."""
 
     def params() -> nnx.State:
         return nnx.split(Transformer(cfg, rngs=nnx.Rngs(seed)))[1]
@@ -164,7 +168,7 @@ def _leaf(
     slices: dict[tuple, np.ndarray] = {}
 
     def once(index: tuple[slice, ...] | None) -> np.ndarray:
-        """Devices that hold the same slice get the same array."""
+        """Returns a slice, read once for all devices that hold it."""
         assert index is not None, shape
         key = tuple((s.start, s.stop) for s in index)
         if key not in slices:
@@ -184,7 +188,7 @@ def _check(
     missing = [name for name in wanted if name not in found]
     extra = [n for n in found if n not in wanted and not n.endswith("rotary_emb.inv_freq")]
     if cfg.tie_embeddings:
-        # Some tied checkpoints hold the embedding a second time; transformers ignores it too.
+        # Some tied checkpoints store the embedding twice. transformers ignores the second, too.
         extra = [name for name in extra if name != "lm_head.weight"]
     misshapen = [
         f"{name} is {list(found[name])}, not {list(shape)}"

@@ -155,7 +155,13 @@ def _plain(
 def _cudnn(
     q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None, window: int | None
 ) -> jax.Array:
-    """Returns cuDNN's flash attention. Rows of one segment, then padding, need no mask."""
+    """Returns cuDNN's flash attention. Rows of one segment, then padding, need no mask.
+
+    Args:
+        q, k, v: As in `attention`.
+        segment_ids: As in `attention`.
+        window: As in `attention`, but None if it is no shorter than the row.
+    """
     local = None if window is None else (window - 1, 0)
 
     def one_segment(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -180,6 +186,10 @@ def _cudnn_cached(
     """Returns cuDNN's attention over the filled slots.
 
     A window is cut out of the cache first, because cuDNN's own window needs a causal mask.
+
+    Args:
+        q, keys, values, length: As in `cached_attention`.
+        window: As in `cached_attention`, but None if it is no shorter than the cache.
     """
     if window is not None:
         start = jnp.maximum(length - window, 0)

@@ -1,8 +1,8 @@
-"""Kernels of a decoding step on a GPU (Pallas, through Triton), of one device's rows.
+"""Kernels of a decoding step on a GPU (Pallas, through Triton). Each takes one device's rows.
 
-A step's work is small and bound by memory: what is gained is fewer launches, and reading that
-begins at once in every block. Triton's tiles have sizes that are powers of two, and its products at
-least 16 rows: what is missing of either is padded here or masked.
+A step has little work and is bound by memory. The kernels save launches, and every block of theirs
+reads memory from its start. Triton's tiles have sizes that are powers of two, and its products
+have at least 16 rows. Smaller inputs are padded or masked.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 SMALLEST = 16  # rows of a product
-NOTHING = -1e30  # a score that weighs nothing, and unlike an infinity can be subtracted from itself
+NOTHING = -1e30  # the score of a masked slot; minus infinity would give NaN less itself
 LOG2_E = 1.4426950408889634
 
-SLOTS = 64  # of a tile of the cache
-BLOCKS = 512  # that keep a GPU of some 132 processors reading
-COLUMNS = 64  # of a tile of a matrix
+SLOTS = 64  # slots in a tile of the cache
+BLOCKS = 512  # so many blocks keep a GPU with 132 processors (H100, H200) reading
+COLUMNS = 64  # columns in a tile of a matrix
 
 Pair = tuple[jax.Array, jax.Array]
 """The two halves of head_dim, which the rotation turns into each other."""
 
 
 def attend(
-    parts: jax.Array,  # float32[S, B, H + 2 K, h]: their sum is queries, keys and values
-    norms: tuple[jax.Array | None, jax.Array | None],  # of queries and of keys, [h]
-    rope: tuple[jax.Array, jax.Array],  # float32[B, h // 2] each
+    parts: jax.Array,
+    norms: tuple[jax.Array | None, jax.Array | None],
+    rope: tuple[jax.Array, jax.Array],
     cache: tuple[jax.Array, jax.Array],
     index: jax.Array,
     *,
@@ -38,15 +38,24 @@ def attend(
     window: int | None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the attention's output [B, H, h], and the cache with row b's new token at index[b].
+    """Returns the attention's output [B, H, h], and the cache's keys and values.
 
-    Queries and keys are normed and turned first. Row b attends to its slots before `index[b]` and
-    to the new one, with a window to the last `window` of them. A row whose index lies beyond the
-    cache writes nothing, and still sees its new token. `interpret` runs the kernel, slowly, where
-    there is no GPU.
+    Queries and keys are normed and rotated first. Row b writes its new token to slot `index[b]`
+    and attends to that slot and the slots before it. A row whose index lies beyond the cache
+    writes nothing and still sees its new token.
 
-    One block reads the cache of a row and KV head, or of few rows a share of it (split-KV decoding,
-    as in Flash-Decoding).
+    One block reads the cache of one row and KV head. For few rows, several blocks share one row
+    (split-KV decoding, as in Flash-Decoding).
+
+    Args:
+        parts: float32[S, B, H + 2 K, h]. Their sum over S is queries, keys and values.
+        norms: The scales of the norms of queries and of keys, [h] each, or None twice.
+        rope: cos and sin, float32[B, h // 2] each.
+        cache: Keys and values, [B, C, K, h] each.
+        index: int32[B].
+        eps: The epsilon of the norms.
+        window: How many of the last tokens a query sees, itself included; None is all.
+        interpret: Runs the kernel without a GPU, slowly.
     """
     keys, values = cache
     rows, _, kv_heads, h = keys.shape
@@ -55,7 +64,7 @@ def attend(
     while rows * kv_heads * shares < BLOCKS and shares * 2 * SLOTS <= keys.shape[1]:
         shares *= 2
     normed = norms[0] is not None
-    scales = norms if normed else (jnp.ones(h, keys.dtype),) * 2  # read by nothing
+    scales = norms if normed else (jnp.ones(h, keys.dtype),) * 2  # not read
     kernel = partial(_attend, eps=eps if normed else None, group=heads // kv_heads, window=window)
     out, weight, keys, values = pl.pallas_call(
         kernel,
@@ -98,7 +107,10 @@ def _attend(
     group: int,
     window: int | None,
 ) -> None:
-    """Of one row, one KV head and a share of the row's slots. `eps` None: without norms."""
+    """Computes one row, one KV head and a share of the row's slots.
+
+    `attend` documents the inputs; `group` is query heads per KV head, and `eps` None is no norms.
+    """
     row, kv, share = (pl.program_id(i) for i in range(3))
     slots, kv_heads, h = keys.shape[1:]
     dtype, shares = keys.dtype, out.shape[0]
@@ -144,7 +156,7 @@ def _attend(
     scale = h**-0.5 * LOG2_E
 
     def tile(i: jax.Array, carry: tuple) -> tuple:
-        """Adds a tile of slots to the softmax so far: largest score, sum, and weighted values."""
+        """Adds a tile of slots to the softmax so far: its largest score, sum and values."""
         most, total, *sums = carry
         at = i * SLOTS + jnp.arange(SLOTS)
         seen = (at >= start) & (at < end)
@@ -164,8 +176,8 @@ def _attend(
         sums = [x * kept[:, None] + y for x, y in zip(sums, more, strict=True)]
         return new, total, *sums
 
-    # The first share begins with the new token, which is not read from the cache: nothing says
-    # when it is there.
+    # The first share starts with the new token. It is not read from the cache, because another
+    # block may not have written it yet.
     first = share == 0
     score = sum(
         jnp.sum(x.astype(jnp.float32) * key.astype(jnp.float32), -1)
@@ -182,7 +194,7 @@ def _attend(
     low = tiles[0] + share * each
     high = jnp.minimum(tiles[1], low + each)
     most, total, *sums = jax.lax.fori_loop(low, high, tile, (most, total, *sums))
-    total = jnp.maximum(total, 1e-30)  # of a share without slots
+    total = jnp.maximum(total, 1e-30)  # a share may have no slots
     for half, x in zip(halves, sums, strict=True):
         here = out.at[share, row, of_group, half]
         triton.store(here, (x / total[:, None]).astype(out.dtype), mask=real)
@@ -193,8 +205,9 @@ def _attend(
 def fits_gate_up(rows: int, embed: int, mlp: int) -> bool:
     """Returns whether `gate_up` takes these sizes on this device.
 
-    It keeps up to 196 KiB on their way to a block, which only GPUs of data centres have room for
-    (compute capability 9 and 10). Where it is interpreted any device will do.
+    A block prefetches up to 196 KiB, which fits only on data centre GPUs (compute capability 9 and
+    10). A device without a compute capability interprets the kernel and takes every size that
+    divides.
     """
     capability = getattr(jax.devices()[0], "compute_capability", "9.0")
     roomy = capability.split(".")[0] in ("9", "10")
@@ -208,11 +221,14 @@ def gate_up(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Returns silu(x @ gate) * (x @ up) [B, mlp], rounded as layer.gated. See fits_gate_up."""
+    """Returns silu(x @ gate) * (x @ up), [B, mlp], rounded as layer.gated does.
+
+    `fits_gate_up` says which sizes it takes.
+    """
     rows, embed = x.shape
     padded = max(SMALLEST, pl.next_power_of_2(rows))
     few = padded <= 64
-    inner = 128 if few and embed % 128 == 0 else 64  # of a tile
+    inner = 128 if few and embed % 128 == 0 else 64  # rows of a matrix in a tile
     columns = pl.BlockSpec((embed, COLUMNS), lambda j: (0, j))
     out = pl.pallas_call(
         partial(_gate_up, inner=inner),
@@ -235,5 +251,5 @@ def _gate_up(x: Any, gate: Any, up: Any, out: Any, *, inner: int) -> None:
 
     zero = jnp.zeros(out.shape, jnp.float32)
     sums = jax.lax.fori_loop(0, x.shape[1] // inner, tile, (zero, zero))
-    g, u = (y.astype(x.dtype).astype(jnp.float32) for y in sums)  # as where rows are trained on
+    g, u = (y.astype(x.dtype).astype(jnp.float32) for y in sums)  # rounded as in training
     out[...] = (g * jax.nn.sigmoid(g) * u).astype(out.dtype)

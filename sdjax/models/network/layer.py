@@ -5,8 +5,8 @@
 
 Only the attention differs between rows of tokens and a cache. `x` is the residual stream
 float32[B, S, embed]; everything else has the dtype of the weights. The stream is float32 because
-the sampler and the trainer compute the same sums in another order: rounded to bfloat16 at each
-sum, their results would drift apart.
+the sampler and the trainer compute the same sums in another order. If each sum were rounded to
+bfloat16, their results would drift apart.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from sdjax.parallel.rules import BATCH, HIDDEN, Axes, constrain, shards
 Shapes = Mapping[str, tuple[tuple[int, ...], Axes]]
 """Shape and logical axes of arrays by name. A leading axis "experts" counts experts."""
 
-# How many trailing dimensions of a matrix are outputs. Arrays that are not here are no matrices.
-OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1, "head": 1}
+# How many trailing dimensions of each matrix are outputs. Other arrays are no matrices.
+OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1}
 
 QUERY = ("batch", None, "heads", "head_dim")
 KEY = ("batch", None, "kv_heads", "head_dim")
@@ -174,12 +174,12 @@ def gated(x: jax.Array, w: LayerWeights) -> jax.Array:
 def to_residual(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
     """Returns float32[B, S, embed], the product of x [B, S, ...] that is added to the residual.
 
-    On a GPU the product stands behind a barrier, so that XLA cannot fuse the addition into the
-    matrix product. This avoids a fault in cuBLASLt 13 on an H100: its kernel that adds a product
-    to a float32 matrix ends the process with "unspecified launch failure", about once in 20,000
-    launches. Blocks of that kernel signal blocks of their cluster that have already ended. (It is
-    nvjet_sm90_tss_192x64_64x6_1x4_h_bx_NNT, from a core dump of the device.) The barrier costs
-    nothing, because the addition is fused into the next norm instead.
+    On a GPU the product is behind a barrier, so that XLA cannot fuse the addition into the matrix
+    product. This avoids a fault in cuBLASLt 13 on an H100. Its kernel that adds a product to a
+    float32 matrix (nvjet_sm90_tss_192x64_64x6_1x4_h_bx_NNT) ends the process with "unspecified
+    launch failure", about once in 20,000 launches. A core dump shows why: blocks signal blocks of
+    their cluster that have already ended. The barrier costs nothing, because the addition is fused
+    into the next norm instead.
     """
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and x.shape[1] == 1 and shards("tensor") == 1 and x.dtype != jnp.float32:

@@ -1,8 +1,8 @@
-"""Adapters (LoRA, arXiv:2106.09685): low-rank products added to matrices that stay as loaded.
+"""Adapters (LoRA, arXiv:2106.09685): low-rank products that are added to frozen matrices.
 
-A matrix and its product are summed in float32, a layer at a time, and rounded to the compute dtype
-once, in the trainer as in the sampler. So both compute with the same weights; their gap is that of
-a model without adapters.
+The trainer and the sampler both sum a matrix and its product in float32, layer by layer, and round
+the sum to the compute dtype once. So both compute with the same weights, and their difference is
+that of a model without adapters.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from sdjax.config import Lora
 from sdjax.models.network.layer import OUTPUTS, LayerWeights, Shapes, cast
 from sdjax.models.network.model_config import ModelConfig
 
-# By matrix: A [..., inputs, rank] and B [..., rank, outputs], a matrix's own axes on either side.
 Pairs = dict[str, tuple[jax.Array, jax.Array]]
+"""A [..., inputs, rank] and B [..., rank, outputs] by matrix, with the matrix's own axes."""
 Trained = LayerWeights | Pairs
-"""What is trained of the layers: all of them, or their adapters."""
+"""The trained arrays of the layers: their weights, or their adapters."""
 
 NAME = "adapters"
-"""Under which they stand in a model's params."""
+"""The name of the adapters in a model's params."""
 
 
 class Adapters(nnx.Module):
-    """A and B of each adapted matrix, float32, all layers stacked. B is 0 at the start."""
+    """A and B of each adapted matrix in float32, with all layers stacked. B starts at 0."""
 
     def __init__(self, lora: Lora, shapes: Shapes, layers: int, *, rngs: nnx.Rngs):
         for name in lora.matrices:
@@ -49,13 +49,13 @@ class Adapters(nnx.Module):
 
 
 def pairs(adapters: Mapping[str, nnx.Variable]) -> Pairs:
-    """Returns the arrays of adapters by matrix."""
+    """Returns the arrays A and B of each adapted matrix."""
     names = sorted(name.removesuffix("_a") for name in adapters if name.endswith("_a"))
     return {n: (adapters[f"{n}_a"].get_value(), adapters[f"{n}_b"].get_value()) for n in names}
 
 
 def merged(base: LayerWeights, of: Pairs, cfg: ModelConfig) -> LayerWeights:
-    """Returns one layer's weights with its products added, in the compute dtype."""
+    """Returns one layer's weights plus its low-rank products, in the compute dtype."""
     assert cfg.lora is not None
     scale, dtype = cfg.lora.alpha / cfg.lora.rank, jnp.dtype(cfg.compute_dtype)
     sums = {}
@@ -66,7 +66,7 @@ def merged(base: LayerWeights, of: Pairs, cfg: ModelConfig) -> LayerWeights:
 
 
 def split(params: nnx.State) -> tuple[nnx.State, nnx.State | None]:
-    """Returns a model's params in two: those that are trained, and those that are not, if any."""
+    """Returns a model's trained params, and its frozen ones if it has adapters."""
     if NAME not in params:
         return params, None
     trained, frozen = nnx.split_state(params, lambda path, _: path[0] == NAME, ...)
@@ -74,12 +74,12 @@ def split(params: nnx.State) -> tuple[nnx.State, nnx.State | None]:
 
 
 def joined(params: nnx.State, frozen: nnx.State | None) -> nnx.State:
-    """Returns the model's params again. What both have is taken from the first."""
+    """Returns all params of a model. `params` wins where both have a value."""
     return params if frozen is None else nnx.merge_state(frozen, params)
 
 
 def without_adapters(params: nnx.State, cfg: ModelConfig) -> nnx.State:
-    """Returns a model's params with the products added, in the compute dtype."""
+    """Returns a model's params with its adapters added to its matrices, in the compute dtype."""
     trained, frozen = split(params)
     if frozen is None:
         return params
@@ -100,7 +100,10 @@ def without_adapters(params: nnx.State, cfg: ModelConfig) -> nnx.State:
 
 
 def checksum(params: nnx.State) -> str:
-    """Returns a hash of the values, the same on any mesh: sums of integers that wrap around."""
+    """Returns a hash of the values, which is the same on any mesh.
+
+    It sums integers that wrap around, because such a sum does not depend on its order.
+    """
 
     def one(x: jax.Array) -> jax.Array:
         unsigned = jnp.dtype(f"uint{8 * x.dtype.itemsize}")

@@ -1,6 +1,6 @@
 """Splash attention: JAX's Pallas kernel for TPUs, over rows of packed segments.
 
-Under a mesh the kernel runs in a shard_map, since the partitioner cannot look into it.
+Under a mesh the kernel runs in a shard_map, because the partitioner cannot split it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sdjax.parallel import rules
 
-# Tokens of a tile; a row is padded to a multiple of the smallest, the TPU's lane count.
+# Tokens per tile. Rows are padded to a multiple of the smallest, which is the TPU's lane count.
 BLOCKS = (512, 256, 128)
 
 
@@ -20,16 +20,18 @@ def attention(
     q: jax.Array,  # [B, S, H, h]
     k: jax.Array,  # [B, S, K, h]
     v: jax.Array,  # [B, S, K, h]
-    segment_ids: jax.Array | None,  # int32[B, S]
+    segment_ids: jax.Array | None,
     window: int | None,
     *,
     interpret: bool = False,
 ) -> jax.Array:
     """Returns [B, S, H, h]: causal attention within segments, over at most `window` tokens.
 
-    None in place of segments: every row is one.
-
-    `interpret` runs the kernel, slowly, where there is no TPU.
+    Args:
+        q, k, v: Queries, keys and values.
+        segment_ids: int32[B, S]. None: every row is one segment.
+        window: How many tokens a query sees, itself included; None is all.
+        interpret: Runs the kernel without a TPU, slowly.
     """
     local = partial(_local, window=window, interpret=interpret)
     if jax.sharding.get_abstract_mesh().empty:

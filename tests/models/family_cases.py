@@ -1,0 +1,230 @@
+"""The cases of each model family, for every test of families. A new family adds an entry to CASES.
+
+`tiny.config` holds the sizes that all cases share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cases:
+    """What the tests try with one family. All dicts are fields of config.json."""
+
+    parity: dict[str, dict]
+    """Models to compare with transformers, by name: the fields that differ from `tiny.config`.
+
+    Together they use every feature of the family. A case is mostly compilation, so let several
+    features share one. The first case also runs without `-m heavy`; make it the most usual one.
+    No gradient may be zero in theory, because rounding is all that is left of it. A bias of keys
+    in a layer without rotary embedding has such a gradient.
+    """
+    effects: dict[str, tuple[dict, dict]]
+    """For each field of config.json that changes what the same weights compute: a base, and the
+    fields to change. The output must change. The key is the field, perhaps with more words."""
+
+
+def of(family: str) -> Cases:
+    """Returns the cases of a family. Fails with a remedy if there are none."""
+    assert family in CASES, (
+        f"{family} has no test cases: add your family here: CASES in tests/models/family_cases.py"
+    )
+    return CASES[family]
+
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+# Parts of parity cases.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1_000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 8.0,
+    "beta_slow": 0.5,
+}
+YARN_4 = {"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 24}
+TIED = {"tie_word_embeddings": True, "vocab_size": 263}
+ONE_KV_HEAD = {"num_key_value_heads": 1, "head_dim": 24}
+
+
+def qwen_cases(bias: dict) -> dict[str, dict]:
+    window = {"use_sliding_window": True, "sliding_window": 5}
+    return {
+        "grouped_untied_window_in_deep_layers_theta": {
+            "max_window_layers": 1,
+            "rope_parameters": {"rope_theta": 5_000.0},
+            **window,
+        },
+        "tied_odd_vocabulary_one_kv_head_wide_heads_linear_theta": {
+            "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+            "rope_theta": 5_000.0,
+            **TIED,
+            **ONE_KV_HEAD,
+            **bias,
+        },
+        "window_everywhere_yarn": {
+            "layer_types": [SLIDING, SLIDING],
+            "rope_scaling": YARN_4,
+            **window,
+        },
+        "all_kv_heads_llama3_eps": {
+            "num_key_value_heads": 4,
+            "rope_parameters": LLAMA3,
+            "rms_norm_eps": 1e-3,
+        },
+    }
+
+
+# Parts of effects: what the base has, and the change.
+WINDOW = {"use_sliding_window": True, "sliding_window": 4}
+BIAS = ({"attention_bias": True}, {"attention_bias": False})
+YARN_BASE = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "beta_fast": 2.0,
+    "beta_slow": 0.2,
+    "original_max_position_embeddings": 64,
+}
+LLAMA3_BASE = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def scaled(base: dict, **change) -> tuple[dict, dict]:
+    return {"rope_parameters": base}, {"rope_parameters": base | change}
+
+
+COMMON = {
+    "rope_theta": ({}, {"rope_theta": 99.0}),
+    "rms_norm_eps": ({}, {"rms_norm_eps": 0.1}),
+    "tie_word_embeddings": ({}, {"tie_word_embeddings": True}),
+}
+ROPE = {
+    "rope_parameters.rope_theta": scaled({"rope_theta": 1e4}, rope_theta=99.0),
+    "rope_parameters linear": scaled({}, rope_type="linear", factor=3.0),
+    "rope_parameters llama3": scaled({}, **LLAMA3_BASE),
+    "rope_parameters.low_freq_factor": scaled(LLAMA3_BASE, low_freq_factor=0.2),
+    "rope_parameters.high_freq_factor": scaled(LLAMA3_BASE, high_freq_factor=8.0),
+    "rope_parameters yarn": scaled({}, **YARN_BASE),
+    "rope_parameters.factor": scaled(YARN_BASE, factor=2.0),
+    "rope_parameters.attention_factor": scaled(YARN_BASE, attention_factor=2.0),
+    "rope_parameters.beta_fast": scaled(YARN_BASE, beta_fast=8.0),
+    "rope_parameters.beta_slow": scaled(YARN_BASE, beta_slow=1.0),
+    "rope_parameters.truncate": scaled(YARN_BASE, truncate=False),
+    "rope_parameters.mscale": scaled(YARN_BASE, mscale=1.0, mscale_all_dim=3.0),
+    "rope_parameters.original_max_position_embeddings": scaled(
+        YARN_BASE, original_max_position_embeddings=20
+    ),
+    "rope_scaling": ({}, {"rope_scaling": {"type": "linear", "factor": 3.0}}),
+    "original_max_position_embeddings": (
+        {"rope_parameters": YARN_BASE},
+        {"original_max_position_embeddings": 20},
+    ),
+    "max_position_embeddings": (
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+        {"max_position_embeddings": 16},
+    ),
+}
+QWEN_WINDOWS = {
+    "use_sliding_window": ({"layer_types": None, "max_window_layers": 1}, WINDOW),
+    "sliding_window": ({**WINDOW, "max_window_layers": 1}, {"sliding_window": 2}),
+    "max_window_layers": ({**WINDOW, "max_window_layers": 1}, {"max_window_layers": 0}),
+    "layer_types": (WINDOW, {"layer_types": [SLIDING, FULL]}),
+}
+FULL_YARN = {"rope_parameters": {FULL: {**YARN_BASE, "rope_theta": 500_000.0}}}
+SLIDING_YARN = {"rope_parameters": {SLIDING: {**YARN_BASE, "rope_theta": 500_000.0}}}
+MIXED = {"layer_types": [SLIDING, FULL], "sliding_window": 4}
+OLMO3 = {
+    "sliding_window": (MIXED, {"sliding_window": 2}),
+    "layer_types": (MIXED, {"layer_types": [FULL, SLIDING]}),
+    "rope_parameters full": (MIXED, FULL_YARN),
+    "rope_parameters sliding": (MIXED, SLIDING_YARN),
+    "rope_scaling": (MIXED, {"rope_scaling": YARN_BASE}),
+}
+
+CASES = {
+    "llama": Cases(
+        parity={
+            "grouped_untied_theta": {"rope_theta": 500_000.0},
+            "yarn_eps": {"rope_parameters": YARN, "rms_norm_eps": 1e-3},
+            "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_theta": {
+                "attention_bias": True,
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+                "rope_theta": 900.0,
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "all_kv_heads_llama3": {"num_key_value_heads": 4, "rope_parameters": LLAMA3},
+        },
+        effects=COMMON | ROPE | {"attention_bias": BIAS},
+    ),
+    "qwen2": Cases(
+        parity=qwen_cases({}),
+        effects=COMMON | ROPE | QWEN_WINDOWS,
+    ),
+    "qwen3": Cases(
+        parity=qwen_cases({"attention_bias": True}),
+        effects=COMMON | ROPE | QWEN_WINDOWS | {"attention_bias": BIAS},
+    ),
+    "olmo2": Cases(
+        parity={
+            "grouped_untied_theta": {"rope_theta": 500_000.0},
+            "yarn_eps": {"rope_scaling": YARN_4, "rms_norm_eps": 1e-3},
+            "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear": {
+                "attention_bias": True,
+                "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "all_kv_heads_llama3": {"num_key_value_heads": 4, "rope_parameters": LLAMA3},
+        },
+        effects=COMMON | ROPE | {"attention_bias": BIAS},
+    ),
+    "olmo3": Cases(
+        parity={
+            "window_and_full_yarn": {
+                "layer_types": [SLIDING, FULL],
+                "sliding_window": 5,
+                "rope_parameters": {
+                    FULL: YARN,
+                    SLIDING: {"rope_type": "default", "rope_theta": 2e3},
+                },
+            },
+            "types_by_depth_yarn_4": {
+                "num_hidden_layers": 4,
+                "sliding_window": 7,
+                "rope_theta": 500_000.0,
+                "rope_scaling": {**YARN_4, "rope_type": "yarn", "attention_factor": 1.3},
+            },
+            "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_in_windows": {
+                "attention_bias": True,
+                "sliding_window": 4,
+                "rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}},
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "all_kv_heads_llama3": {
+                "num_key_value_heads": 4,
+                "layer_types": [FULL, FULL],
+                "rope_parameters": {FULL: LLAMA3},
+            },
+        },
+        effects=COMMON | OLMO3 | {"attention_bias": BIAS},
+    ),
+}
