@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sdjax.config.checks import require, require_one
@@ -14,8 +14,10 @@ class Loss:
 
     distillation: float = 1.0
     """1 is SDPO, 0 is GRPO, between them a blend. At 0 the teacher is not run."""
-    divergence: str = "full"
-    """A name in objectives/divergences.py: full, top_k, sampled."""
+    divergence: str = field(
+        default="full", metadata={"table": "sdjax.objectives.divergences:DIVERGENCES"}
+    )
+    """A name in DIVERGENCES of objectives/divergences.py; --help lists them."""
     alpha: float = 0.5
     """0 forward KL(teacher || student), 1 reverse KL(student || teacher), between: generalised
     Jensen-Shannon."""
@@ -39,8 +41,10 @@ class Loss:
     sampler_clip: float | None = 2.0
     """Upper bound of the ratio of trainer to sampler probability (truncated importance sampling);
     None leaves the ratio out."""
-    token_weights: str = "uniform"
-    """A name in objectives/token_weights.py."""
+    token_weights: str = field(
+        default="uniform", metadata={"table": "sdjax.objectives.token_weights:TOKEN_WEIGHTS"}
+    )
+    """A name in TOKEN_WEIGHTS of objectives/token_weights.py; --help lists them."""
     weight_floor: float = 0.25
     """token_weights=position or teacher_entropy: the least weight."""
     position_center: float = 0.3
