@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import io
 import re
@@ -193,6 +194,8 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
         return job
     import tyro
 
+    if {"-h", "--help"} & set(args):
+        _list_tables(job)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -241,6 +244,24 @@ def with_boolean_values(args: Sequence[str], fields: Collection[str]) -> list[st
         else:
             out.append(arg)
     return out
+
+
+def _list_tables(section: Any) -> None:
+    """Makes --help list the entries of a table where a field holds the name of one.
+
+    Only help does so, because tables stand next to their functions, whose import takes seconds.
+    """
+    import tyro
+
+    for f in dataclasses.fields(section):
+        value = getattr(section, f.name)
+        if dataclasses.is_dataclass(value):
+            _list_tables(value)
+        elif "table" in f.metadata:
+            module, _, table = f.metadata["table"].partition(":")
+            names = ", ".join(vars(importlib.import_module(module))[table])
+            text = f"One of {names}: {table} of {module.replace('.', '/')}.py."
+            type(section).__annotations__[f.name] = typing.Annotated[str, tyro.conf.arg(help=text)]
 
 
 def _one_line(printed: str, prog: str) -> str:

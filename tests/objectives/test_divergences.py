@@ -1,5 +1,6 @@
 import itertools
 
+import contracts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,34 +192,33 @@ def test_a_token_clip_bounds_the_divergence_and_stops_its_gradient():
     assert np.all((np.abs(grad).max(-1) == 0) == (free > clip))
 
 
-@pytest.mark.parametrize("name", list(divergences.DIVERGENCES))
-def test_no_gradient_reaches_the_teacher(name):
-    student, teacher = logits(11)
-    token = jnp.zeros(6, jnp.int32)
-
-    def total(t):
-        return divergences.get(name)(student, t, token, Loss(divergence=name, top_k=4)).sum()
-
-    assert np.all(jax.grad(total)(teacher) == 0)
+CONTRACTS = {
+    f"{name}-{alpha}-{tail}": Loss(divergence=name, alpha=alpha, top_k=2, tail=tail)
+    for name in divergences.DIVERGENCES
+    for alpha in (0.0, 0.5, 1.0)
+    for tail in (True, False)
+    if tail or name == "top_k"
+}
 
 
-@pytest.mark.parametrize("name", list(divergences.DIVERGENCES))
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_extreme_logits_give_finite_values_and_gradients(name, alpha):
-    student = jnp.array([[1e4, -1e4, 0.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    teacher = jnp.array([[-1e4, 1e4, 0.0, 1.0, 0.0], [9e3, -9e3, 1.0, 2.0, 3.0]])
-    for tail in (True, False):
-        cfg = Loss(divergence=name, alpha=alpha, top_k=2, tail=tail)
+@pytest.mark.parametrize("case", CONTRACTS)
+def test_every_divergence_keeps_the_contract(case):
+    cfg = CONTRACTS[case]
+    contracts.check_divergence(divergences.get(cfg.divergence), cfg)
 
-        def total(s, cfg=cfg):
-            return divergences.get(name)(s, teacher, jnp.array([1, 4]), cfg).sum()
 
-        value, grad = jax.value_and_grad(total)(student)
-        if name == "sampled" and alpha == 0.0:
-            continue  # its coefficient is T/S itself, e^20000 here
-        assert np.isfinite(value) and np.all(np.isfinite(grad))
+def test_the_contract_refuses_a_divergence_that_underflows():
+    def hellinger(student, teacher, token, cfg):
+        del token, cfg
+        s, t = jax.nn.softmax(student), jax.nn.softmax(teacher)
+        return 1.0 - jnp.sum(jnp.sqrt(s * t), axis=-1)
+
+    with pytest.raises(AssertionError):
+        contracts.check_divergence(hellinger, Loss())
 
 
 def test_an_unknown_divergence_is_an_error_that_lists_the_known():
-    with pytest.raises(UserError, match=r"loss.divergence is 'topk': one of full, top_k, sampled"):
+    with pytest.raises(UserError, match=r"loss.divergence is 'topk': one of ") as raised:
         divergences.get("topk")
+    listed = str(raised.value).partition("one of ")[2].split(", ")
+    assert set(listed) == set(divergences.DIVERGENCES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sdjax.config.checks import require, require_one
@@ -15,8 +15,10 @@ class Loss:
     distillation: float = 1.0
     """Share of the divergence in the loss. 1 is SDPO, 0 is GRPO, values between blend the two. At 0
     the teacher does not run."""
-    divergence: str = "full"
-    """A name in `sdjax.objectives.divergences.DIVERGENCES`."""
+    divergence: str = field(
+        default="full", metadata={"table": "sdjax.objectives.divergences:DIVERGENCES"}
+    )
+    """A name in `sdjax.objectives.divergences.DIVERGENCES`; --help lists them."""
     alpha: float = 0.5
     """Which divergence. 0: forward KL(teacher || student). 1: reverse KL(student || teacher).
     Between: generalised Jensen-Shannon."""
@@ -42,8 +44,10 @@ class Loss:
     sampler_clip: float | None = 2.0
     """Upper bound of the ratio of trainer to sampler probability (truncated importance sampling).
     None leaves the ratio out."""
-    token_weights: str = "uniform"
-    """A name in `sdjax.objectives.token_weights.TOKEN_WEIGHTS`."""
+    token_weights: str = field(
+        default="uniform", metadata={"table": "sdjax.objectives.token_weights:TOKEN_WEIGHTS"}
+    )
+    """A name in `sdjax.objectives.token_weights.TOKEN_WEIGHTS`; --help lists them."""
     weight_floor: float = 0.25
     """token_weights=position or teacher_entropy: the smallest weight."""
     position_center: float = 0.3
