@@ -19,7 +19,7 @@ from sdjax import config
 from sdjax.config.load import override
 from sdjax.data import conversations
 from sdjax.jobs import export_job, sft_job
-from sdjax.learner import adamw, state, supervised
+from sdjax.learner import adamw, state, supervised, update
 from sdjax.learner.supervised import Conversation, SFTShape
 from sdjax.models.files import weights
 from sdjax.models.network.transformer import Transformer, head_weight, hidden_states, logits
@@ -205,9 +205,9 @@ def updated(cfg, params, made, sizes=(1, 1, 1), *, remat="none", chunk_tokens=20
     start = state.initialiser(tx, teacher, shardings)(jax.device_put(params, shardings.params))
     with jax.set_mesh(mesh):
         graph = tiny.graph(replace(cfg, remat=remat))
-        update = supervised.make_step(graph, job_cfg, mesh, shardings)
+        take_update = supervised.make_step(graph, job_cfg, mesh, shardings)
         packed = supervised.pack(made, SFTShape.of(made, len(made), job_cfg.optim), 0)
-        return update(start, jax.device_put(packed, update.batch_shardings(packed, mesh)))
+        return take_update(start, jax.device_put(packed, update.batch_shardings(packed, mesh)))
 
 
 @pytest.mark.heavy
