@@ -28,7 +28,7 @@ WHERE = "--replay shows where, once optim.most_skipped in a row have ended the r
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutputs:
-    """Where a training writes."""
+    """The places that a training writes to."""
 
     folder: Folder
     saved: Checkpoints
@@ -75,11 +75,8 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
 
             # Advance. The step's batches and records go before the sampler's new weights come.
             progress.state = setup.functions.after(result.state)
-            progress.step, progress.data, progress.unscored = (
-                progress.step + 1,
-                setup.order.get_state(),
-                metrics,
-            )
+            progress.data, progress.unscored = setup.order.get_state(), metrics
+            progress.step += 1
             del sampled, inputs, result, lines
             weights = model.sampler.weights(progress.state.model_params())
 
@@ -103,10 +100,15 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
 def running(
     setup: StepSetup, sets: Sequence[HeldOut], folder: Folder, saved: Checkpoints
 ) -> Iterator[tuple[Progress, RunOutputs]]:
-    """Yields where a run starts and where it writes; exports the model when the block ends.
+    """Yields where a run starts and its outputs; exports the model at the end of the block.
 
-    If a signal ends the block, the run is saved and Stopped says how to go on. `sets` are the
-    examples of its evaluations, and `saved` the checkpoints of which it restores the newest one.
+    If a signal ends the block, the run is saved, and the message of Stopped says how to go on.
+
+    Args:
+        setup: What every step reads.
+        sets: The held-out examples of its evaluations.
+        folder: The run directory.
+        saved: Its checkpoints; the run starts at the newest whole one.
     """
     cfg, primary = setup.cfg, jax.process_index() == 0
     progress = resume.start(setup, saved)
@@ -145,7 +147,7 @@ def running(
 
 
 def is_due(number: int, every: int) -> bool:
-    """Returns whether something that happens every so many steps happens after this one."""
+    """Returns whether an action that happens every `every` steps happens after step `number`."""
     return every > 0 and number % every == 0
 
 
@@ -166,7 +168,7 @@ def evaluate(
 def checkpoint(
     setup: StepSetup, progress: Progress, out: RunOutputs, score: float | None = None
 ) -> None:
-    """Starts saving where the run is, after the files that a resumed run continues."""
+    """Starts saving where the run is; before, it writes the lines that a resumed run keeps."""
     out.rollouts.flush()
     host = resume.host_part(progress, setup)
     resume.save(out.saved, out.folder, progress.step, progress.state, host, score)
