@@ -144,7 +144,7 @@ class ByGrade:
 
 def summarise(texts: Sequence[str], lengths: Sequence[int], mode: str = "paper") -> Summary:
     """Returns counts and rates over responses; `lengths` are their numbers of tokens."""
-    return by_grade(texts, lengths, [True] * len(texts), mode).all
+    return by_grade(texts, lengths, (), mode).all
 
 
 def by_grade(
@@ -156,14 +156,15 @@ def by_grade(
     counts = np.array(rows, np.int64).reshape(-1, len(words))  # [responses, words]
     graded, tokens = np.array(correct, bool), np.array(lengths, np.int64)
     summaries = []
-    for chosen in (np.ones(len(texts), bool), graded, ~graded):
-        of_word = dict(zip(words, counts[chosen].sum(0).tolist(), strict=True))
+    for chosen in (slice(None), np.flatnonzero(graded), np.flatnonzero(~graded)):
+        part = counts[chosen]
+        of_word = dict(zip(words, part.sum(0).tolist(), strict=True))
         total = sum(of_word.values())
         summaries.append(
             Summary(
                 words=of_word,
                 total=total,
-                per_response=total / max(int(chosen.sum()), 1),
+                per_response=total / max(len(part), 1),
                 per_1000_tokens=1000 * total / max(int(tokens[chosen].sum()), 1),
             )
         )
