@@ -15,9 +15,9 @@ from sdjax.bench.plain_sampler import PromptRows
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import hosts, rules
-from sdjax.parallel.mesh import bucket
-from sdjax.rollout.engine import draw
+from sdjax.parallel.rules import bucket
 from sdjax.rollout.engine.sampler import LocalSampler
+from sdjax.rollout.engine.slots import settings
 from sdjax.rollout.interface import SamplingRequest
 
 
@@ -87,7 +87,7 @@ def compare(
                 weights,
                 PromptRows(tokens=tokens, length=length, limit=limit),
                 request.key,
-                draw.settings(request.sampling),
+                settings(request.sampling),
                 group_size=size,
                 capacity=bucket(int(limits.max())),
             )

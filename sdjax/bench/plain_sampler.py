@@ -17,8 +17,7 @@ from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import Cache, DecodeWeights
 from sdjax.parallel import rules
 from sdjax.parallel.mesh import AS_WRITTEN
-from sdjax.rollout.engine import draw
-from sdjax.rollout.engine.slots import DecodeSetup, cache_axes
+from sdjax.rollout.engine.slots import DecodeSetup, Settings, cache_axes, draw
 
 _Array = jax.Array
 
@@ -49,7 +48,7 @@ def _generate(
     weights: DecodeWeights,
     prompts: PromptRows,
     key: _Array,
-    how: draw.Settings,
+    how: Settings,
     *,
     group_size: int,
     capacity: int,
@@ -76,7 +75,7 @@ def _generate(
     def body(state: tuple) -> tuple:
         step, (hidden, cache), done, tokens, logprobs, count = state
         logits = transformer.logits(hidden, weights.head)
-        token, logprob = draw.draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), how)
+        token, logprob = draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, step), how)
         token, logprob = jnp.where(done, setup.pad_id, token), jnp.where(done, 0.0, logprob)
         count += ~done
         done |= jnp.any(token[:, None] == setup.stops, axis=-1) | (count >= prompts.limit)

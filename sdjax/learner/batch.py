@@ -16,7 +16,7 @@ import numpy as np
 
 from sdjax.config import Loss, Optim, Policy
 from sdjax.objectives.policy_gradient import advantages, overlong_shaped
-from sdjax.parallel.mesh import bucket
+from sdjax.parallel.rules import bucket
 from sdjax.records import Group, TeacherPrompt
 
 # numpy while it is packed, jax once it is placed.

@@ -128,7 +128,7 @@ def microbatch_loss(
         return sum((share[name] * x for name, x in parts.items()), jnp.zeros(()))
 
     known = _known(rows, micro.samples, cfg)
-    whole = lora.joined(params, state.frozen)
+    whole = state.model_params(params)
     contexts, spec = contexts_of(
         graphdef, objective, whole, state.teacher_params, rows, gradients.layers
     )
@@ -285,7 +285,11 @@ def contexts_of(
     teachers: dict[str, Context] = {}
     if rows.teacher is not None and rows.teacher_index is not None:
         kind = objective.teacher.kind
-        own = params if teacher_params is None else lora.joined(teacher_params, params)
+        own = params if teacher_params is None else teacher_params
+        if teacher_params is not None and hasattr(
+            student, lora.NAME
+        ):  # a teacher of adapters alone
+            own = lora.joined(teacher_params, params)
         models = {TEACHER: nnx.merge(graphdef, jax.lax.stop_gradient(own))}
         if kind in ("initial", "trust_region") and hasattr(models[TEACHER], lora.NAME):
             del models[TEACHER].adapters

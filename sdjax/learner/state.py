@@ -32,9 +32,10 @@ class TrainState:
     """None where the teacher has no parameters beside the student's."""
     opt_state: optax.OptState
 
-    def model_params(self) -> nnx.State:
-        """Returns the parameters of the whole model."""
-        return lora.joined(self.params, self.frozen)
+    def model_params(self, trained: nnx.State | None = None) -> nnx.State:
+        """Returns the parameters of the whole model, with `trained` in place of `self.params`."""
+        params = self.params if trained is None else trained
+        return params if self.frozen is None else lora.joined(params, self.frozen)
 
 
 def shardings(

@@ -31,7 +31,7 @@ from sdjax.learner.objective import GradientSums
 from sdjax.learner.state import TrainState
 from sdjax.learner.update import make_update
 from sdjax.models.network.transformer import head_matrix, hidden_states
-from sdjax.parallel.mesh import bucket
+from sdjax.parallel.rules import bucket
 
 # numpy while it is packed, jax once it is placed.
 _Array = Any

@@ -138,7 +138,7 @@ def _add_in_place(
     others = {name: part for name, part in own.items() if name not in summed - {"embedding"}}
 
     def of_parts(others: dict, sums: dict) -> tuple[jax.Array, Any]:
-        with_sums = nnx.merge(graphdef, lora.joined(nnx.State(own | sums), state.frozen))
+        with_sums = nnx.merge(graphdef, state.model_params(nnx.State(own | sums)))
         so_far = GradientSums(
             layers=trained_layers(with_sums)[0],
             head=head_matrix(with_sums) if state.frozen is None else None,

@@ -1,4 +1,4 @@
-"""The device mesh, the parts into which it splits a batch, padded sizes and compiler options."""
+"""The device mesh, the parts into which it splits a batch, and compiler options."""
 
 from __future__ import annotations
 
@@ -84,14 +84,3 @@ def for_rollouts(mesh: Mesh, tensor: int = 0) -> Mesh:
 def batch_shards(mesh: Mesh) -> int:
     """Returns the number of parts into which the mesh splits a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def bucket(n: int) -> int:
-    """Returns n, padded to one of few sizes, so that a run compiles only a handful of programs.
-
-    The size is a multiple of 32. Above 128 it is at most a quarter more than n, and always less
-    than 2,048 more: a quarter of a row of 43,008 tokens is the memory of a chip.
-    In: 1 32 33 100 300 1000 43008 -> out: 32 32 64 128 320 1024 43008.
-    """
-    step = min(max(32, 1 << max((n - 1).bit_length() - 3, 0)), 2048)
-    return -(-n // step) * step

@@ -31,7 +31,6 @@ from sdjax.parallel import rules
 from sdjax.plan import hlo
 from sdjax.plan.slices import Slice
 from sdjax.plan.workload import Workload
-from sdjax.rollout.engine import draw
 from sdjax.rollout.engine import sampler as samplers
 from sdjax.rollout.engine import slots as slot_arrays
 
@@ -144,7 +143,7 @@ def _rollout(work: Workload, mesh: jax.sharding.Mesh) -> list[Compiled]:
     with jax.set_mesh(mesh):
         weights = _placed(jax.eval_shape(sampler.weights, abstract), sampler.weight_shardings)
         slots = jax.eval_shape(lambda: programs.empty(rows=work.slots, capacity=work.capacity))
-        how = jax.eval_shape(lambda: draw.settings(config.Sampling()))
+        how = jax.eval_shape(lambda: slot_arrays.settings(config.Sampling()))
         return [
             _compiled(
                 "prefill",

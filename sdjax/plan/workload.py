@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.models.network.model_config import ModelConfig
-from sdjax.parallel.mesh import bucket
+from sdjax.parallel.rules import bucket
 from sdjax.rollout.engine.generation import MOST_SLOTS, Schedule
 
 FILLED = 0.87

@@ -63,7 +63,7 @@ def test_sizes_that_no_kernel_is_for_are_left_to_the_layer(tmp_path):
     np.testing.assert_array_equal(decode_gpu.gated(x, weights), layer.gated(x, weights))
     for head_dim, fits in ((64, True), (96, False), (80, False), (128, True)):
         folder = tiny.model_folder(tmp_path / str(head_dim), head_dim=head_dim)
-        assert decode_gpu.fits(tiny.load(folder)[0], "cudnn") == fits
+        assert decode_gpu.fits(tiny.load(folder)[0]) == fits
 
 
 @pytest.mark.parametrize("rows, window", [(64, None), (8, 70)])
@@ -114,7 +114,7 @@ def test_decoding_on_a_gpu_is_as_near_to_float32_with_the_kernels(
     if window is not None:
         sizes |= {"use_sliding_window": True, "sliding_window": window, "max_window_layers": 1}
     cfg, _, params = tiny.load(tiny.model_folder(tmp_path, family=family, **sizes))
-    assert (window in cfg.windows) and decode_gpu.fits(cfg, "cudnn")
+    assert (window in cfg.windows) and decode_gpu.fits(cfg)
     tokens = jax.random.randint(jax.random.key(0), (4, 200), 0, cfg.vocab_size)
     length = jnp.array([1, 60, 140, 200], jnp.int32)
 

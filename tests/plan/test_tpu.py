@@ -112,7 +112,8 @@ def compile_sampler(name, shape):
 
     from sdjax import config
     from sdjax.parallel import rules
-    from sdjax.rollout.engine import draw, sampler
+    from sdjax.rollout.engine import sampler
+    from sdjax.rollout.engine.slots import settings
 
     mesh = slice_mesh(name, shape)
     cfg, graphdef, abstract = model_parts()
@@ -132,7 +133,7 @@ def compile_sampler(name, shape):
         slots = compiled_on(programs.empty, rows=64, capacity=256)
         entries = jax.ShapeDtypeStruct((4, 8), jnp.int32, sharding=rep)
         slots = compiled_on(programs.insert, slots, prompts, entries)
-        how = jax.eval_shape(lambda: draw.settings(config.Sampling()))
+        how = jax.eval_shape(lambda: settings(config.Sampling()))
         slots, _ = compiled_on(
             programs.decode,
             weights,

@@ -19,8 +19,9 @@ from sdjax.models.network.transformer import Transformer, hidden_states, logits
 from sdjax.parallel import rules
 from sdjax.records import Example, Grade
 from sdjax.rollout.collect import collect
-from sdjax.rollout.engine import draw, generation, sampler
+from sdjax.rollout.engine import generation, sampler
 from sdjax.rollout.engine.generation import Schedule
+from sdjax.rollout.engine.slots import settings
 from sdjax.rollout.interface import SamplingRequest
 
 STOPS = (1, 2)
@@ -90,7 +91,7 @@ class Setting:
                     tokens=rows, length=np.array([len(p) for p in prompts], np.int32), limit=limits
                 ),
                 jax.random.key(0),
-                draw.settings(sampling),
+                settings(sampling),
                 group_size=group_size,
                 capacity=256,
             )
@@ -271,7 +272,7 @@ def test_the_cache_is_updated_in_place(setting):
                 setting.weights,
                 placed,
                 jax.random.key(0),
-                draw.settings(HOT),
+                settings(HOT),
                 jnp.int32(8),
                 steps=4,
             ).compile(),

@@ -12,7 +12,8 @@ from flax import nnx
 
 from sdjax import config
 from sdjax.models.network.transformer import Transformer, hidden_states, logits
-from sdjax.rollout.engine import draw, sampler
+from sdjax.rollout.engine import sampler, slots
+from sdjax.rollout.engine.slots import draw, settings
 from sdjax.rollout.interface import SamplingRequest, sample
 
 STOPS = (1, 2)
@@ -136,7 +137,7 @@ def test_sampling_settings_and_limits_compile_nothing(setting):
 def test_a_certain_token_is_drawn_with_logprob_zero():
     keys = jax.random.split(jax.random.key(0), 2)
     certain = jnp.full((2, 50), -1e9).at[:, 1].set(0.0)
-    token, logprob = draw.draw(certain, keys, draw.settings(HOT))
+    token, logprob = draw(certain, keys, settings(HOT))
     assert token.tolist() == [1, 1] and np.allclose(logprob, 0)
 
 
@@ -147,8 +148,8 @@ def test_draws_follow_the_distribution(size):
     probs = np.asarray(jax.nn.softmax(raw / 0.8), np.float64)
     n = 40_000
     keys = jax.random.split(jax.random.key(5), n)
-    how = draw.settings(config.Sampling(temperature=0.8))
-    token, logprob = draw.draw(jnp.broadcast_to(raw, (n, size)), keys, how)
+    how = settings(config.Sampling(temperature=0.8))
+    token, logprob = draw(jnp.broadcast_to(raw, (n, size)), keys, how)
     counts = np.bincount(np.asarray(token), minlength=size)
     common = probs * n > 5
     statistic = np.sum((counts - probs * n)[common] ** 2 / (probs * n)[common])
@@ -170,7 +171,7 @@ def test_top_k_and_top_p_draw_only_from_their_sets_and_renormalise():
         (config.Sampling(top_p=0.01), {1: 1.0}),
     )
     for cfg, expected in cases:
-        token, logprob = draw.draw(wide, keys, draw.settings(cfg))
+        token, logprob = draw(wide, keys, settings(cfg))
         assert set(np.asarray(token).tolist()) == set(expected), cfg
         for t, lp in zip(np.asarray(token)[:50], np.asarray(logprob)[:50], strict=True):
             assert abs(lp - np.log(expected[int(t)])) < 1e-5
@@ -178,8 +179,8 @@ def test_top_k_and_top_p_draw_only_from_their_sets_and_renormalise():
 
 def test_impossible_tokens_are_never_drawn():
     raw = jnp.full((5000, 200), -jnp.inf).at[:, 60].set(0.0).at[:, 61].set(-12.0)
-    token, logprob = draw.draw(
-        raw, jax.random.split(jax.random.key(2), 5000), draw.settings(config.Sampling())
+    token, logprob = draw(
+        raw, jax.random.split(jax.random.key(2), 5000), settings(config.Sampling())
     )
     assert set(np.asarray(token).tolist()) <= {60, 61}
     assert np.isfinite(logprob).all()
@@ -191,9 +192,9 @@ def test_a_search_never_ends_at_an_entry_without_mass():
     order = np.sort(logits, axis=-1)
     logits = np.where(logits >= order[:, -20:-19], logits, -np.inf)
     probs = np.exp(logits - order[:, -1:]).astype(np.float32)
-    mass = jnp.asarray(probs.reshape(64, -1, draw.BLOCK).sum(-1))
+    mass = jnp.asarray(probs.reshape(64, -1, slots.BLOCK).sum(-1))
     edges = np.cumsum(mass, axis=-1) / np.sum(mass, axis=-1, keepdims=True)
-    search = jax.jit(draw._search)
+    search = jax.jit(slots._search)
 
     def found(u):
         return np.take_along_axis(mass, search(mass, u)[:, None], axis=1)

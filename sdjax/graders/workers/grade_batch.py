@@ -35,20 +35,17 @@ def each(grade: Callable[..., Grade]) -> Grader:
     """
 
     def grader(attempts: Sequence[Attempt]) -> list[Grade]:
-        return [_one(grade, attempt) for attempt in attempts]
+        grades = [grade(a.text, a.answer, truncated=a.truncated) for a in attempts]
+        wrong = {type(g).__name__ for g in grades if not isinstance(g, Grade)}
+        if wrong:
+            function = grade.func if isinstance(grade, functools.partial) else grade
+            raise UserError(
+                f"the grader {getattr(function, '__name__', function)} returned "
+                f"{min(wrong)}: it must return a sdjax.records.Grade"
+            )
+        return grades
 
     return grader
-
-
-def _one(grade: Callable[..., Grade], attempt: Attempt) -> Grade:
-    result = grade(attempt.text, attempt.answer, truncated=attempt.truncated)
-    if not isinstance(result, Grade):
-        function = grade.func if isinstance(grade, functools.partial) else grade
-        raise UserError(
-            f"the grader {getattr(function, '__name__', function)} returned "
-            f"{type(result).__name__}: it must return a sdjax.records.Grade"
-        )
-    return result
 
 
 def verdicts(

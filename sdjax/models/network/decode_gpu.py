@@ -15,21 +15,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sdjax.models.network import attention, layer
+from sdjax.models.network import layer
 from sdjax.models.network.layer import LayerWeights, in_parts, rms_norm, to_residual
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel import rules
 
 
-def fits(cfg: ModelConfig, implementation: attention.Implementation) -> bool:
+def fits(cfg: ModelConfig) -> bool:
     """Returns whether `attend` can do the attention of this model's decoding step.
 
-    `dense_mlp` may run with it: it takes any sizes, and falls back on the layer's.
+    The caller asks where "cudnn" is the implementation: on a GPU, in bfloat16, with a cache
+    [B, C, K, h]. `dense_mlp` may run with it: it takes any sizes, and falls back on the layer's.
     """
     return (
-        implementation == "cudnn"  # a GPU, bfloat16, and a cache [B, C, K, h]
         # Pallas has deprecated its Triton backend, so a later version may not have it.
-        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+        importlib.util.find_spec("jax.experimental.pallas.triton") is not None
         and cfg.head_dim in (32, 64, 128)  # Triton's tiles have sizes that are powers of two
         and cfg.qk_norm != "full"  # a block of the kernel sees one KV head, not all
         and not cfg.qkv_bias  # the kernel adds no bias

@@ -340,7 +340,7 @@ def decode_step(
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
     write = jax.vmap(partial(_write, axis=attention.SLOT_AXIS[how]))
     mlp = FAMILIES[cfg.family].mlp
-    kernels = decode_gpu.fits(cfg, how)
+    kernels = how == "cudnn" and decode_gpu.fits(cfg)
     if kernels and mlp is dense_mlp:
         mlp = decode_gpu.dense_mlp
     ropes = dict.fromkeys(kind.rope for kind in cfg.layers)

@@ -19,10 +19,9 @@ from jax.sharding import Mesh
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import hosts, rules
-from sdjax.parallel.mesh import bucket
+from sdjax.parallel.rules import bucket
 from sdjax.records import Finish, Sampled
-from sdjax.rollout.engine import draw
-from sdjax.rollout.engine.slots import Drawn, Programs, Prompts, Slots
+from sdjax.rollout.engine.slots import Drawn, Programs, Prompts, Slots, settings
 from sdjax.rollout.interface import SamplingRequest
 
 MOST_SLOTS = 256  # per batch shard: with more, a step's time grows with its rows
@@ -192,7 +191,7 @@ class Generation:
         schedule, number = setup.schedule, len(request.prompts)
         # The key and the settings may be on another mesh over the same devices.
         self._key, self._how = hosts.place(
-            (request.key, draw.settings(request.sampling)), rules.replicated(setup.mesh)
+            (request.key, settings(request.sampling)), rules.replicated(setup.mesh)
         )
         self._most_slots = slots
         self._live: list[_Live | None] = [None] * slots

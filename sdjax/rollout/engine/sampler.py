@@ -14,7 +14,8 @@ from sdjax.models.network import transformer
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import mesh as meshes
-from sdjax.parallel.mesh import batch_shards, bucket
+from sdjax.parallel.mesh import batch_shards
+from sdjax.parallel.rules import bucket
 from sdjax.rollout.engine import slots
 from sdjax.rollout.engine.generation import (
     EngineSetup,
