@@ -86,3 +86,16 @@ def opened(browser):
     yield page.open
     assert page.said == []
     page.page.close()
+
+
+@pytest.fixture
+def own_tables():
+    """Undoes what a test adds to the tables of divergences and token weightings."""
+    from sdjax.objectives import divergences, token_weights
+
+    tables = (divergences.DIVERGENCES, token_weights.TOKEN_WEIGHTS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table |= entries

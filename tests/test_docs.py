@@ -27,12 +27,7 @@ CONFIGS = [
     if name.endswith(".py") and snippets.is_config(code)
 ]
 
-
-@pytest.fixture(autouse=True)
-def own_tables(monkeypatch):
-    """Undoes what a snippet adds to the tables."""
-    monkeypatch.setattr(divergences, "DIVERGENCES", dict(divergences.DIVERGENCES))
-    monkeypatch.setattr(token_weights, "TOKEN_WEIGHTS", dict(token_weights.TOKEN_WEIGHTS))
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 @pytest.fixture(scope="module")

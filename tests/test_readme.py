@@ -13,17 +13,12 @@ from paths import ROOT
 from sdjax import config, tasks
 from sdjax.config.load import load, override
 from sdjax.main import launch_flags
-from sdjax.objectives import divergences, token_weights
+from sdjax.objectives import divergences
 
 README = ROOT / "README.md"
 PAGES = [*snippets.DOCS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
-
-@pytest.fixture(autouse=True)
-def own_tables(monkeypatch):
-    """Undoes what a snippet adds to the tables."""
-    monkeypatch.setattr(divergences, "DIVERGENCES", dict(divergences.DIVERGENCES))
-    monkeypatch.setattr(token_weights, "TOKEN_WEIGHTS", dict(token_weights.TOKEN_WEIGHTS))
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 def block_with(text):
