@@ -19,7 +19,9 @@ from jax.sharding import Mesh
 from sdjax.learner.batch import Batch, Rows, places, rows_with
 from sdjax.learner.chunked_head import Contexts, HeadSpec, logits
 from sdjax.learner.objective import Objective, contexts_of
-from sdjax.learner.state import TrainState, teacher_on_device
+from sdjax.learner.state import TrainState
+from sdjax.learner.update import teacher_on_device
+from sdjax.models.network import lora
 from sdjax.objectives.divergences import log_normalizer
 from sdjax.parallel import hosts, rules
 from sdjax.parallel.mesh import batch_shards
@@ -96,20 +98,23 @@ def make_alternatives(
     """
 
     def score(state: TrainState, rows: Rows) -> Alternatives:
-        teacher, params = teacher_on_device(state, state_shardings), state.model_params()
+        teacher, params = (
+            teacher_on_device(state, state_shardings),
+            lora.joined(state.params, state.frozen),
+        )
 
         def block(of: Rows) -> Alternatives:
             contexts, spec = contexts_of(graphdef, objective, params, teacher, of)
-            return _of_contexts(contexts, spec, k)
+            return _of_contexts(contexts, of.sample >= 0, spec, k)
 
         return jax.lax.map(block, rows)
 
     return jax.jit(score, out_shardings=rules.replicated(mesh), compiler_options=AS_WRITTEN)
 
 
-def _of_contexts(contexts: Contexts, spec: HeadSpec, k: int) -> Alternatives:
+def _of_contexts(contexts: Contexts, mask: jax.Array, spec: HeadSpec, k: int) -> Alternatives:
     """Returns the alternatives at hidden states [R, C, D]; at most the whole vocabulary."""
-    hidden, heads = contexts.arrays()
+    hidden, heads = contexts.arrays(mask)
     rows, tokens, _ = contexts.student.hidden.shape
     k = min(k, contexts.student.head.shape[0 if spec.vocab_first else 1])
     size = min(CHUNK, rows * tokens)

@@ -107,14 +107,3 @@ def moved_teacher(teacher: nnx.State, params: nnx.State, rate: float) -> nnx.Sta
     It moves once per step, after all updates (arXiv:2601.20802 section 3.3, and the reference).
     """
     return jax.tree.map(lambda t, p: (1.0 - rate) * t + rate * p, teacher, params)
-
-
-def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | None:
-    """Returns the teacher's parameters in device memory, inside a jitted function.
-
-    None where the teacher has the student's.
-    """
-    on_device = methodcaller("with_memory_kind", "device")
-    return jax.device_put(
-        state.teacher_params, jax.tree.map(on_device, state_shardings.teacher_params)
-    )

@@ -243,6 +243,7 @@ class Comparison:
     q_entropy: jax.Array
     kl: jax.Array  # KL(p || q)
     q_log_prob: jax.Array  # of the token
+    same_top: jax.Array  # bool[...]: some entry is a likeliest one of both
 
 
 def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Comparison:
@@ -253,7 +254,14 @@ def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Compa
     p_log_p, q_log_q, kl, own = sums(
         p * a, q * b, p * (a - b), jnp.where(is_token(b, token), b, 0.0)
     )
-    return Comparison(p_entropy=-p_log_p, q_entropy=-q_log_q, kl=kl, q_log_prob=own)
+    tops = [x == jnp.max(x, axis=-1, keepdims=True) for x in (p_logits, q_logits)]
+    return Comparison(
+        p_entropy=-p_log_p,
+        q_entropy=-q_log_q,
+        kl=kl,
+        q_log_prob=own,
+        same_top=jnp.any(tops[0] & tops[1], axis=-1),
+    )
 
 
 def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
@@ -269,12 +277,6 @@ def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
     return jax.lax.reduce(
         terms, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (terms[0].ndim - 1,)
     )
-
-
-def same_top(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns bool[...]: whether some entry is a likeliest one of both."""
-    both = (x == jnp.max(x, axis=-1, keepdims=True)) & (y == jnp.max(y, axis=-1, keepdims=True))
-    return jnp.any(both, axis=-1)
 
 
 def is_top(logits: jax.Array, token: jax.Array) -> jax.Array:
