@@ -357,11 +357,11 @@ def logits(
     no teacher runs; where LIVE is there, they are the mixture.
     """
     over = (1, 1 if spec.vocab_first else 0)
-    found = {n: _product(x, heads[n], over) / spec.temperature for n, x in hidden.items()}
-    teacher = found.get(TEACHER)
-    if teacher is not None and LIVE in found:
-        teacher = (1.0 - spec.mix) * teacher + spec.mix * found[LIVE]
-    return found[STUDENT], teacher
+    of = {n: _product(x, heads[n], over) / spec.temperature for n, x in hidden.items()}
+    teacher = of.get(TEACHER)
+    if teacher is not None and LIVE in of:
+        teacher = (1.0 - spec.mix) * teacher + spec.mix * of[LIVE]
+    return of[STUDENT], teacher
 
 
 def _product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:

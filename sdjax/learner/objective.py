@@ -158,7 +158,7 @@ def microbatch_loss(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the loss of a token reads besides the models' outputs, [R, C] each or a slice of it."""
+    """What the loss of a token reads next to the models' outputs, [R, C] each or a slice of it."""
 
     token: jax.Array
     index: jax.Array
@@ -276,13 +276,13 @@ def contexts_of(
         if kind == "trust_region":
             models[LIVE] = nnx.merge(graphdef, jax.lax.stop_gradient(params))
         rows_of |= dict.fromkeys((TEACHER, LIVE), (rows.teacher, rows.teacher_index, None))
-    found = {}
+    contexts = {}
     for name, model in models.items():
         packed, index, sums = rows_of[name]
         hidden = hidden_states(model, packed.tokens, packed.positions, packed.segment_ids, sums)
         # The states that predict completion tokens, [R, C, D].
         hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)
-        found[name] = Context(hidden=hidden, head=head_matrix(model))
+        contexts[name] = Context(hidden=hidden, head=head_matrix(model))
     spec = HeadSpec(
         loss=objective.loss,
         temperature=objective.temperature,
@@ -290,7 +290,7 @@ def contexts_of(
         mix=objective.teacher.mix,
         of_logprob=objective.loss.distillation < 1,
     )
-    return Contexts(student=found.pop(STUDENT), teachers=found), spec
+    return Contexts(student=contexts.pop(STUDENT), teachers=contexts), spec
 
 
 def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known: Known) -> Sums:

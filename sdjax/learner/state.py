@@ -29,7 +29,7 @@ class TrainState:
     frozen: nnx.State | None
     """The parameters that are not trained; None where all are."""
     teacher_params: nnx.State | None
-    """None where the teacher has no parameters beside the student's."""
+    """None where the teacher has the student's parameters, or those without adapters."""
     opt_state: optax.OptState
 
     def model_params(self) -> nnx.State:
@@ -82,7 +82,7 @@ def initialiser(
 
 
 def _has_own_params(cfg: Teacher, adapters: bool) -> bool:
-    """Returns whether the state holds parameters of the teacher beside the student's.
+    """Returns whether the state holds separate parameters for the teacher.
 
     With `adapters` only those are trained: an initial teacher is then the model without them.
     """

@@ -40,7 +40,7 @@ Metrics = dict[str, jax.Array]
 AnyBatch = TypeVar("AnyBatch")
 MicrobatchLoss = Callable[[nnx.State, GradientSums, TrainState, Any], tuple[jax.Array, Any]]
 """Maps (trained parameters, gradient sums, state, batch of one microbatch) to the loss, and a pair:
-sums for the metrics, and what is kept of the tokens. The loss must be differentiated as it is,
+sums for the metrics, and the tokens' record. The loss must be differentiated as it is,
 because the head's gradient is in the sums before a factor could reach it."""
 MetricsOf = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 """Maps (sums of all microbatches, [M, ...]; batch) to the loss of the update and its metrics."""
@@ -60,8 +60,8 @@ def make_update(
     update without a completion to learn from has gradient 0, as in the reference: the momentum of
     Adam and the weight decay still move the parameters.
 
-    A batch has `rows`, a pytree of arrays [M, R, ...], `microbatches`, of which those from this
-    number on are empty and not run, and `padding`.
+    A batch has `rows`, a pytree of arrays [M, R, ...]; `microbatches`, the number of those that
+    are not empty, which come first and alone run; and `padding`.
 
     Args:
         graphdef: The model's structure.
