@@ -1,4 +1,4 @@
-"""The chunked head alone: hidden states of both contexts in, loss and gradient out."""
+"""Measures the chunked head alone: hidden states of both contexts in, loss and gradient out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sdjax.parallel import rules
 
 
 def measure(s: Subject, prompts: int) -> list[BenchRow]:
-    """Returns the row of the head on prompts x group_size completions."""
+    """Returns the bench row of the head on prompts x group_size completions."""
     cfg, rows = s.cfg, prompts * s.cfg.group_size
     d, v = s.model.embed, s.model.vocab_size
     arrays = _arrays(s, rows, cfg.completion_tokens)
@@ -66,8 +66,8 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
 def _arrays(s: Subject, rows: int, width: int) -> tuple[jax.Array, ...]:
     """Returns hidden states, head, teacher's hidden states and head, and tokens.
 
-    The teacher's differ from the student's by noise: random ones apart would put all mass of the
-    two on different tokens.
+    The teacher's hidden states differ from the student's by noise, because two independent draws
+    would put the mass of the two models on different tokens.
     """
     d, v, dtype = s.model.embed, s.model.vocab_size, jnp.dtype(s.model.compute_dtype)
 

@@ -1,6 +1,6 @@
-"""A training step, through the functions that training calls: rollout, packing, update.
+"""Measures a training step through the functions that training calls: rollout, packing, update.
 
-What only the host does with texts (tokenizer, grader, reprompt) is not part of it.
+Work of the host on texts (tokenizer, grader, reprompt) is not part of it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from sdjax.rollout.interface import SamplingRequest
 
 
 def measure(s: Subject, prompts: int) -> list[BenchRow]:
-    """Returns the rows of the step's phases that the config asks for."""
+    """Returns the bench rows of the step's phases that the config names."""
     cfg, rng, vocab = s.cfg, s.rng(), s.model.vocab_size
-    asked = synthetic.prompts(cfg, prompts, vocab, rng)
+    questions = synthetic.prompts(cfg, prompts, vocab, rng)
     params = s.params()
     learner = Learner(s, params) if "update" in cfg.phases else None
 
@@ -41,7 +41,7 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
             params_now = learner.state.model_params() if learner else params
             decoding = jax.block_until_ready(s.sampler.weights(params_now))
         with timers("sample"):
-            return sample(s, decoding, asked, tokens, number)
+            return sample(s, decoding, questions, tokens, number)
 
     def run(number: int) -> dict[str, float]:
         timers = Timers()
@@ -50,7 +50,7 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
         else:
             sampled = synthetic.completions(cfg, prompts, vocab, rng)
         if learner:
-            groups = synthetic.groups(asked, sampled)
+            groups = synthetic.groups(questions, sampled)
             learner.update(groups, synthetic.reprompts(cfg, groups, vocab, rng), timers)
         return timers.take()
 
@@ -62,16 +62,16 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
     name = "_".join([p for p in ("rollout", "update") if p in cfg.phases] + [str(prompts)])
     times = s.timings(name, run)
     peak = timing.peak_bytes()  # before the prefill alone
-    made: list[BenchRow] = []
+    rows: list[BenchRow] = []
     if "rollout" in cfg.phases:
         first = timing.repeated(prefill, cfg.repeats)["time/sample_s"]
-        made += _rollout_rows(s, prompts, times, first, peak)
+        rows += _rollout_rows(s, prompts, times, first, peak)
     if learner:
-        made += _update_rows(s, prompts, times, peak, tuple(learner.losses))
+        rows += _update_rows(s, prompts, times, peak, tuple(learner.losses))
     if len(times) == 4:
         whole = timing.added(*times.values())
-        made.append(_row(s, "step", prompts, whole, peak_bytes=peak))
-    return made
+        rows.append(_row(s, "step", prompts, whole, peak_bytes=peak))
+    return rows
 
 
 def sample(
@@ -88,7 +88,7 @@ def sample(
 
 
 class Learner:
-    """A train state and the jitted functions that move it."""
+    """Holds a train state and the jitted functions that update it."""
 
     def __init__(self, s: Subject, params: nnx.State) -> None:
         cfg, self.mesh, self.cfg = s.cfg, s.mesh, s.cfg
@@ -111,7 +111,7 @@ class Learner:
     def update(
         self, groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]], timers: Timers
     ) -> None:
-        """Moves the state; timers "pack", on the host and to the devices, and "update"."""
+        """Updates the state; times "pack", which includes the copy to the devices, and "update"."""
         cfg = self.cfg
         with timers("pack"):
             read = reprompts if cfg.loss.distillation > 0 else None
@@ -137,7 +137,7 @@ def _row(s: Subject, phase: str, prompts: int, times: Timing, **fields: object) 
 def _rollout_rows(
     s: Subject, prompts: int, times: dict[str, Timing], first: Timing, peak: int | None
 ) -> list[BenchRow]:
-    """Returns prefill (with one token drawn), decode (the other tokens) and the whole."""
+    """Returns the rows of prefill (it draws one token), decode (the other tokens), and both."""
     cfg, n = s.cfg, prompts * s.cfg.group_size
     steps = cfg.completion_tokens - 1
     contexts = [cfg.prompt_tokens] * n
@@ -164,7 +164,7 @@ def _update_rows(
     peak: int | None,
     losses: tuple[float, ...],
 ) -> list[BenchRow]:
-    """Returns packing and update."""
+    """Returns the rows of packing and update."""
     cfg, n = s.cfg, prompts * s.cfg.group_size
     distils = cfg.loss.distillation > 0
     teachers = int(distils) * (2 if cfg.teacher.kind == "trust_region" else 1)

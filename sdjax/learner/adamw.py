@@ -1,4 +1,4 @@
-"""AdamW as the references run it: clip, Adam, decoupled decay; the rate follows steps."""
+"""Runs AdamW as the references do: clip, Adam, decoupled decay; the rate depends on the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Params = Any
 
 
 def make(cfg: Optim) -> optax.GradientTransformation:
-    """Returns clipped gradients -> updates before the learning rate, as `apply` uses them."""
+    """Returns the transformation of clipped gradients into updates, before the learning rate."""
     return optax.chain(
         optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.eps),
         optax.add_decayed_weights(cfg.weight_decay),
@@ -76,10 +76,10 @@ def apply(
 
 
 def learning_rate(step: jax.Array, cfg: Optim) -> jax.Array:
-    """Returns the rate in loop round `step` (from 0): linear warm-up, constant, linear decay.
+    """Returns the rate of step `step`, from 0: linear warm-up, constant, linear decay.
 
-    All updates of a round share it, as in the reference; warmup_from="zero" is the reference's
-    schedule, whose first round has rate 0. It has no decay.
+    All updates of a step share it, as in the reference. warmup_from="zero" is the schedule of the
+    reference: its first step has rate 0. The reference has no decay.
     """
     share = jnp.asarray(1.0, jnp.float32)
     if cfg.warmup_steps:

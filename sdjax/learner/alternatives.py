@@ -1,7 +1,8 @@
-"""What student and teacher would have said instead: the likeliest tokens at a few completions.
+"""Scores alternatives: the likeliest tokens of student and teacher at some completions.
 
-A forward pass of its own over these completions' rows, before the step's first update, so with the
-parameters whose log-probabilities of that update's tokens are reported.
+A separate forward pass over the rows of these completions computes them, before the first update
+of the step. So they come from the same parameters as the log-probabilities which that update
+reports.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ from jax.sharding import Mesh
 from sdjax.learner.batch import Batch, Rows, places, rows_with
 from sdjax.learner.chunked_head import Contexts, HeadSpec, logits
 from sdjax.learner.objective import Objective, contexts_of
-from sdjax.learner.state import TrainState, teacher_on_device
+from sdjax.learner.state import TrainState
+from sdjax.learner.update import teacher_on_device
+from sdjax.models.network import lora
 from sdjax.objectives.divergences import log_normalizer
 from sdjax.parallel import hosts, rules
 from sdjax.parallel.mesh import AS_WRITTEN, batch_shards
 
 CHUNK = 256
-"""Positions whose logits exist at one time, over all devices."""
+"""How many positions have logits at one time, over all devices."""
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +43,7 @@ class Likeliest:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Alternatives:
-    """Those of the student and of the teacher; None where no teacher runs."""
+    """The likeliest tokens of the student and of the teacher; None where no teacher runs."""
 
     student: Likeliest
     teacher: Likeliest | None
@@ -48,16 +51,16 @@ class Alternatives:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """The alternatives of a few completions, perhaps still being computed."""
+    """The alternatives of some completions; the devices may still compute them."""
 
-    found: Alternatives
+    arrays: Alternatives
     """[M, R, C, k]"""
     places: dict[int, slice]
-    """Of a completion's tokens in M R C."""
+    """By completion: where its tokens stand in M R C."""
 
     def by_completion(self) -> dict[int, Alternatives]:
-        """Waits for them and returns those of each completion on the host, [T_i, k]."""
-        flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), jax.device_get(self.found))
+        """Waits for the devices; returns the alternatives of each completion, [T_i, k]."""
+        flat = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), jax.device_get(self.arrays))
         return {i: jax.tree.map(operator.itemgetter(at), flat) for i, at in self.places.items()}
 
 
@@ -69,14 +72,23 @@ def scored(
     mesh: Mesh,
     most: int,
 ) -> Scored:
-    """Starts scoring `completions`, `most` at most, that have a row in this host batch."""
+    """Starts to score `completions` of a host batch, and returns without waiting.
+
+    Args:
+        score: What make_alternatives returns.
+        state: The train state.
+        batch: The batch on the host.
+        completions: Indices of completions that have a row in the batch.
+        mesh: The mesh of the state.
+        most: The largest number of completions of any call; it fixes the compiled shape.
+    """
     flat = places(batch)[list(completions)]
     rows = rows_with(batch, flat.tolist(), batch_shards(mesh), most)
     width = batch.rows.token.shape[-1]
     starts = np.arange(len(flat)) * width + flat % width
     ends = starts + batch.samples.length[list(completions)]
     return Scored(
-        found=score(state, hosts.place(rows, rules.leading(mesh, 1))),
+        arrays=score(state, hosts.place(rows, rules.leading(mesh, 1))),
         places=dict(zip(completions, map(slice, starts.tolist(), ends.tolist()), strict=True)),
     )
 
@@ -92,23 +104,33 @@ def make_alternatives(
 
     Blocks are [M, R, ...] as the microbatches of a batch are, and run one after the other. The
     teacher is that of the train step, in its context and with its weights.
+
+    Args:
+        graphdef: The model's structure.
+        objective: Says which teacher runs, and at which temperature.
+        k: How many of the likeliest tokens are kept, at most the vocabulary.
+        mesh: The mesh of the state.
+        state_shardings: The sharding of every leaf of the state.
     """
 
     def score(state: TrainState, rows: Rows) -> Alternatives:
-        teacher, params = teacher_on_device(state, state_shardings), state.model_params()
+        teacher, params = (
+            teacher_on_device(state, state_shardings),
+            lora.joined(state.params, state.frozen),
+        )
 
         def block(of: Rows) -> Alternatives:
             contexts, spec = contexts_of(graphdef, objective, params, teacher, of)
-            return _of_contexts(contexts, spec, k)
+            return _of_contexts(contexts, of.sample >= 0, spec, k)
 
         return jax.lax.map(block, rows)
 
     return jax.jit(score, out_shardings=rules.replicated(mesh), compiler_options=AS_WRITTEN)
 
 
-def _of_contexts(contexts: Contexts, spec: HeadSpec, k: int) -> Alternatives:
-    """Returns the alternatives at hidden states [R, C, D]; at most the whole vocabulary."""
-    hidden, heads = contexts.arrays()
+def _of_contexts(contexts: Contexts, mask: jax.Array, spec: HeadSpec, k: int) -> Alternatives:
+    """Returns the alternatives of a block of rows, [R, C, k]."""
+    hidden, heads = contexts.arrays(mask)
     rows, tokens, _ = contexts.student.hidden.shape
     k = min(k, contexts.student.head.shape[0 if spec.vocab_first else 1])
     size = min(CHUNK, rows * tokens)
@@ -131,5 +153,6 @@ def _of_contexts(contexts: Contexts, spec: HeadSpec, k: int) -> Alternatives:
 
 
 def _likeliest(x: jax.Array, k: int) -> Likeliest:
+    """Returns the k largest of logits [..., V]."""
     top, token = jax.lax.top_k(x, k)
     return Likeliest(token=token, logprob=top - log_normalizer(x)[..., None])

@@ -1,8 +1,9 @@
-"""Groups and reprompts as arrays: what one update reads.
+"""Packs groups and reprompts into the arrays that one update reads.
 
-Rows of student and teacher come in pairs: row r of both holds the same completions, so whatever
-splits rows over devices keeps a completion's two contexts together, and gathering the positions
-that predict it stays inside a row. No completion is cut: what is summed over one is in one row.
+Rows of student and teacher come in pairs: row r of both holds the same completions. So a split of
+rows over devices keeps both contexts of a completion together, and the positions that predict a
+completion are gathered inside its row. No completion is cut: a sum over its tokens stays in one
+row.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from sdjax.objectives.policy_gradient import advantages, overlong_shaped
 from sdjax.parallel.rules import bucket
 from sdjax.records import Group, TeacherPrompt
 
-# numpy while it is packed, jax once it is placed.
+# numpy on the host, jax on the devices.
 _Array = Any
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """Rows of tokens: contexts, each before its completion, then padding.
+    """Rows of tokens: each context before its completion, then padding.
 
-    Each such pair is a segment, numbered from 1 in its row; padding is segment 0. Positions count
-    from 0 in each segment. No segments: every row is one sequence, perhaps padded on the right.
+    A context and its completion are a segment, numbered from 1 in the row; padding is segment 0.
+    Positions count from 0 in each segment. `segment_ids` None: every row is one sequence, perhaps
+    padded on the right.
     """
 
     tokens: _Array  # int32[M, R, S]
@@ -40,10 +42,11 @@ class Packed:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """M microbatches of R rows, C completion tokens a row, those of one completion in order.
+    """M microbatches of R rows with C completion tokens each; a completion's stand in order.
 
-    `student_index` and `teacher_index` say where in its row a completion token is predicted: one
-    before the token itself. `sample` is the token's completion, or -1 where there is no token.
+    `student_index` and `teacher_index` are the positions in the row that predict each completion
+    token: one before the token itself. `sample` is the token's completion, or -1 where there is no
+    token.
     """
 
     student: Packed
@@ -61,10 +64,10 @@ class Rows:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What is known of each of the update's B completions."""
+    """What the learner knows of each of the update's B completions."""
 
     advantage: _Array  # float32[B]
-    distilled: _Array  # bool[B]
+    distilled: _Array  # bool[B], the teacher knows more of it than the student
     learned: _Array  # bool[B], has a row
     pass_rate: _Array  # float32[B], share of correct completions in the group
     length: _Array  # int32[B]
@@ -73,28 +76,28 @@ class Samples:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One update."""
+    """The arrays of one update."""
 
     rows: Rows
     samples: Samples
-    microbatches: _Array  # int32[]: how many of the M have a completion; the others are not run
-    padding: _Array  # float32[]: share of padding among the tokens of the rows that are run
+    microbatches: _Array  # int32[]: how many of the M have a completion; the others do not run
+    padding: _Array  # float32[]: share of padding among the tokens of the rows that run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """The completions of each row, in order. Rows after them, up to M R, are empty."""
+    """Which completions stand in each row, in order. The last rows, up to M R, may be empty."""
 
     rows: Sequence[Sequence[int]]
     shape: tuple[int, int]  # M microbatches of R rows
-    several: bool  # whether a row may hold more than one
+    several: bool  # whether a row may hold more than one completion
 
     def array(
         self, values: Sequence[np.ndarray], fill: float, dtype: type, *, width: int = 0
     ) -> np.ndarray:
-        """Returns [M, R, n]: each row its completions' values end to end, then `fill`.
+        """Returns [M, R, n]: in each row the values of its completions end to end, then `fill`.
 
-        `values` has an array for each completion; n is `width` or, with 0, the bucket of the
+        `values` has an array for each completion. n is `width`, or with 0 the bucket of the
         longest row.
         """
         whole = [np.concatenate([values[i] for i in row]) for row in self.rows]
@@ -107,7 +110,7 @@ class Layout:
     def places(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
         """Returns each completion's number in its row, from 1, and how many tokens precede it.
 
-        `lengths` are those of all completions, in the rows that are meant: with their contexts.
+        `lengths` has the tokens of each completion in such a row, so with its context.
         """
         out = [(0, 0)] * len(lengths)
         for row in self.rows:
@@ -125,7 +128,7 @@ def samples_of(
     policy: Policy,
     longest: int,
 ) -> Samples:
-    """Returns what is known of each completion of an update, on the host.
+    """Returns what the learner knows of each completion of an update, on the host.
 
     Args:
         groups: The graded groups.
@@ -220,10 +223,10 @@ def pack(
 
 
 def places(batch: Batch) -> np.ndarray:
-    """Returns int64[B]: where a completion's first token stands in an array [M, R, C], flat.
+    """Returns int64[B]: the flat index in an array [M, R, C] of each completion's first token.
 
-    -1 for a completion without a row. `batch` is the host's: of one that is split over hosts none
-    can read all.
+    It is -1 for a completion without a row. `batch` must be the one that `pack` returns, because
+    no host can read all of a batch that is split over hosts.
     """
     out = np.full(len(batch.samples.length), -1, np.int64)
     first = np.flatnonzero((batch.rows.index == 0) & (batch.rows.sample >= 0))
@@ -232,10 +235,10 @@ def places(batch: Batch) -> np.ndarray:
 
 
 def rows_with(batch: Batch, at: Sequence[int], shards: int, number: int) -> Rows:
-    """Returns rows of a host batch as blocks of one row a shard, `number` of them at least.
+    """Returns at least `number` rows of a host batch, in blocks of one row per shard.
 
-    `at` has the flat places of tokens (see places), at least one and at most `number`. The first's
-    row fills up, so that the shape depends on the batch's alone.
+    `at` has the flat indices of tokens (see places), at least one and at most `number`. The row of
+    the first token fills the blocks up, so that the shape depends on the shape of the batch only.
     """
     blocks = -(-number // shards)
     rows = np.array(at) // batch.rows.token.shape[-1]
@@ -254,9 +257,9 @@ def _packed(
     layout: Layout,
     pad_id: int,
 ) -> tuple[Packed, np.ndarray]:
-    """Returns rows of contexts, each before its completion, and where this is predicted, [M, R, C].
+    """Returns rows of contexts, each before its completion, and the predicting positions [M, R, C].
 
-    A context is one token long at least: the completion's first is predicted from its last.
+    A context has at least one token, because its last one predicts the first of the completion.
     """
     whole = [np.concatenate([p, t]) for p, t in zip(contexts, completions, strict=True)]
     places = layout.places([len(w) for w in whole])
@@ -289,13 +292,13 @@ def layout_of(sizes: np.ndarray, completions: int, microbatch: int, row_tokens: 
 
 
 def assign(sizes: np.ndarray, *, row_tokens: int, multiple: int) -> list[list[int]]:
-    """Returns the completions of each row, every one of them in exactly one row.
+    """Returns the completions of each row; every completion is in exactly one row.
 
     sizes: int[N, K], K counts of tokens for each completion, such as what it adds to a student
-    row, to a teacher row and to the head. In none of them a row has over `row_tokens`, unless a
-    single completion does: then that is the limit, since all rows are padded to the longest
-    anyway. There are as many rows as first-fit-decreasing needs, and up to the next `multiple`
-    more where that makes them shorter: so many are computed at a time, empty or not.
+    row, to a teacher row and to the head. No count of a row exceeds `row_tokens`, unless a single
+    completion does: its size is then the limit, because all rows are padded to the longest
+    anyway. The number of rows is what first-fit-decreasing needs. Up to the next `multiple` there
+    may be more, where that makes rows shorter, because a microbatch computes that many in any case.
     """
     if not len(sizes):
         return []
@@ -305,8 +308,8 @@ def assign(sizes: np.ndarray, *, row_tokens: int, multiple: int) -> list[list[in
 
 
 def _first_fit(sizes: np.ndarray, limit: int) -> list[list[int]]:
-    """Returns as many rows as it takes if each completion goes to the first with room for it."""
-    used = np.zeros_like(sizes)  # at worst each has a row of its own
+    """Returns the rows that result if each completion goes to the first row with room for it."""
+    used = np.zeros_like(sizes)  # at worst there is one row per completion
     rows: list[list[int]] = [[] for _ in sizes]
     for i in _decreasing(sizes):
         row = int(np.argmax(np.all(used + sizes[i] <= limit, axis=1)))
@@ -316,10 +319,10 @@ def _first_fit(sizes: np.ndarray, limit: int) -> list[list[int]]:
 
 
 def _spread(sizes: np.ndarray, limit: int, number: int) -> list[list[int]]:
-    """Returns at most `number` rows that are about equal in each count; none if one has no room.
+    """Returns at most `number` rows that are about equal in each count; [] if one has no room.
 
-    Each completion goes to the row that stays the least full, a count's full measure being its
-    mean over rows.
+    Each completion goes to the row that stays the least full. A row is full in a count when it has
+    the mean of that count over rows.
     """
     share = sizes / np.maximum(sizes.sum(axis=0), 1)
     used, full = np.zeros((number, sizes.shape[1]), sizes.dtype), np.zeros((number, share.shape[1]))
@@ -336,5 +339,5 @@ def _spread(sizes: np.ndarray, limit: int, number: int) -> list[list[int]]:
 
 
 def _decreasing(sizes: np.ndarray) -> list[int]:
-    """Returns the completions by their largest count; equal ones stay in order."""
+    """Returns the completions in order of falling largest count; equal ones stay in order."""
     return np.argsort(-sizes.max(axis=1), kind="stable").tolist()

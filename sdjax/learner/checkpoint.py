@@ -1,8 +1,8 @@
-"""Everything a run needs to go on exactly, saved without stopping it.
+"""Saves all that a run needs to go on exactly, while the run goes on.
 
 A checkpoint is a folder named by its step: `state` and `host` as Orbax writes them, and
-checksums.json with the size and SHA-256 of every file. It gets its name when all of that is
-written. It is whole if the files are those of checksums.json.
+checksums.json with the size and SHA-256 of every file. The folder gets its name after all files
+are written. A checkpoint is whole if its files are those of checksums.json.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from sdjax.parallel import hosts
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
-# Orbax's own: when the save began and ended. It changes after the checksums are made.
+# A file of Orbax: when the save began and ended. It changes after the checksums are computed.
 TIMES = "_CHECKPOINT_METADATA"
-# Written last of all, where a folder cannot get its name by renaming (object stores).
+# The last file to be written where a folder cannot be renamed (object stores).
 COMMITTED = "commit_success.txt"
 BLOCK = 1 << 24
 
@@ -45,7 +45,7 @@ class Checkpoints:
     """The checkpoints of one run: `state` (arrays) and `host` (JSON: data position, history)."""
 
     def __init__(self, folder: Any, cfg: config.Checkpoint) -> None:
-        # Orbax wants absolute paths; one in a bucket is.
+        # Orbax needs absolute paths; a path in a bucket is absolute.
         at = folder.absolute() if isinstance(folder, Path) else folder
         self._folder = epath.Path(at)
         self._cfg = cfg
@@ -56,37 +56,37 @@ class Checkpoints:
         self._saving: tuple[int, float | None] | None = None
 
     def steps(self) -> list[int]:
-        """Returns the steps of all checkpoints, oldest first; one of them may be damaged."""
+        """Returns the steps of all checkpoints, oldest first. Some may be damaged."""
         if not self._folder.exists():
             return []
         return sorted(
             int(folder.name)
             for folder in self._folder.iterdir()
             if re.fullmatch(r"\d+", folder.name)
-            # With neither, its save never came to an end.
+            # Without either file the save did not end.
             and ((folder / CHECKSUMS).exists() or (folder / COMMITTED).exists())
         )
 
     def newest(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None where there is no checkpoint.
 
-        A warning names what is wrong with newer ones. Raises UserError where none is whole. Every
-        process must call it; the first one reads the files.
+        A warning names the damage of each newer checkpoint. Raises UserError where none is whole.
+        Every process must call it; the first process reads the files.
         """
-        found, wrong = None, []
+        newest, wrong = None, []
         for step in reversed(self.steps() if jax.process_index() == 0 else []):
             if (why := damage(self._folder / str(step))) is None:
-                found = step
+                newest = step
                 break
             wrong.append(f"checkpoint {self._folder / str(step)} is damaged: {why}")
-        found, wrong = hosts.of_first((found, wrong))
-        if found is None and wrong:
+        newest, wrong = hosts.of_first((newest, wrong))
+        if newest is None and wrong:
             raise UserError(
                 f"{wrong[0]}; there is none before it that is whole: choose another out"
             )
         for line in wrong if jax.process_index() == 0 else []:
             log.warning("%s; going on from the one before", line)
-        return found
+        return newest
 
     def check(self, step: int) -> None:
         """Raises UserError where this checkpoint is damaged."""
@@ -96,10 +96,10 @@ class Checkpoints:
             )
 
     def begin(self, *, resume: bool) -> int | None:
-        """Returns the step that a run goes on from, the newest whole one; None: the start.
+        """Returns the newest whole step, from which a run resumes; None: the run starts.
 
-        Checkpoints after it are renamed to STEP.damaged, and half-written ones removed. Raises
-        UserError where there are checkpoints and the run is not to go on from them.
+        Newer checkpoints are renamed to STEP.damaged, and half-written ones are removed. Raises
+        UserError where there are checkpoints and `resume` is False.
         """
         if hosts.of_first(self.steps()) and not resume:
             raise UserError(
@@ -127,11 +127,11 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, host: dict[str, Any], score: float | None = None
     ) -> None:
-        """Starts saving; the state's arrays are copied before this returns.
+        """Starts a save; the arrays of the state are copied before this returns.
 
-        Frozen parameters are not kept: they are those that the run loaded. `score` is what
-        cfg.keep_best compares. A step that is saved already is not saved again.
-        Raises WriteError where this save or the one before it fails.
+        Frozen parameters are not saved, because the run loads them from the model. cfg.keep_best
+        compares `score`. A step that has a checkpoint is not saved a second time. Raises WriteError
+        where this save or the save before it fails.
         """
         self.wait()
         path = self._folder / str(step)
@@ -147,11 +147,11 @@ class Checkpoints:
                     state=ocp.args.StandardSave(state),  # type: ignore[call-arg]
                     host=ocp.args.JsonSave(host),  # type: ignore[call-arg]
                 ),
-                force=True,  # in place of a save that never came to an end
+                force=True,  # replaces a save that did not end
             )
 
     def _seal(self) -> None:
-        """Writes the checksums into the folder that is about to get its name."""
+        """Writes the checksums into the folder just before it gets its name."""
         assert self._saving is not None
         step, score = self._saving
         folder = self._saver.get_temporary_path(self._folder / str(step)).get()
@@ -163,7 +163,7 @@ class Checkpoints:
         (folder / CHECKSUMS).write_text(text)
 
     def _prune(self) -> None:
-        """Removes the checkpoints that the config does not ask to keep."""
+        """Removes the checkpoints that cfg.keep and cfg.keep_best do not cover."""
         if jax.process_index() != 0:
             return
         steps = self.steps()
@@ -172,12 +172,12 @@ class Checkpoints:
             scores = {step: self._score(step) for step in steps}
             sign = -1 if self._cfg.best_is == "lowest" else 1
             scored = [step for step in steps if scores[step] is not None]
-            # Of equal ones the newest.
+            # Among equal scores the newest ranks highest.
             ranked = sorted(scored, key=lambda step: (sign * scores[step], step))  # type: ignore[operator]
             kept |= set(ranked[-self._cfg.keep_best :])
         for step in set(steps) - kept:
             folder = self._folder / str(step)
-            # First, so that what is half removed is not taken for whole.
+            # Before the other files, because a half-removed folder must not pass for whole.
             (folder / CHECKSUMS).unlink(missing_ok=True)
             folder.rmtree()
 
@@ -190,7 +190,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state, placed as `like` (abstract, with shardings), and the JSON part.
 
-        The state is without frozen parameters.
+        The state has no frozen parameters. Raises UserError where the checkpoint does not fit.
         """
         like = replace(like, frozen=None)
         path = self._folder / str(step)
@@ -216,7 +216,7 @@ class Checkpoints:
         return self._saver.restore(self._folder / str(step), args=only)["host"]
 
     def params(self, step: int, like: nnx.State) -> nnx.State:
-        """Returns only the trained parameters, placed as `like` (abstract, with shardings)."""
+        """Returns the trained parameters only, placed as `like` (abstract, with shardings)."""
         restore = ocp.args.PyTreeRestore(  # type: ignore[call-arg]
             item={"params": like},
             restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
@@ -231,7 +231,7 @@ class Checkpoints:
             self._saver.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until the last save is on disk, and removes those that are not to be kept."""
+        """Waits until the last save is on disk, and removes the checkpoints that are not kept."""
         self.wait()
         with _writing(self._folder):
             self._prune()
@@ -240,14 +240,15 @@ class Checkpoints:
 
 @contextmanager
 def _writing(path: epath.Path) -> Iterator[None]:
-    """Turns what a failing save raises into a WriteError that names the path."""
+    """Turns the exception of a failing save into a WriteError that names the path."""
     try:
         with writing(path):
             yield
     except WriteError:
         raise
     except Exception as error:
-        # TensorStore's errors have no class of their own, those of a bucket's library have many.
+        # TensorStore raises no class that identifies a failed write; libraries of buckets raise
+        # many.
         text = str(error).strip()
         if found := re.search(r"os_error_code='(\d+)'", text):
             why = os.strerror(int(found[1]))
@@ -255,14 +256,14 @@ def _writing(path: epath.Path) -> Iterator[None]:
             why = text.partition("\n")[0][:300] or type(error).__name__
         else:
             raise
-        # Coroutines of the save that nobody will finish: at the very end they could not say why.
+        # Nobody finishes the coroutines of the save; at exit they could not report their cause.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         raise WriteError(f"{path}: cannot be written ({why})") from error
 
 
 def damage(folder: epath.Path) -> str | None:
-    """Returns what is wrong with a checkpoint's files; None where it is whole."""
+    """Returns the first damage of a checkpoint's files; None where it is whole."""
     try:
         wanted = json.loads((folder / CHECKSUMS).read_text())["files"]
         if not all(re.fullmatch(r"[0-9a-f]{64}", d) for _, d in wanted.values()) or not wanted:
@@ -285,7 +286,7 @@ def damage(folder: epath.Path) -> str | None:
         return None if is_digest == digest else f"{name} is not what was written"
 
     with ThreadPoolExecutor(8) as pool:
-        return next((found for found in pool.map(wrong, wanted) if found), None)
+        return next((why for why in pool.map(wrong, wanted) if why), None)
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -308,7 +309,7 @@ def _summed(path: epath.Path) -> tuple[int, str]:
 
 
 def abstract(state: TrainState, shardings: TrainState) -> TrainState:
-    """Returns shapes, dtypes and shardings of a state: what `restore` needs."""
+    """Returns the shapes, dtypes and shardings of a state, which `restore` needs."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
     )

@@ -33,7 +33,6 @@ from sdjax.objectives.divergences import (
     entropy,
     is_top,
     log_prob,
-    same_top,
 )
 from sdjax.parallel import rules
 
@@ -68,11 +67,14 @@ class Contexts:
     student: Context
     teachers: dict[str, Context]
 
-    def arrays(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """Returns hidden states and heads by name, heads in the dtype of the hidden states."""
-        named = {STUDENT: self.student, **self.teachers}
-        dtype = self.student.hidden.dtype
-        hidden = {name: x.hidden for name, x in named.items()}
+    def arrays(self, mask: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Returns hidden states and heads by name, in the dtype of the student's hidden states.
+
+        Hidden states are 0 where `mask` bool[R, C] is False: whatever they hold, it causes no NaN.
+        """
+        named, dtype = {STUDENT: self.student, **self.teachers}, self.student.hidden.dtype
+        at = mask[..., None]
+        hidden = {name: jnp.where(at, x.hidden, 0).astype(dtype) for name, x in named.items()}
         return hidden, {name: x.head.astype(dtype) for name, x in named.items()}
 
 
@@ -204,7 +206,7 @@ def token_loss(
 def _without_gradient(
     loss: TokenLoss, contexts: Contexts, tokens: Tokens, spec: HeadSpec
 ) -> tuple[jax.Array, TokenOutputs]:
-    axes, (hidden, heads) = _row_axes(), contexts.arrays()
+    axes, (hidden, heads) = _row_axes(), contexts.arrays(tokens.mask)
 
     def shard(hidden: dict, heads: dict, tokens: Tokens) -> tuple[jax.Array, TokenOutputs]:
         def chunk(total: jax.Array, arrays: Any) -> tuple[jax.Array, TokenOutputs]:
@@ -212,7 +214,8 @@ def _without_gradient(
             added, outputs = _chunk_loss(*logits(hidden, heads, spec), tokens, spec, loss)
             return total + added, outputs
 
-        chunks = _chunked(hidden, tokens, spec.loss.chunk_tokens)
+        split = partial(_split, chunk_tokens=spec.loss.chunk_tokens)
+        chunks = jax.tree.map(split, (hidden, tokens))
         total, outputs = jax.lax.scan(chunk, jnp.zeros(()), chunks)
         total = jax.lax.psum(total, axes) if axes else total
         return total, jax.tree.map(partial(_joined, shape=tokens.token.shape), outputs)
@@ -232,7 +235,7 @@ def _loss_and_gradient(
 
     The gradient of the head is float32. With `head_sums` it is in the new sums.
     """
-    axes, (hidden, heads) = _row_axes(), contexts.arrays()
+    axes, (hidden, heads) = _row_axes(), contexts.arrays(tokens.mask)
     embed_axis = 1 if spec.vocab_first else 0
 
     def shard(hidden: dict, heads: dict, tokens: Tokens) -> Any:
@@ -253,7 +256,8 @@ def _loss_and_gradient(
         # Each of several shards has its own gradient here; the sums so far must count once.
         in_place = head_sums is not None and not axes
         start: Any = head_sums if in_place else jnp.zeros(head.shape, jnp.float32)
-        chunks = _chunked(hidden, tokens, spec.loss.chunk_tokens)
+        split = partial(_split, chunk_tokens=spec.loss.chunk_tokens)
+        chunks = jax.tree.map(split, (hidden, tokens))
         (total, head_grad), arrays = jax.lax.scan(chunk, (jnp.zeros(()), start), chunks)
         outputs, hidden_grad = jax.tree.map(partial(_joined, shape=tokens.token.shape), arrays)
         if axes:
@@ -339,7 +343,7 @@ def _described(
         teacher_logprob=pair.q_log_prob,
         student_entropy=pair.p_entropy,
         teacher_entropy=pair.q_entropy,
-        top1_agree=same_top(student, teacher).astype(jnp.float32),
+        top1_agree=pair.same_top.astype(jnp.float32),
         reverse_kl=pair.kl,
     )
 
@@ -353,11 +357,11 @@ def logits(
     no teacher runs; where LIVE is there, they are the mixture.
     """
     over = (1, 1 if spec.vocab_first else 0)
-    found = {n: _product(x, heads[n], over) / spec.temperature for n, x in hidden.items()}
-    teacher = found.get(TEACHER)
-    if teacher is not None and LIVE in found:
-        teacher = (1.0 - spec.mix) * teacher + spec.mix * found[LIVE]
-    return found[STUDENT], teacher
+    of = {n: _product(x, heads[n], over) / spec.temperature for n, x in hidden.items()}
+    teacher = of.get(TEACHER)
+    if teacher is not None and LIVE in of:
+        teacher = (1.0 - spec.mix) * teacher + spec.mix * of[LIVE]
+    return of[STUDENT], teacher
 
 
 def _product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:
@@ -367,25 +371,18 @@ def _product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:
     return jax.lax.dot_general(x, y, dims, precision=exact, preferred_element_type=jnp.float32)
 
 
-def _chunked(hidden: dict, tokens: Tokens, chunk_tokens: int) -> tuple[dict, Tokens]:
-    """Returns arrays [R, C, ...] as [chunks, c, ...], padded at the end with zeros.
+def _split(x: jax.Array, chunk_tokens: int) -> jax.Array:
+    """Returns an array [R, C, ...] as [chunks, c, ...], padded at the end with zeros.
 
     Chunks are as equal as multiples of 32 allow, because the last one then has little padding.
-    Hidden states are zero where the mask is False: whatever they hold, it causes no NaN.
     """
-    dtype = hidden[STUDENT].dtype
-    hidden = {n: jnp.where(tokens.mask[..., None], x, 0).astype(dtype) for n, x in hidden.items()}
-    length = tokens.token.size
+    length = math.prod(x.shape[:2])
     chunks = -(-length // chunk_tokens)
     size = -(-length // chunks)
     size = size if size < 32 else -(-size // 32) * 32
-
-    def split(x: jax.Array) -> jax.Array:
-        flat = x.reshape(length, *x.shape[2:])
-        flat = jnp.pad(flat, [(0, chunks * size - length)] + [(0, 0)] * (flat.ndim - 1))
-        return flat.reshape(chunks, size, *x.shape[2:])
-
-    return jax.tree.map(split, (hidden, tokens))
+    flat = x.reshape(length, *x.shape[2:])
+    flat = jnp.pad(flat, [(0, chunks * size - length)] + [(0, 0)] * (flat.ndim - 1))
+    return flat.reshape(chunks, size, *x.shape[2:])
 
 
 def _joined(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

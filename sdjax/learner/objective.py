@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,10 @@ import numpy as np
 from flax import nnx
 
 from sdjax import config
-from sdjax.learner.batch import Batch, Packed, Rows, Samples
+from sdjax.learner.batch import Batch, Rows, Samples
 from sdjax.learner.chunked_head import (
     LIVE,
+    STUDENT,
     TEACHER,
     Context,
     Contexts,
@@ -158,7 +158,7 @@ def microbatch_loss(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the loss of a token reads besides the models' outputs, [R, C] each or a slice of it."""
+    """What the loss of a token reads next to the models' outputs, [R, C] each or a slice of it."""
 
     token: jax.Array
     index: jax.Array
@@ -207,7 +207,23 @@ def _parts(
     sampler_weight = _sampler_weight(known, old, cfg)
     parts = {}
     if cfg.distillation > 0:
-        weight = sampler_weight * _token_weight(outputs, known, old, cfg)
+        stats = token_weights.TokenStats(
+            token=known.token,
+            index=known.index,
+            length=known.length,
+            student_logprob=logprob,
+            teacher_logprob=outputs.teacher_logprob,
+            student_entropy=outputs.student_entropy,
+            teacher_entropy=outputs.teacher_entropy,
+            pass_rate=known.pass_rate,
+            epistemic=known.epistemic,
+        )
+        # What scales the divergence carries no gradient (arXiv:2601.20802 eq. 3).
+        scheme = token_weights.TOKEN_WEIGHTS[cfg.token_weights]
+        weight = scheme(jax.lax.stop_gradient(stats), cfg)
+        if cfg.importance_clip is not None:
+            weight *= policy_gradient.importance_ratio(logprob, old, cfg.importance_clip)
+        weight = sampler_weight * weight
         parts["distillation"] = known.distillation_weight * weight * outputs.divergence
     if cfg.distillation < 1:
         loss = policy_gradient.policy_loss(
@@ -232,29 +248,6 @@ def _sampler_weight(known: Known, old: jax.Array, cfg: config.Loss) -> jax.Array
     return policy_gradient.importance_ratio(old, known.sampler_logprobs, cfg.sampler_clip)
 
 
-def _token_weight(
-    outputs: TokenOutputs, known: Known, old: jax.Array, cfg: config.Loss
-) -> jax.Array:
-    """Returns what scales the divergence at a token (arXiv:2601.20802 eq. 3), without gradient."""
-    stats = token_weights.TokenStats(
-        token=known.token,
-        index=known.index,
-        length=known.length,
-        student_logprob=outputs.student_logprob,
-        teacher_logprob=outputs.teacher_logprob,
-        student_entropy=outputs.student_entropy,
-        teacher_entropy=outputs.teacher_entropy,
-        pass_rate=known.pass_rate,
-        epistemic=known.epistemic,
-    )
-    scheme = token_weights.TOKEN_WEIGHTS[cfg.token_weights]
-    weight = scheme(jax.lax.stop_gradient(stats), cfg)
-    if cfg.importance_clip is None:
-        return weight
-    logprob = outputs.student_logprob
-    return weight * policy_gradient.importance_ratio(logprob, old, cfg.importance_clip)
-
-
 def contexts_of(
     graphdef: nnx.GraphDef,
     objective: Objective,
@@ -273,42 +266,34 @@ def contexts_of(
         rows: The rows of one microbatch, [R, ...].
         layer_sums: The sums that the gradients of the student's layers are added to.
     """
-    student = nnx.merge(graphdef, params)
-    hidden = hidden_at(student, rows.student, rows.student_index, layer_sums)
-    spec = HeadSpec(
-        loss=objective.loss,
-        temperature=objective.temperature,
-        vocab_first=student.cfg.tie_embeddings,
-        mix=objective.teacher.mix,
-        of_logprob=objective.loss.distillation < 1,
-    )
-    teachers: dict[str, Context] = {}
+    models, kind = {STUDENT: nnx.merge(graphdef, params)}, objective.teacher.kind
+    rows_of = {STUDENT: (rows.student, rows.student_index, layer_sums)}
     if rows.teacher is not None and rows.teacher_index is not None:
-        kind = objective.teacher.kind
         own = params if teacher_params is None else teacher_params
-        if teacher_params is not None and hasattr(
-            student, lora.NAME
-        ):  # a teacher of adapters alone
+        # A teacher of adapters alone shares the rest of the model with the student.
+        if teacher_params is not None and hasattr(models[STUDENT], lora.NAME):
             own = lora.joined(teacher_params, params)
-        models = {TEACHER: nnx.merge(graphdef, jax.lax.stop_gradient(own))}
+        models[TEACHER] = nnx.merge(graphdef, jax.lax.stop_gradient(own))
         if kind in ("initial", "trust_region") and hasattr(models[TEACHER], lora.NAME):
             del models[TEACHER].adapters
         if kind == "trust_region":
             models[LIVE] = nnx.merge(graphdef, jax.lax.stop_gradient(params))
-        for name, model in models.items():
-            states = hidden_at(model, rows.teacher, rows.teacher_index)
-            teachers[name] = Context(hidden=states, head=head_matrix(model))
-    return Contexts(
-        student=Context(hidden=hidden, head=head_matrix(student)), teachers=teachers
-    ), spec
-
-
-def hidden_at(
-    model: Any, rows: Packed, index: jax.Array, layer_sums: lora.Trained | None = None
-) -> jax.Array:
-    """Returns the hidden states [R, C, D] at the positions that predict completion tokens."""
-    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, layer_sums)
-    return jnp.take_along_axis(hidden, index[..., None], axis=1)
+        rows_of |= dict.fromkeys((TEACHER, LIVE), (rows.teacher, rows.teacher_index, None))
+    contexts = {}
+    for name, model in models.items():
+        packed, index, sums = rows_of[name]
+        hidden = hidden_states(model, packed.tokens, packed.positions, packed.segment_ids, sums)
+        # The states that predict completion tokens, [R, C, D].
+        hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)
+        contexts[name] = Context(hidden=hidden, head=head_matrix(model))
+    spec = HeadSpec(
+        loss=objective.loss,
+        temperature=objective.temperature,
+        vocab_first=models[STUDENT].cfg.tie_embeddings,
+        mix=objective.teacher.mix,
+        of_logprob=objective.loss.distillation < 1,
+    )
+    return Contexts(student=contexts.pop(STUDENT), teachers=contexts), spec
 
 
 def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known: Known) -> Sums:

@@ -29,7 +29,7 @@ class TrainState:
     frozen: nnx.State | None
     """The parameters that are not trained; None where all are."""
     teacher_params: nnx.State | None
-    """None where the teacher has no parameters beside the student's."""
+    """None where the teacher has the student's parameters, or those without adapters."""
     opt_state: optax.OptState
 
     def model_params(self, trained: nnx.State | None = None) -> nnx.State:
@@ -83,7 +83,7 @@ def initialiser(
 
 
 def _has_own_params(cfg: Teacher, adapters: bool) -> bool:
-    """Returns whether the state holds parameters of the teacher beside the student's.
+    """Returns whether the state holds separate parameters for the teacher.
 
     With `adapters` only those are trained: an initial teacher is then the model without them.
     """
@@ -108,14 +108,3 @@ def moved_teacher(teacher: nnx.State, params: nnx.State, rate: float) -> nnx.Sta
     It moves once per step, after all updates (arXiv:2601.20802 section 3.3, and the reference).
     """
     return jax.tree.map(lambda t, p: (1.0 - rate) * t + rate * p, teacher, params)
-
-
-def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | None:
-    """Returns the teacher's parameters in device memory, inside a jitted function.
-
-    None where the teacher has the student's.
-    """
-    on_device = methodcaller("with_memory_kind", "device")
-    return jax.device_put(
-        state.teacher_params, jax.tree.map(on_device, state_shardings.teacher_params)
-    )

@@ -1,8 +1,7 @@
-"""One update of supervised finetuning: conversations as rows of one shape, cross-entropy on what
-the assistant says.
+"""Finetunes on conversations: rows of one shape, and the cross-entropy of the assistant's turns.
 
-The loss is the mean over the learned tokens of the whole update. So neither microbatches, chunks,
-devices nor which conversations share a row change the result.
+The loss is the mean over the learned tokens of the whole update. So neither microbatches, chunks
+and devices nor the conversations that share a row change the result.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ from sdjax.learner.update import make_update
 from sdjax.models.network.transformer import head_matrix, hidden_states
 from sdjax.parallel.rules import bucket
 
-# numpy while it is packed, jax once it is placed.
+# numpy on the host, jax on the devices.
 _Array = Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """Tokens of a conversation. Those from `start` (at least 1) on are learned."""
+    """The tokens of a conversation. Tokens from index `start` (at least 1) on are learned."""
 
     tokens: np.ndarray  # int32[T_i]
     start: int
@@ -47,12 +46,12 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True)
 class SFTShape:
-    """That of every update's rows: M microbatches of R rows of S tokens."""
+    """The shape of the rows of every update: M microbatches of R rows of S tokens."""
 
     microbatches: int
     rows: int
     width: int
-    row_tokens: int  # that conversations may fill; 0: each has a row of its own
+    row_tokens: int  # that conversations may fill together; 0: one conversation per row
 
     @classmethod
     def of(cls, conversations: Sequence[Conversation], batch: int, cfg: config.Optim) -> SFTShape:
@@ -74,23 +73,23 @@ class SFTShape:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class SFTRows:
-    """Conversations end to end, then padding; what is predicted at each place, and learned."""
+    """Conversations end to end, then padding, with the target at each position."""
 
     packed: Packed
     target: _Array  # int32[M, R, S]: the next token
-    learned: _Array  # bool[M, R, S]: whether that is learned
+    learned: _Array  # bool[M, R, S]: whether the target is learned
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class SFTBatch:
-    """One update."""
+    """The arrays of one update."""
 
     rows: SFTRows
-    microbatches: _Array  # int32[]: how many of the M have a conversation; the others are not run
+    microbatches: _Array  # int32[]: how many of the M have a conversation; the others do not run
     tokens: _Array  # float32[], of all conversations
     learned_tokens: _Array  # float32[]
-    padding: _Array  # float32[]: share of padding among the tokens of the rows that are run
+    padding: _Array  # float32[]: share of padding among the tokens of the rows that run
 
 
 def pack(conversations: Sequence[Conversation], shape: SFTShape, pad_id: int) -> SFTBatch:
@@ -108,10 +107,10 @@ def pack(conversations: Sequence[Conversation], shape: SFTShape, pad_id: int) ->
     def array(values: Sequence[np.ndarray], fill: int, dtype: type) -> np.ndarray:
         return layout.array(values, fill, dtype, width=shape.width)
 
-    # A place predicts the token after it, the last of a conversation none.
+    # A position predicts the token after it; the last position of a conversation predicts none.
     learned = [(np.arange(n) >= c.start - 1) for n, c in zip(lengths, conversations, strict=True)]
-    for of in learned:
-        of[-1] = False
+    for positions in learned:
+        positions[-1] = False
     numbers = [number for number, _ in layout.places(lengths)]
     segments = [np.full(n, number) for n, number in zip(lengths, numbers, strict=True)]
     packed = Packed(
@@ -128,7 +127,7 @@ def pack(conversations: Sequence[Conversation], shape: SFTShape, pad_id: int) ->
         ),
         microbatches=np.int32(filled),
         tokens=np.float32(sum(lengths)),
-        learned_tokens=np.float32(sum(int(of.sum()) for of in learned)),
+        learned_tokens=np.float32(sum(int(positions.sum()) for positions in learned)),
         padding=np.float32(1.0 - sum(lengths) / (filled * shape.rows * shape.width)),
     )
 

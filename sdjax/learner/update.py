@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import jax
@@ -20,16 +21,16 @@ from jax.sharding import Mesh
 from sdjax import config
 from sdjax.learner import adamw
 from sdjax.learner.batch import Batch
-from sdjax.learner.chunked_head import Context, Contexts, HeadSpec, Tokens, token_outputs
+from sdjax.learner.chunked_head import Tokens, token_outputs
 from sdjax.learner.objective import (
     GradientSums,
     Objective,
     TokenRecord,
-    hidden_at,
+    contexts_of,
     microbatch_loss,
     update_metrics,
 )
-from sdjax.learner.state import TrainState, moved_teacher, teacher_on_device
+from sdjax.learner.state import TrainState, moved_teacher
 from sdjax.models.network import lora
 from sdjax.models.network.transformer import head_matrix, trained_layers
 from sdjax.parallel import rules
@@ -39,7 +40,7 @@ Metrics = dict[str, jax.Array]
 AnyBatch = TypeVar("AnyBatch")
 MicrobatchLoss = Callable[[nnx.State, GradientSums, TrainState, Any], tuple[jax.Array, Any]]
 """Maps (trained parameters, gradient sums, state, batch of one microbatch) to the loss, and a pair:
-sums for the metrics, and what is kept of the tokens. The loss must be differentiated as it is,
+sums for the metrics, and the tokens' record. The loss must be differentiated as it is,
 because the head's gradient is in the sums before a factor could reach it."""
 MetricsOf = Callable[[Any, Any], tuple[jax.Array, Metrics]]
 """Maps (sums of all microbatches, [M, ...]; batch) to the loss of the update and its metrics."""
@@ -59,8 +60,8 @@ def make_update(
     update without a completion to learn from has gradient 0, as in the reference: the momentum of
     Adam and the weight decay still move the parameters.
 
-    A batch has `rows`, a pytree of arrays [M, R, ...], `microbatches`, of which those from this
-    number on are empty and not run, and `padding`.
+    A batch has `rows`, a pytree of arrays [M, R, ...]; `microbatches`, the number of those that
+    are not empty, which come first and alone run; and `padding`.
 
     Args:
         graphdef: The model's structure.
@@ -93,7 +94,7 @@ def make_update(
         one = jax.jit(microbatch, inline=True)
         grads = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), state.params)
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-        first = jax.ShapeDtypeStruct((), jnp.int32)
+        first = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)  # as fori_loop counts
         like, tree = jax.tree.flatten(jax.eval_shape(one, first, grads)[1])
         number = jax.tree.leaves(batch.rows)[0].shape[0]
         zeros = [jnp.zeros((number, *x.shape), x.dtype) for x in like]
@@ -174,21 +175,14 @@ def make_score(
     """
 
     def score(params: nnx.State, batch: Batch) -> jax.Array:
-        model = nnx.merge(graphdef, params)
-        spec = HeadSpec(
-            loss=objective.loss,
-            temperature=objective.temperature,
-            vocab_first=model.cfg.tie_embeddings,
-        )
+        student_only = replace(batch.rows, teacher=None, teacher_index=None)
 
         def microbatch(i: jax.Array, scores: jax.Array) -> jax.Array:
             at = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
-            rows = jax.tree.map(at, batch.rows)
-            hidden = hidden_at(model, rows.student, rows.student_index)
-            student = Context(hidden=hidden, head=head_matrix(model))
+            rows = jax.tree.map(at, student_only)
+            contexts, spec = contexts_of(graphdef, objective, params, None, rows)
             tokens = Tokens(token=rows.token, mask=rows.sample >= 0)
-            outputs = token_outputs(Contexts(student=student, teachers={}), tokens, spec)
-            return scores.at[i].set(outputs.student_logprob)
+            return scores.at[i].set(token_outputs(contexts, tokens, spec).student_logprob)
 
         zeros = jnp.zeros(batch.rows.token.shape, jnp.float32)
         return jax.lax.fori_loop(0, batch.microbatches, microbatch, zeros)
@@ -208,6 +202,17 @@ def make_after_step(
         return replace(state, step=state.step + 1, teacher_params=teacher)
 
     return jax.jit(after_step, donate_argnums=0, out_shardings=state_shardings)
+
+
+def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | None:
+    """Returns the teacher's parameters in device memory, inside a jitted function.
+
+    None where the teacher has the student's.
+    """
+    on_device = methodcaller("with_memory_kind", "device")
+    return jax.device_put(
+        state.teacher_params, jax.tree.map(on_device, state_shardings.teacher_params)
+    )
 
 
 def batch_shardings(batch: AnyBatch, mesh: Mesh) -> AnyBatch:

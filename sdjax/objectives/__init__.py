@@ -1,1 +1,1 @@
-"""Pure functions on arrays: divergences, weights, policy gradient, aggregation."""
+"""Pure functions on arrays: divergences, token weights, policy gradients, aggregation."""

@@ -188,13 +188,13 @@ def _over_bins_backward(cfg: Loss, saved: Any, g: jax.Array) -> tuple[jax.Array,
 _over_bins.defvjp(_over_bins_forward, _over_bins_backward)
 
 
-# Reductions over a vocabulary, each a single pass with a gradient in closed form.
+# Reductions over a vocabulary. Each is a single pass, with a gradient in closed form.
 
 
 def log_normalizer(logits: jax.Array, keep: jax.Array | None = None) -> jax.Array:
     """Returns log sum exp over the last axis, over the entries of `keep` if given.
 
-    It is not meant to be differentiated: the functions that use it bring their own gradients.
+    Do not differentiate it: the functions that call it have gradients in closed form.
     """
     if keep is not None:
         logits = jnp.where(keep, logits, -jnp.inf)
@@ -237,31 +237,38 @@ def entropy(logits: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two distributions over the last axis, float32[...] each, in nats."""
+    """The comparison of two distributions over the last axis, float32[...] in nats."""
 
     p_entropy: jax.Array
     q_entropy: jax.Array
     kl: jax.Array  # KL(p || q)
     q_log_prob: jax.Array  # of the token
+    same_top: jax.Array  # bool[...]: some entry is the likeliest, or one of them, in both
 
 
 def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Comparison:
-    """Returns what is reported of softmax(p_logits) and softmax(q_logits) at int32[...] tokens."""
+    """Returns the comparison of softmax(p_logits) and softmax(q_logits) at int32[...] tokens."""
     a = p_logits - log_normalizer(p_logits)[..., None]
     b = q_logits - log_normalizer(q_logits)[..., None]
     p, q = jnp.exp(a), jnp.exp(b)
     p_log_p, q_log_q, kl, own = sums(
         p * a, q * b, p * (a - b), jnp.where(is_token(b, token), b, 0.0)
     )
-    return Comparison(p_entropy=-p_log_p, q_entropy=-q_log_q, kl=kl, q_log_prob=own)
+    tops = [x == jnp.max(x, axis=-1, keepdims=True) for x in (p_logits, q_logits)]
+    return Comparison(
+        p_entropy=-p_log_p,
+        q_entropy=-q_log_q,
+        kl=kl,
+        q_log_prob=own,
+        same_top=jnp.any(tops[0] & tops[1], axis=-1),
+    )
 
 
 def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
-    """Returns the sum of each over the last axis.
+    """Returns the sum of each term over the last axis.
 
-    A GPU makes them in one pass over what the terms share, where XLA would write a term that two
-    of them use to memory and read it back; its CPU code for such a reduction is slower than one
-    pass each.
+    On a GPU one reduction computes all of them, because XLA would otherwise write a value that two
+    terms share to memory and read it back. On a CPU such a reduction is slower than one pass each.
     """
     if jax.default_backend() != "gpu":
         return tuple(jnp.sum(x, axis=-1) for x in terms)
@@ -271,13 +278,7 @@ def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
     )
 
 
-def same_top(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Returns bool[...]: whether some entry is a likeliest one of both."""
-    both = (x == jnp.max(x, axis=-1, keepdims=True)) & (y == jnp.max(y, axis=-1, keepdims=True))
-    return jnp.any(both, axis=-1)
-
-
 def is_top(logits: jax.Array, token: jax.Array) -> jax.Array:
-    """Returns bool[...]: whether int32[...] `token` is a likeliest one."""
+    """Returns bool[...]: whether no entry is likelier than `token` int32[...]."""
     own = jnp.max(logits, axis=-1, where=is_token(logits, token), initial=-jnp.inf)
     return own == jnp.max(logits, axis=-1)

@@ -1,6 +1,6 @@
-"""Group-relative policy gradients: advantages on the host, per-token losses on the device.
+"""Computes group-relative policy gradients: advantages on the host, token losses on the device.
 
-What the papers call these settings (advantage, clip, ratio in `Policy`; aggregation in `Loss`):
+The papers' names for settings (advantage, clip, ratio in `Policy`; aggregation in `Loss`):
 
     GRPO as arXiv:2603.24472 ran it   mean, 0.2 / 0.28, dual clip 3, token, sequence
     GRPO (arXiv:2402.03300)           mean_std, 0.2 / 0.2, token, sequence
@@ -24,9 +24,9 @@ LOG_RATIO_BOUND = 20.0
 def advantages(rewards: np.ndarray, group: np.ndarray, cfg: Policy) -> np.ndarray:
     """Returns float32[B]: each reward minus the mean of its group.
 
-    `group` is int[B]. With cfg.advantage "mean_std" the difference is divided by the group's
-    unbiased standard deviation + 1e-6. A completion alone in its group keeps its reward, as in
-    the reference.
+    `rewards` is float[B], `group` int[B]. With cfg.advantage "mean_std" the difference is divided
+    by the unbiased standard deviation of the group + 1e-6. A completion alone in its group keeps
+    its reward, as in the reference.
     """
     rewards = np.asarray(rewards, np.float64)
     out = rewards.copy()
@@ -43,10 +43,11 @@ def advantages(rewards: np.ndarray, group: np.ndarray, cfg: Policy) -> np.ndarra
 def overlong_shaped(
     rewards: np.ndarray, length: np.ndarray, longest: int, cfg: Policy
 ) -> np.ndarray:
-    """Returns float32[B]: rewards less a penalty in the last tokens before the limit.
+    """Returns float32[B]: rewards minus a penalty for completions near the length limit.
 
-    It grows from 0 to cfg.overlong_penalty over the last cfg.overlong_buffer of the `longest`
-    tokens a completion may have (arXiv:2503.14476 eq. 13); a buffer of 0 leaves rewards alone.
+    A completion may have `longest` tokens. Over the last cfg.overlong_buffer of them the penalty
+    grows from 0 to cfg.overlong_penalty (arXiv:2503.14476 eq. 13). With a buffer of 0 rewards stay
+    as they are.
     """
     rewards = np.asarray(rewards, np.float32)
     if cfg.overlong_buffer == 0:
@@ -56,7 +57,7 @@ def overlong_shaped(
 
 
 def token_log_ratio(logprobs: jax.Array, old_logprobs: jax.Array) -> jax.Array:
-    """Returns log(new / old) of each token, clipped to +-20."""
+    """Returns log(new / old) of each token's probability, clipped to +-20."""
     return jnp.clip(logprobs - old_logprobs, -LOG_RATIO_BOUND, LOG_RATIO_BOUND)
 
 
@@ -65,9 +66,9 @@ def sequence_log_ratio(
 ) -> jax.Array:
     """Returns at every token the mean of log(new / old) over its completion (GSPO).
 
-    `sample` int32[...] is the token's completion, in [0, num_samples); anything else is padding.
-    Each token passes on the gradient of its own log-probability, with which a mean over the
-    completion's tokens has the gradient of the mean log ratio (arXiv:2507.18071 section 4.3).
+    `sample` int32[...] is the token's completion, in [0, num_samples); any other value is padding.
+    The gradient at a token is that of its log-probability alone. A mean over the tokens of a
+    completion then has the gradient of the mean log ratio (arXiv:2507.18071 section 4.3).
     """
     real = (sample >= 0) & (sample < num_samples)
     of = jnp.where(real, sample, num_samples).ravel()
@@ -81,6 +82,7 @@ def sequence_log_ratio(
 def clipped_loss(log_ratio: jax.Array, advantage: jax.Array, cfg: Policy) -> jax.Array:
     """Returns the loss at every token, before weights and aggregation.
 
+    With r = exp(log_ratio) and the advantage A it is
     max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)), and where A < 0 at most -A dual_clip.
     """
     ratio = jnp.exp(log_ratio)
@@ -94,7 +96,7 @@ def clipped_loss(log_ratio: jax.Array, advantage: jax.Array, cfg: Policy) -> jax
 def was_clipped(
     log_ratio: jax.Array, advantage: jax.Array, cfg: Policy
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns bool[...] twice: where the clip and where the dual clip took the gradient away."""
+    """Returns two arrays bool[...]: where the clip, and the dual clip, removes the gradient."""
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - cfg.clip_low, 1.0 + cfg.clip_high)
     by_clip = -advantage * clipped > -advantage * ratio
@@ -112,10 +114,15 @@ def log_ratio(
     sample: jax.Array,
     num_samples: int,
 ) -> jax.Array:
-    """Returns log(new / old) at every token, as cfg.ratio has it; all arrays have one shape.
+    """Returns log(new / old) at every token, by token or by sequence as cfg.ratio says.
 
-    cfg.ratio "sequence" takes means over completions, so all tokens of a completion must be
-    here; `sample` and `num_samples` are sequence_log_ratio's.
+    Args:
+        logprobs: float32[...], the current log-probabilities.
+        old_logprobs: float32[...], those before the first update of the step.
+        cfg: With cfg.ratio "sequence" the arrays must hold all tokens of a completion, because it
+            takes means over completions.
+        sample: int32[...], as in sequence_log_ratio.
+        num_samples: As in sequence_log_ratio.
     """
     if cfg.ratio == "sequence":
         return sequence_log_ratio(logprobs, old_logprobs, sample, num_samples)
@@ -131,7 +138,16 @@ def policy_loss(
     sample: jax.Array,
     num_samples: int,
 ) -> jax.Array:
-    """Returns the clipped loss at every token; all arrays have one shape, as in log_ratio."""
+    """Returns the clipped loss at every token, before weights and aggregation.
+
+    Args:
+        logprobs: float32[...], the current log-probabilities.
+        old_logprobs: float32[...], those before the first update of the step.
+        advantage: float32[...], of the token's completion.
+        cfg: The ratio and the clips.
+        sample: int32[...], as in sequence_log_ratio.
+        num_samples: As in sequence_log_ratio.
+    """
     ratio = log_ratio(logprobs, old_logprobs, cfg, sample=sample, num_samples=num_samples)
     return clipped_loss(ratio, advantage, cfg)
 

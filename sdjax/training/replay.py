@@ -172,7 +172,7 @@ def _not_finite(
             yield f"the {whose}'s parameter {name}"
 
     def gradient(state: TrainState, micro: Batch) -> tuple[nnx.State, Any]:
-        teacher_params = states.teacher_on_device(state, shardings)
+        teacher_params = update.teacher_on_device(state, shardings)
         near = dataclasses.replace(state, teacher_params=teacher_params)
         loss = partial(microbatch_loss, model.graphdef, Objective.of(cfg))
         return jax.grad(loss, has_aux=True)(state.params, GradientSums(), near, micro)
