@@ -1,19 +1,18 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import GOLDEN
 
 from sdjax.config import Loss
 from sdjax.learner.logprobs import TokenOutputs, token_loss, token_outputs
 from sdjax.objectives import divergences
 
 R, C, D, V = 3, 20, 16, 200
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def given(seed=0, dtype=jnp.float32):
