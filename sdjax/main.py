@@ -3,7 +3,7 @@
     python -m sdjax.main --config configs/quickstart.py --optim.lr 1e-6
 
 The file is Python that binds `config` to one of the job configs of sdjax.config. Every other
-argument overrides one of its fields. Nothing heavy is imported before the job starts.
+argument overrides one of its fields. Heavy imports wait until the job starts.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from sdjax.io import redact
 PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
 WITHOUT_DEVICES = (configs.Prepare, configs.Traces, configs.Report)
-"""Jobs that are of one process."""
+"""Jobs that run in one process and use no devices."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a job and returns the exit code.
 
-    0 done, 2 a mistake that the user can mend (one line on stderr), 75 (errors.RESUME) stopped by
-    a signal with all saved: the same with --resume goes on; 130 interrupted. Any other exception is
-    a bug and goes through with its traceback.
+    0: done. 2: a mistake that the user can mend, in one line on stderr. 75 (errors.RESUME): a
+    signal stopped the run after saving, and the same command with --resume goes on. 130:
+    interrupted. Any other exception is a bug and passes through with its traceback.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(handlers=[handler])
         logging.getLogger("sdjax").setLevel(logging.INFO)
         if not debug:
-            # What Orbax raises is also logged, with tracebacks.
+            # Orbax also logs what it raises, with tracebacks.
             for name in ("absl", "asyncio"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}_job").run
@@ -77,20 +77,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch_flags(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Returns the values of --coordinator, --processes and --process, and all other arguments."""
-    found: dict[str, str] = {}
+    flags: dict[str, str] = {}
     rest = []
     given = iter(args)
     for arg in given:
         name, equals, value = arg.removeprefix("--").partition("=")
         if arg.startswith("--") and name in LAUNCH_FLAGS:
-            found[name] = value if equals else next(given, "")
+            flags[name] = value if equals else next(given, "")
         else:
             rest.append(arg)
-    return found, rest
+    return flags, rest
 
 
 def split(args: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Returns the config file among the arguments (None: there is none) and all the others."""
+    """Returns the config file (None without one) and all other arguments."""
     file, rest = None, []
     given = iter(args)
     for arg in given:
@@ -105,6 +105,7 @@ def split(args: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _without_config(args: Sequence[str]) -> int:
+    """Prints the usage for --help; raises UserError for anything else."""
     if not {"--help", "-h"} & set(args):
         raise UserError(f"no config: {PROG} --config FILE, or --help")
     kinds = "\n".join(f"  {job.__name__:<10}{inspect.getdoc(job)}" for job in job_classes())
@@ -117,7 +118,7 @@ def _without_config(args: Sequence[str]) -> int:
         "--debug shows the traceback behind an error.\n"
         "--coordinator, --processes and --process make this process I (from 0) of a run of N\n"
         "that meet at HOST:PORT of process 0. On a TPU slice, with Slurm, Open MPI or Kubernetes\n"
-        "none is needed: the same command on every host; --processes 1 is a run of its own."
+        "none is needed: run the same command on every host; --processes 1 runs alone."
     )
     return 0
 

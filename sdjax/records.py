@@ -79,10 +79,10 @@ class Group:
 class TeacherPrompt:
     """The reprompt of one completion: the teacher reads it in place of the prompt.
 
-    `demonstration` names what is shown: the index in the group of another completion, "solution"
-    for the solution of the data set, "regenerated" for an answer that the model gave while it saw
-    one of these, or None. Without a demonstration and feedback the reprompt is the plain prompt,
-    and the completion is not distilled.
+    `demonstration` is the index in the group of the completion that it shows, or "solution" for the
+    solution of the data set. It is "regenerated" for an answer that the model gave while it saw one
+    of these, and None without a demonstration. Without a demonstration and feedback the reprompt is
+    the plain prompt, and the completion is not distilled.
     """
 
     tokens: np.ndarray  # int32[R_i]

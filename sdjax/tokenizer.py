@@ -1,15 +1,15 @@
-"""Tokenizer and chat template; the only place that knows special tokens.
+"""Tokenizer and chat template. No other module knows special tokens.
 
-transformers is imported on first use: it takes seconds.
+transformers is imported on first use, because importing it takes seconds.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,21 +23,25 @@ from sdjax.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Any of these makes a folder one with a tokenizer.
+# A folder with any of these files has a tokenizer.
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-# Tokens that end a turn, in case neither generation_config.json nor the tokenizer says so.
+# Tokens that end a turn, for models whose generation_config.json and tokenizer do not say so.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
 CONTROL, USER_DEFINED = 3, 4  # token types in GGUF
-PART = "\N{REPLACEMENT CHARACTER}"  # what decoders give for a part of a character
-LONGEST_CHARACTER = 4  # bytes in UTF-8, of which a token has one at least
+PART = "\N{REPLACEMENT CHARACTER}"  # a decoder's text of a part of a character
+LONGEST_CHARACTER = 4  # bytes in UTF-8; a token has at least one of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokenizer:
-    """Text to tokens and back. `base` is transformers' tokenizer, `eos_ids` the model's own."""
+    """Turns text into tokens and back."""
 
     base: PreTrainedTokenizerBase
+    """The tokenizer of transformers."""
     eos_ids: tuple[int, ...]
+    """The stop tokens that the model's own files name."""
+    _texts: dict[int, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The text of each token met so far: a step has millions of tokens, but few different ones."""
 
     @classmethod
     def load(cls, path: str | Path, revision: str | None = None) -> Tokenizer:
@@ -53,9 +57,10 @@ class Tokenizer:
     def encode_prompt(
         self, messages: Sequence[Message], *, enable_thinking: bool | None = None
     ) -> np.ndarray:
-        """Returns int32 tokens of a conversation, up to where the assistant's turn begins.
+        """Returns int32 tokens of a conversation, up to the start of the assistant's turn.
 
-        `enable_thinking` reaches the chat template only where it is not None.
+        `enable_thinking` reaches the chat template unless it is None. Raises UserError if the
+        template refuses the conversation.
         """
         text = self.prompt_text(messages, enable_thinking=enable_thinking)
         return self.encode(text)
@@ -63,7 +68,7 @@ class Tokenizer:
     def prompt_text(
         self, messages: Sequence[Message], *, enable_thinking: bool | None = None
     ) -> str:
-        """Returns the text that `encode_prompt` encodes, its special tokens written out."""
+        """Returns the text that `encode_prompt` encodes, with its special tokens."""
         from jinja2 import TemplateError
 
         thinking: dict[str, Any] = {}
@@ -84,43 +89,52 @@ class Tokenizer:
         return str(text)
 
     def encode(self, text: str) -> np.ndarray:
-        """Returns int32 tokens of a text, with no special tokens around it."""
+        """Returns int32 tokens of a text, without special tokens around it."""
         return np.array(self.base.encode(text, add_special_tokens=False, verbose=False), np.int32)
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns what `encode` gives for each text, on all cores."""
+        """Returns the result of `encode` for each text. It runs on all cores."""
         ids = self.base(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return [np.array(of_text, np.int32) for of_text in ids]
 
     def encode_completions(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns int32 tokens of assistants' turns as the model would sample them.
 
-        The text as it is, thinking included, and the token that ends the turn: what a chat template
-        makes of an earlier turn may be something else.
+        They are the tokens of the whole text, thinking included, and the token that ends the turn.
+        A chat template is not used, because templates may change earlier turns.
         """
         end = np.array([self.turn_end_id], np.int32)
         return [np.concatenate([ids, end]) for ids in self.encode_all(texts)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text without special tokens."""
-        return self._decode(ids, skip_special_tokens=True)
+        text = self.base.decode(
+            [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
 
     def decode_raw(self, ids: Sequence[int] | np.ndarray) -> str:
         """Returns the text with special tokens."""
-        return self._decode(ids, skip_special_tokens=False)
+        text = self.base.decode(
+            [int(i) for i in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return str(text)
 
     def token_texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Returns the text of each token by itself; parts of a character are U+FFFD."""
-        return [self._text_of_token(i) for i in np.asarray(ids).tolist()]
+        """Returns the text of each token alone. A part of a character is U+FFFD."""
+        ids = np.asarray(ids).tolist()
+        for i in set(ids) - self._texts.keys():
+            self._texts[i] = self.decode_raw([i])
+        return [self._texts[i] for i in ids]
 
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Returns the text of each token so that together they make that of all.
+        """Returns one text per token; joined, they are the text of all tokens.
 
-        A character that several tokens spell goes to the first; the others have "". What never
-        becomes a character is U+FFFD, as in token_texts.
+        A character that several tokens spell belongs to the first of them; the others get "".
+        Tokens that never complete a character are U+FFFD, as in `token_texts`.
         """
         ids = np.asarray(ids).tolist()
-        out = [self._text_of_token(i) for i in ids]
+        out = self.token_texts(ids)
         start = 0
         while start < len(ids):
             end = start + 1
@@ -135,22 +149,9 @@ class Tokenizer:
             start = end
         return out
 
-    def _decode(self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool) -> str:
-        text = self.base.decode(
-            [int(i) for i in ids],
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=False,
-        )
-        return str(text)
-
-    @cached_property
-    def _text_of_token(self) -> Callable[[int], str]:
-        # A step asks for millions of tokens, of which few are different.
-        return cache(lambda i: self.decode_raw([i]))
-
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """Every token that ends a completion: the model's, the tokenizer's, the chat template's."""
+        """All tokens that end a completion, of the model, the tokenizer and the chat template."""
         ids = set(self.eos_ids)
         if self.base.eos_token_id is not None:
             ids.add(self.base.eos_token_id)
@@ -161,22 +162,22 @@ class Tokenizer:
 
     @cached_property
     def turn_end_id(self) -> int:
-        """The token that ends an assistant's turn: the chat template's, or the tokenizer's EOS."""
+        """The token that ends an assistant's turn: of the chat template, else the tokenizer's EOS."""
         vocabulary, template = self.base.get_vocab(), str(self.base.chat_template)
         written = [vocabulary[t] for t in TURN_ENDS if t in vocabulary and t in template]
         if not written and self.base.eos_token_id is not None:
             return self.base.eos_token_id
         return written[0] if written else self.stop_ids[0]
 
-    @property
+    @cached_property
     def pad_id(self) -> int:
-        """Fills rows up. It may be a stop token, so lengths tell what is padding, not this."""
+        """The token that pads rows. It may be a stop token, so only lengths tell padding."""
         pad = self.base.pad_token_id
         return self.stop_ids[0] if pad is None else pad
 
     @cached_property
     def vocab_size(self) -> int:
-        """How many tokens the tokenizer knows; a model's vocabulary may be padded beyond it."""
+        """How many tokens the tokenizer knows. A model's vocabulary may be padded to more."""
         return len(self.base)
 
     def save(self, folder: Path) -> None:
@@ -184,7 +185,7 @@ class Tokenizer:
         self.base.save_pretrained(folder)
         path = folder / "tokenizer_config.json"
         fields = json.loads(path.read_text())
-        # The name that transformers 4 knows too; transformers 5 writes a new one.
+        # transformers 4 does not know the name that transformers 5 writes.
         if fields.get("tokenizer_class") == "TokenizersBackend":
             fields["tokenizer_class"] = "PreTrainedTokenizerFast"
             path.write_text(json.dumps(fields, indent=2) + "\n")
@@ -207,12 +208,12 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 
 def _be_quiet() -> None:
-    """Keeps transformers from advising to install PyTorch, which nothing here needs."""
+    """Silences transformers' advice to install PyTorch, because nothing here needs it."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def _eos_ids(folder: Path) -> tuple[int, ...]:
-    """Returns the stop tokens of generation_config.json, or where it is missing config.json's."""
+    """Returns the stop tokens of generation_config.json; without that file, of config.json."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if path.exists():
@@ -236,9 +237,9 @@ def _eos_ids_of(file: Path) -> tuple[int, ...]:
 
 
 def _from_gguf(path: Path) -> Tokenizer:
-    """Builds the tokenizer from a GGUF's vocabulary and merges.
+    """Returns a tokenizer built from the vocabulary and merges of a GGUF file.
 
-    The one that transformers converts from a GGUF loses the splitting of digits.
+    transformers can convert a GGUF file too, but its tokenizer does not split digits.
     """
     _be_quiet()
     from tokenizers import AddedToken, decoders, models, pre_tokenizers

@@ -183,8 +183,8 @@ def mistral(tmp_path, monkeypatch):
     shutil.copy(source, tmp_path / "mistral_of_the_docs.py")
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("mistral_of_the_docs")
-    monkeypatch.setitem(registry.FAMILIES, "mistral", module)
-    yield module
+    monkeypatch.setitem(registry.FAMILIES, "mistral", module.FAMILY)
+    yield module.FAMILY
     del sys.modules["mistral_of_the_docs"]
 
 

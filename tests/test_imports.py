@@ -42,10 +42,7 @@ ALLOWED = {
     "models": ("config", "errors", "io.hub", "parallel", "tokenizer"),
     "rollout": ("config", "errors", "records", "tokenizer", "models", "parallel"),
     "teacher": ("config", "errors", "records", "tokenizer"),
-    "learner": (
-        *("config", "errors", "records", "models", "objectives", "parallel"),
-        "teacher.kinds",
-    ),
+    "learner": ("config", "errors", "records", "models", "objectives", "parallel"),
     "bench": (
         *("config", "records", "io.files", "logs", "models", "rollout", "learner", "parallel"),
     ),

@@ -41,7 +41,7 @@ class BenchRow:
             "seconds": self.timing.median,
             "seconds_of_each": list(self.timing.later),
             "compile_s": self.timing.compile_s if self.compiles else None,
-            "ms_a_step": 1e3 * self.timing.median / self.steps,
+            "ms_per_step": 1e3 * self.timing.median / self.steps,
             "tokens_per_s": self._share(self.tokens, 1.0),
             "mfu": self._share(self.flops, flops_per_s),
             "hfu": self._share(done, flops_per_s),
@@ -58,7 +58,7 @@ class BenchRow:
 COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "sequences": ("sequences", "{:,}".format),
     "tokens/s": ("tokens_per_s", "{:,.0f}".format),
-    "ms a step": ("ms_a_step", "{:,.2f}".format),
+    "ms per step": ("ms_per_step", "{:,.2f}".format),
     "MFU": ("mfu", "{:.1%}".format),
     "HFU": ("hfu", "{:.1%}".format),
     "bandwidth": ("bandwidth_share", "{:.1%}".format),

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from sdjax.bench import timing
 from sdjax.bench.bench_rows import BenchRow
 from sdjax.bench.subject import Subject
-from sdjax.learner.logprobs import TokenOutputs, token_loss
+from sdjax.learner.chunked_head import (
+    TEACHER,
+    Context,
+    Contexts,
+    HeadSpec,
+    TokenOutputs,
+    Tokens,
+    token_loss,
+)
 from sdjax.logs.writers import Timers
 from sdjax.models import flops
 from sdjax.parallel import rules
@@ -23,17 +31,15 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
     def loss(
         hidden: jax.Array, head: jax.Array, taught: jax.Array, teacher: jax.Array, token: jax.Array
     ) -> tuple[jax.Array, TokenOutputs]:
+        share = jnp.full(token.shape, 1 / token.size)
         return token_loss(
             lambda outputs, share: share * outputs.divergence,
-            hidden,
-            head,
-            taught,
-            teacher,
-            token,
-            jnp.full(token.shape, 1 / token.size),
-            cfg=cfg.loss,
-            temperature=1.0,
-            mask=jnp.ones(token.shape, bool),
+            Contexts(
+                student=Context(hidden=hidden, head=head),
+                teachers={TEACHER: Context(hidden=taught, head=teacher)},
+            ),
+            Tokens(token=token, mask=jnp.ones(token.shape, bool), known=share),
+            HeadSpec(loss=cfg.loss, temperature=1.0),
         )
 
     both = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))

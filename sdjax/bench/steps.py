@@ -18,6 +18,7 @@ from sdjax.bench.subject import Subject
 from sdjax.bench.timing import Timing
 from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
+from sdjax.learner.objective import Objective
 from sdjax.logs.writers import Timers
 from sdjax.models import flops
 from sdjax.models.network.transformer import DecodeWeights
@@ -33,7 +34,7 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
     cfg, rng, vocab = s.cfg, s.rng(), s.model.vocab_size
     asked = synthetic.prompts(cfg, prompts, vocab, rng)
     params = s.params()
-    learner = Learner(s, params, prompts) if "update" in cfg.phases else None
+    learner = Learner(s, params) if "update" in cfg.phases else None
 
     def rollout(tokens: int, number: int, timers: Timers) -> list[list[Sampled]]:
         with timers("weights"):
@@ -89,13 +90,22 @@ def sample(
 class Learner:
     """A train state and the jitted functions that move it."""
 
-    def __init__(self, s: Subject, params: nnx.State, prompts: int) -> None:
-        self.mesh, self.cfg = s.mesh, train_config(s.cfg, prompts)
-        tx = adamw.make(self.cfg.optim)
-        shardings = state.shardings(s.abstract, tx, self.cfg.teacher, s.mesh)
-        self.state = state.initialiser(tx, self.cfg.teacher, shardings)(params)
-        self.train = update.make_train_step(s.graphdef, self.cfg, s.mesh, shardings)
-        self.after = update.make_after_step(self.cfg.teacher, shardings)
+    def __init__(self, s: Subject, params: nnx.State) -> None:
+        cfg, self.mesh, self.cfg = s.cfg, s.mesh, s.cfg
+        objective = Objective(
+            loss=cfg.loss,
+            policy=cfg.policy,
+            teacher=cfg.teacher,
+            temperature=config.Sampling().temperature,
+            off_policy=False,
+        )
+        tx = adamw.make(cfg.optim)
+        shardings = state.shardings(s.abstract, tx, cfg.teacher, s.mesh)
+        self.state = state.initialiser(tx, cfg.teacher, shardings)(params)
+        self.train = update.make_train_step(
+            s.graphdef, objective, cfg.optim, shardings, cfg.model.remat
+        )
+        self.after = update.make_after_step(cfg.teacher, shardings)
         self.losses: list[float] = []  # of every update so far
 
     def update(
@@ -104,17 +114,10 @@ class Learner:
         """Moves the state; timers "pack", on the host and to the devices, and "update"."""
         cfg = self.cfg
         with timers("pack"):
-            packed = batches.pack(
-                groups,
-                reprompts if cfg.loss.distillation > 0 else None,
-                microbatch=cfg.optim.microbatch,
-                distillation=cfg.loss.distillation,
-                policy=cfg.policy,
-                longest=cfg.rollout.max_completion_tokens,
-                pad_id=0,
-                epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
-                row_tokens=cfg.optim.row_tokens,
-            )
+            read = reprompts if cfg.loss.distillation > 0 else None
+            samples = batches.samples_of(groups, read, cfg.loss, cfg.policy, cfg.completion_tokens)
+            epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
+            packed = batches.pack(groups, read, samples, epistemic, cfg.optim, 0)
             placed = hosts.place(packed, update.batch_shardings(packed, self.mesh))
             jax.block_until_ready(placed)
         with timers("update"):
@@ -122,28 +125,6 @@ class Learner:
             self.state = self.after(moved)
             jax.block_until_ready((self.state, metrics, record))
         self.losses.append(float(metrics["loss/total"]))
-
-
-def train_config(cfg: config.Bench, prompts: int) -> config.Train:
-    """Returns the training whose step is measured."""
-    return config.Train(
-        out=cfg.out,
-        task=config.TaskConfig(),
-        rollout=config.Rollout(
-            prompts_per_step=prompts,
-            group_size=cfg.group_size,
-            max_prompt_tokens=cfg.prompt_tokens,
-            max_completion_tokens=cfg.completion_tokens,
-        ),
-        model=cfg.model,
-        reprompt=config.Reprompt(max_tokens=cfg.reprompt_tokens),
-        lora=cfg.lora,
-        teacher=cfg.teacher,
-        loss=cfg.loss,
-        policy=cfg.policy,
-        optim=cfg.optim,
-        mesh=cfg.mesh,
-    )
 
 
 def _row(s: Subject, phase: str, prompts: int, times: Timing, **fields: object) -> BenchRow:

@@ -1,1 +1,1 @@
-"""Files: local directories, buckets, the hub, and the run directory."""
+"""Reads and writes files: run directories, buckets, and the hub's cache."""

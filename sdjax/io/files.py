@@ -1,4 +1,4 @@
-"""Text files and JSON, written whole or not at all."""
+"""Writes text files whole or not at all, and makes JSON of rows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sdjax.errors import writing
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file at once: a reader finds the old text or the new, never a part.
+    """Writes a file at once: a reader finds the old text or the new text, never a part.
 
-    Raises WriteError where that fails, as everything here does that writes.
+    Raises WriteError if that fails.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     with writing(path):
@@ -27,10 +27,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def to_json(row: Mapping[str, Any]) -> str:
-    """Returns one line of JSON. numpy values become plain ones.
+    """Returns one line of JSON; numpy values become plain ones.
 
-    JSON has no NaN and no infinities: they become the strings "NaN", "Infinity" and "-Infinity",
-    which Python's float() and JavaScript's Number() read back.
+    NaN and infinities become the strings "NaN", "Infinity" and "-Infinity", because JSON has no
+    such numbers. Python's float() and JavaScript's Number() read them back.
     """
     try:
         return json.dumps(row, default=_plain, allow_nan=False)
@@ -39,12 +39,14 @@ def to_json(row: Mapping[str, Any]) -> str:
 
 
 def _plain(value: object) -> object:
+    """Returns a numpy value as lists and numbers; raises TypeError for any other value."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {value!r}")
 
 
 def _finite(value: Any) -> Any:
+    """Returns the value with strings in place of NaN and infinities."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):

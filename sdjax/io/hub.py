@@ -1,8 +1,8 @@
-"""Whether what was downloaded is what the hub has. No jax.
+"""Checks that downloaded files are those of the hub.
 
-The hub's client checks sizes while it downloads, not later, and of contents nothing. Its cache
-names every file by the hash that the hub gives for it: SHA-256 of a large file, git's hash of
-another.
+The hub's client checks the size of a file during the download only, and never its contents. Its
+cache names each file by the hash that the hub gives: SHA-256 for a large file, git's hash for a
+small one.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ PART = 1 << 24  # bytes read at a time
 
 
 def check(files: Sequence[Path]) -> None:
-    """Raises UserError for the first file of the hub's cache that is not what its hash says.
+    """Raises UserError for the first file of the hub's cache whose contents do not fit its hash.
 
-    Files elsewhere, or without a hash, are left alone. One that was found whole is not read again
-    until it changes.
+    Files outside the cache, or without a hash, are not checked. A file that was whole is not read
+    again until it changes.
     """
     with ThreadPoolExecutor(4) as pool:
         for file, whole in zip(files, pool.map(_is_whole, files), strict=True):
@@ -34,14 +34,15 @@ def check(files: Sequence[Path]) -> None:
 
 
 def _is_whole(file: Path) -> bool:
+    """Returns whether a file's contents fit its hash; True for a file without one."""
     blob = file.resolve()
     digest = _digest_by_name(blob)
     if digest is None or blob.parent.name != "blobs":
         return True
     stat = blob.stat()
-    found = f"{stat.st_size} {stat.st_mtime_ns}"
-    seen = _seen(blob)
-    if seen.is_file() and seen.read_text() == found:
+    version = f"{stat.st_size} {stat.st_mtime_ns}"
+    checked = _checked(blob)
+    if checked.is_file() and checked.read_text() == version:
         return True
     if digest.name == "sha1":  # git hashes a header too
         digest.update(b"blob %d\0" % stat.st_size)
@@ -51,14 +52,15 @@ def _is_whole(file: Path) -> bool:
     if digest.hexdigest() != blob.name:
         return False
     try:
-        seen.parent.mkdir(parents=True, exist_ok=True)
-        seen.write_text(found)
+        checked.parent.mkdir(parents=True, exist_ok=True)
+        checked.write_text(version)
     except OSError:
-        pass  # It will be read again next time.
+        pass  # The next run reads the file again.
     return True
 
 
 def _digest_by_name(blob: Path) -> hashlib._Hash | None:
+    """Returns an empty digest of the kind that a file is named by; None: it has another name."""
     if set(blob.name) - set("0123456789abcdef"):
         return None
     kinds = {40: lambda: hashlib.sha1(usedforsecurity=False), 64: hashlib.sha256}
@@ -66,8 +68,8 @@ def _digest_by_name(blob: Path) -> hashlib._Hash | None:
     return make() if make else None
 
 
-def _seen(blob: Path) -> Path:
-    """Returns the file that says of a blob that it was found whole, and when it had changed."""
+def _checked(blob: Path) -> Path:
+    """Returns the file with the size and time of change that a blob had when it was whole."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     place = hashlib.sha256(str(blob).encode()).hexdigest()[:16]
     return cache / "sdjax" / "whole" / f"{place}-{blob.name[:16]}"

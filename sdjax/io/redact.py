@@ -1,4 +1,4 @@
-"""Keeps secrets out of what a run writes and says. No jax."""
+"""Keeps secrets out of everything that a run writes and prints."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 
 HIDDEN = "***"
 SHORTEST = 8
-"""A shorter value is no secret worth the name, and hiding it would hide words."""
+"""Characters that a secret has at least. To hide shorter values would hide words."""
 _NAMES = re.compile(
     r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?|netrc)(_|$)", re.IGNORECASE
 )
-# What gives itself away: user:password@ of an address, and tokens of the hub, of W&B, of GitHub.
+# Secrets that their shape shows: user:password@ in an address, tokens of the hub and of GitHub,
+# signatures of S3 addresses, and bearer tokens.
 _SHAPES = re.compile(
     r"(?<=://)[^\s/@'\"]+(?=@)|\bhf_[A-Za-z0-9]{16,}|\bgh[opsu]_[A-Za-z0-9]{16,}"
     r"|(?<=[?&]X-Amz-Signature=)\w+|(?<=[Bb]earer )[\w.~+/=-]{8,}"
@@ -23,10 +24,10 @@ _SHAPES = re.compile(
 
 
 def _secrets() -> list[str]:
-    """Returns the values of environment variables whose names say that they are secret, also
-    as Python and JSON write them.
+    """Returns the values of environment variables with secret names, also as Python and JSON
+    write them.
 
-    Not those that are paths: a file's name is needed in an error and gives nothing away.
+    Values that are paths are left out, because errors need them and they give nothing away.
     """
     values = {
         value
@@ -38,14 +39,14 @@ def _secrets() -> list[str]:
 
 
 def redact(text: str) -> str:
-    """Returns the text with everything secret in it replaced by HIDDEN."""
+    """Returns the text with HIDDEN in place of each secret."""
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
     return _SHAPES.sub(HIDDEN, text)
 
 
 def redacted(value: Any) -> Any:
-    """Returns plain values with every text in them redacted."""
+    """Returns plain values with each string in them redacted."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -56,13 +57,13 @@ def redacted(value: Any) -> Any:
 
 
 def one_line(text: str) -> str:
-    """Returns the text redacted, on one line, without what a terminal would obey."""
+    """Returns the redacted text on one line, without control characters."""
     line = " ".join(redact(text).split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 class Formatter(logging.Formatter):
-    """Log records without secrets."""
+    """Formats log records without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the record's text."""

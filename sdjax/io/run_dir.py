@@ -1,4 +1,4 @@
-"""The run directory of a job: who may write there, and the resolved config in it."""
+"""Claims the run directory of a job and writes the resolved config into it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from sdjax.io import storage
 from sdjax.io.files import write_text
 from sdjax.parallel import hosts
 
-# Each job's first result; where one is, there is a run.
+# The first result of each job. A directory with one of these holds a run.
 RESULTS = ("metrics.jsonl", "answers.jsonl", "bench.json", "collected.jsonl", "coverage.json")
 
 
 def claim(out: str, job: config.Job, *, resume: bool) -> Path:
-    """Returns the run directory of a job that writes to a local one, as `claim_folder` does."""
+    """Returns the run directory of a job that writes to local directories only.
+
+    Raises UserError as `claim_folder` does, and for a bucket.
+    """
     if storage.is_remote(out):
         raise UserError(f"out is {out!r}: this job writes to a local directory only; name one")
     return claim_folder(out, job, resume=resume).local
@@ -32,11 +35,11 @@ def claim(out: str, job: config.Job, *, resume: bool) -> Path:
 def claim_folder(
     out: str, job: config.Job, *, resume: bool, shared: bool = False
 ) -> storage.Folder:
-    """Returns the run directory, made, with the resolved config in it.
+    """Creates the run directory with the resolved config, and returns it.
 
-    A directory that already holds a run is refused unless `resume`; one whose run ended before its
-    first result is not. The config of a run that is gone on with stays (see rewrite_config).
-    `shared`: every process writes or reads there, and must see what the first one wrote.
+    Raises UserError for a directory that holds a run, unless `resume`. One without a first result
+    holds none. A resumed run keeps its config until `rewrite_config`. With `shared`, each process
+    writes or reads there, so each must see what the first one wrote.
     """
     folder = storage.folder(out)
     if jax.process_index() == 0:
@@ -52,6 +55,7 @@ def claim_folder(
 
 
 def _claim(folder: storage.Folder, job: config.Job, *, resume: bool) -> None:
+    """Creates the directory, and its config unless it holds a run; raises UserError."""
     out = str(folder.place)
     try:
         held = folder.holds(RESULTS)
@@ -74,7 +78,7 @@ def _claim(folder: storage.Folder, job: config.Job, *, resume: bool) -> None:
 def rewrite_config(folder: storage.Folder, job: config.Job) -> None:
     """Writes the resolved config.
 
-    To be called once a run that is gone on with has begun: one that cannot stays as it was.
+    Call it after a resume has succeeded, so that a failed resume leaves the old config in place.
     """
     if jax.process_index() == 0:
         text = json.dumps(config.to_public(job), indent=2) + "\n"
@@ -84,7 +88,7 @@ def rewrite_config(folder: storage.Folder, job: config.Job) -> None:
 
 @contextmanager
 def pushed(folder: storage.Folder) -> Iterator[None]:
-    """Copies a run's files to their place at the end of the block, also if it fails."""
+    """Copies the files of a run to their place at the end of the block, also if it fails."""
     primary = jax.process_index() == 0
     try:
         yield
@@ -99,8 +103,8 @@ def pushed(folder: storage.Folder) -> Iterator[None]:
 
 
 def _check_seen(file: Any, text: str, patience_s: float = 10.0) -> None:
-    """Raises UserError where this process does not see what the first one wrote."""
-    until = time.monotonic() + patience_s  # a network file system may show it late
+    """Raises UserError if this process does not see what the first one wrote."""
+    until = time.monotonic() + patience_s  # because a network file system may show it late
     while not (file.exists() and file.read_text() == text):
         if time.monotonic() > until:
             raise UserError(
@@ -111,32 +115,35 @@ def _check_seen(file: Any, text: str, patience_s: float = 10.0) -> None:
 
 
 def check_same(cfg: config.Job) -> None:
-    """Raises UserError where the job's directory was made with another config."""
+    """Raises UserError if the job's directory was made with another config."""
     out = cfg.out  # type: ignore[union-attr]
     file = storage.place(out) / "config.json"
     if not file.exists():
         return
     try:
-        made = config.flat(json.loads(file.read_text()))
+        before = config.flat(json.loads(file.read_text()))
     except (ValueError, AttributeError) as error:
         raise UserError(f"{file}: not JSON ({error}); choose another --out") from None
-    now = config.flat(config.to_public(cfg))
-    for name in {**made, **now}:
-        # Of a server only whether there is one: how it is asked changes no answer.
-        # Words are counted in the answers, whatever these were made with.
+    given = config.flat(config.to_public(cfg))
+    for name in {**before, **given}:
+        # Ignore the settings of a server other than its url: retries and timeouts change no answer.
+        # Ignore the lexicon: it only counts words in answers that exist.
         if name in ("out", "resume", "profile", "lexicon") or (
             name.startswith("server.") and name != "server.url"
         ):
             continue
-        if made.get(name) != now.get(name):
+        if before.get(name) != given.get(name):
             raise UserError(
-                f"{name} is {now.get(name)!r}: {out} was made with "
-                f"{made.get(name)!r}; set it back or choose another --out"
+                f"{name} is {given.get(name)!r}: {out} was made with "
+                f"{before.get(name)!r}; set it back or choose another --out"
             )
 
 
 def _check_profile(folder: str | None) -> None:
-    """Raises UserError where no trace could be written: it is, only after the work it is of."""
+    """Raises UserError if `folder` cannot be written.
+
+    The job checks it first, because it writes the trace only after the work.
+    """
     if folder is None:
         return
     if storage.is_remote(folder):

@@ -1,8 +1,8 @@
-"""Where a run's files are: a local directory, or one in a bucket (gs://, s3://, az://). No jax.
+"""Run directories: local ones, and those in a bucket (gs://, s3://, az://).
 
-Objects in a bucket cannot be appended to. So a run with such an `out` writes its files to a local
-directory, and copies those that changed, whole, at every checkpoint and at its end; checkpoints go
-to the bucket directly (Orbax). An object appears there whole or not at all.
+Nothing can be appended to an object in a bucket. A run with such an `out` therefore writes its
+files to a local directory. At each checkpoint and at its end it copies every file that changed.
+Checkpoints go to the bucket directly (Orbax). An object appears there whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from sdjax.errors import UserError
 
 PART = 1 << 24  # bytes copied at a time
 DIRECT = ("checkpoints",)
-"""What is written to its place directly."""
+"""Folders that are written to their place directly."""
 NOT_READ_BACK = (*DIRECT, "model", "server")
-"""What a run that is gone on with does not read."""
+"""Folders that a resumed run does not read."""
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 
 
 def is_remote(path: str) -> bool:
-    """Returns whether a path is in a bucket."""
+    """Returns whether a path names a bucket."""
     return "://" in path
 
 
 def place(path: str, field_name: str = "out") -> Any:
     """Returns the path as an object with pathlib's methods.
 
-    Raises UserError for a scheme that is not known, or whose library is not installed.
+    Raises UserError for an unknown scheme, or one whose library is not installed. `field_name` is
+    the config field of the path.
     """
     if not is_remote(path):
         return Path(path)
@@ -64,71 +65,75 @@ class Folder:
 
     @property
     def remote(self) -> bool:
-        """Whether the files have to be copied to their place."""
+        """Whether `place` is in a bucket, so that the files have to be copied there."""
         return self.place != self.local
 
     def push(self, every_s: float = 0.0) -> None:
-        """Copies what has changed since the last time to its place, at most so often.
+        """Copies the files that have changed since the last call to their place.
 
-        Raises UserError, which says where the files are, if the place refuses them.
+        It does nothing within `every_s` seconds after the last copy. If the place refuses the
+        files, UserError says where they are.
         """
         if not self.remote or time.monotonic() - self._pushed < every_s:
             return
         for file in _files(self.local):
             name, stat = file.relative_to(self.local), file.stat()
-            now = (stat.st_size, stat.st_mtime_ns)
-            if self._copied.get(name) != now:
+            version = (stat.st_size, stat.st_mtime_ns)
+            if self._copied.get(name) != version:
                 _copy(file, self.place / name, f"; what the run made is in {self.local}")
-                self._copied[name] = now
+                self._copied[name] = version
         self._pushed = time.monotonic()
 
     def pull(self) -> None:
-        """Copies what an earlier part of the run left in its place to `local`."""
+        """Copies the files that the run left in its place to `local`, before it is resumed."""
         if self.remote:
             with _reported(self.place):
-                found = list(_files_of_place(self.place))
-            for file in found:
+                files = list(_files_of_place(self.place))
+            for file in files:
                 name = Path(*file.relative_to(self.place).parts)
                 (self.local / name).parent.mkdir(parents=True, exist_ok=True)
                 _copy(file, self.local / name)
 
     def holds(self, names: Iterable[str]) -> bool:
-        """Returns whether its place has one of these files, with something in it."""
+        """Returns whether its place has one of these files, and it is not empty."""
         with _reported(self.place) if self.remote else nullcontext():
             files = [self.place / name for name in names]
             return any(f.exists() and _size(f) > 0 for f in files)
 
     def close(self) -> None:
-        """Removes the local copy of a folder elsewhere."""
+        """Removes the local copy of a folder in a bucket."""
         if self.remote:
             shutil.rmtree(self.local, ignore_errors=True)
 
 
 def folder(path: str) -> Folder:
-    """Returns a run directory; creates nothing in its place."""
+    """Returns a run directory, without creating it."""
     at = place(path)
     local = Path(tempfile.mkdtemp(prefix="sdjax-")) if is_remote(path) else at
     return Folder(place=at, local=local)
 
 
 def copy_tree(source: Path, target: Any) -> None:
-    """Copies a local folder's files to another place; raises UserError."""
+    """Copies the files of a local folder to another place; raises UserError if that fails."""
     for file in _files(source):
         _copy(file, target / file.relative_to(source))
 
 
 def _size(file: Any) -> int:
+    """Returns the size of a file in bytes."""
     stat = file.stat()
     return stat.st_size if isinstance(file, Path) else stat.length
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    """Yields the files of a local run directory that have to be copied to its place."""
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file.relative_to(folder).parts[0] not in DIRECT:
             yield file
 
 
 def _files_of_place(folder: Any) -> Iterator[Any]:
+    """Yields the files that a resumed run reads."""
     if folder.exists():
         for entry in folder.iterdir():
             if not entry.is_dir():
@@ -138,16 +143,17 @@ def _files_of_place(folder: Any) -> Iterator[Any]:
 
 
 def _copy(source: Any, target: Any, kept: str = "") -> None:
+    """Copies a file; raises UserError, with `kept` at its end, if that fails."""
     with _reported(target, kept), source.open("rb") as read, target.open("wb") as write:
         shutil.copyfileobj(read, write, PART)
 
 
 @contextmanager
 def _reported(where: Any, kept: str = "") -> Iterator[None]:
-    """Raises UserError in place of whatever a store's library does.
+    """Raises UserError in place of any error of a store's library.
 
-    Their errors (no such bucket, no right to write, no credentials, no network) are of many
-    classes.
+    Those errors (no bucket, no right to write, no credentials, no network) have many classes.
+    `kept` ends the message: it says where the files are.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Measures speed: tables on the terminal and bench.json."""
+"""Measures speed; prints tables and writes bench.json."""
 
 from __future__ import annotations
 
@@ -27,44 +27,45 @@ def run(cfg: config.Bench) -> None:
     _check(cfg, model, mesh)
     folder = run_dir.claim_folder(cfg.out, cfg, resume=False)
     phases = {"head": head.measure, "tail": tail.measure}
-    asked = [phases[p] for p in cfg.phases if p in phases]
+    measures = [phases[p] for p in cfg.phases if p in phases]
     if {"rollout", "update"} & set(cfg.phases):
-        asked.insert(0, steps.measure)
+        measures.insert(0, steps.measure)
     best = peaks.measure(model.compute_dtype) if cfg.measure else peaks.known(_kind())
     hosts.note(
         f"{len(jax.devices())} x {_kind()}, jax {jax.__version__}; a device's peak: "
         f"{best.flops_per_s / 1e12:.4g} TFLOP/s, {best.bytes_per_s / 1e12:.3g} TB/s "
         f"({best.source})"
     )
-    number, made = jax.device_count(), []
+    number, rows = jax.device_count(), []
     with jax.set_mesh(mesh), run_dir.pushed(folder):
         measured = subject.make(cfg, model, mesh)
-        for measure in asked:
+        for measure in measures:
             for prompts in cfg.prompts:
                 new = [
                     row.to_dict(best.flops_per_s * number, best.bytes_per_s * number)
                     for row in measure(measured, prompts)
                 ]
                 hosts.note(bench_rows.to_markdown(new))
-                made += new
-                # As far as it has come: what follows may not fit the device.
+                rows += new
+                # Written after each measure, because a later one may not fit the device.
                 if jax.process_index() == 0:
-                    text = json.dumps(_about(cfg, best) | {"rows": made}, indent=2)
+                    text = json.dumps(_about(cfg, best) | {"rows": rows}, indent=2)
                     write_text(folder.local / "bench.json", text + "\n")
 
 
 def _kind() -> str:
+    """Returns the name of the devices."""
     return jax.devices()[0].device_kind
 
 
 def _about(cfg: config.Bench, best: peaks.Peaks) -> dict:
-    """Returns what a figure must be read with."""
+    """Returns what a reader of the figures must know: command, devices, versions, config."""
     return {
         "command": redact(shlex.join(["python", "-m", "sdjax.main", *sys.argv[1:]])),
         "device": _kind(),
         "devices": jax.device_count(),
         "jax": jax.__version__,
-        # Where one is in use, compile_s may be the time of a look-up.
+        # With a cache, compile_s may be the time of a look-up.
         "compilation_cache": jax.config.jax_compilation_cache_dir,  # type: ignore[attr-defined]
         "peak_flops_per_s": best.flops_per_s,
         "peak_bytes_per_s": best.bytes_per_s,
@@ -74,7 +75,7 @@ def _about(cfg: config.Bench, best: peaks.Peaks) -> dict:
 
 
 def _check(cfg: config.Bench, model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError for what does not fit model or mesh."""
+    """Raises UserError if the config does not fit model or mesh."""
     divergences.get(cfg.loss.divergence)
     token_weights.get(cfg.loss.token_weights)
     loaded_model.check_divisible(model, mesh)

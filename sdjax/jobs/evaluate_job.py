@@ -54,7 +54,7 @@ def run(cfg: config.Evaluate) -> None:
 
 
 def _report(out: Path, sets: Sequence[evaluation.HeldOut], lexicon: str) -> None:
-    """Writes and prints the figures of the answers in the file."""
+    """Writes scores.json and scores.md of the answers in answers.jsonl, and prints the table."""
     rows = [json.loads(line) for line in (out / "answers.jsonl").open(encoding="utf-8")]
     by_set = evaluation.score(rows, sets, lexicon)
     counts = {

@@ -18,13 +18,13 @@ from sdjax.training import loaded_model, resume
 
 
 def run(cfg: config.Export) -> None:
-    """Reads only the parameters of the checkpoint, spread over the devices as in training."""
+    """Reads only the parameters of the checkpoint, sharded over the devices as in training."""
     run_dir, folder = storage.place(cfg.run, "run"), storage.folder(cfg.out)
     if folder.place.exists():
         raise UserError(f"out is {cfg.out!r}: it exists; choose another folder")
-    made_with = _config_of(run_dir)
-    fields = {k: v for k, v in made_with["model"].items() if k != "class"}
-    given = {k: v for k, v in made_with.get("lora", {}).items() if k != "class"}
+    training = _config_of(run_dir)
+    fields = {k: v for k, v in training["model"].items() if k != "class"}
+    given = {k: v for k, v in training.get("lora", {}).items() if k != "class"}
     if given:
         given["matrices"] = tuple(given["matrices"])
     source = config.Model(**fields)
@@ -54,25 +54,25 @@ def run(cfg: config.Export) -> None:
 
 
 def _to_place(folder: storage.Folder) -> None:
-    """Copies what was exported, where it is to be in a bucket."""
+    """Copies the exported folders to a bucket, if `out` names one."""
     if folder.remote and jax.process_index() == 0:
-        for made in sorted(folder.local.iterdir()):
-            name = folder.place.name + made.name.removeprefix("model")
-            storage.copy_tree(made, folder.place.with_name(name))
+        for exported in sorted(folder.local.iterdir()):
+            name = folder.place.name + exported.name.removeprefix("model")
+            storage.copy_tree(exported, folder.place.with_name(name))
     folder.close()
 
 
 def _config_of(run: Any) -> dict[str, Any]:
-    """Returns the config that a training was made with."""
+    """Returns the config of a training."""
     file = run / "config.json"
     try:
-        made_with = json.loads(file.read_text())
+        training = json.loads(file.read_text())
     except OSError:
         raise UserError(
             f"run is {str(run)!r}: no config.json there; give a run directory"
         ) from None
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); give another run directory") from None
-    if not isinstance(made_with, dict) or not isinstance(made_with.get("model"), dict):
+    if not isinstance(training, dict) or not isinstance(training.get("model"), dict):
         raise UserError(f"{file}: not of a training; give another run directory")
-    return made_with
+    return training

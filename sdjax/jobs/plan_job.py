@@ -1,4 +1,4 @@
-"""Plans a training: whether it fits a slice, what its steps take and cost, what to change."""
+"""Plans a training: whether it fits a slice, how long its steps take, what they cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from sdjax import config
-from sdjax.bench import steps, subject
+from sdjax.bench import subject
 from sdjax.config.load import load, override
 from sdjax.errors import UserError
 from sdjax.io import run_dir
@@ -29,60 +29,61 @@ from sdjax.plan.workload import Workload
 
 def run(cfg: config.Plan) -> None:
     """Prints a page for every training and topology, and writes plan.md and plan.json."""
-    # Nothing is computed: no device is looked for, on a machine that has some neither.
+    # Planning needs no accelerator, so none is initialised even if the machine has one.
     jax.config.update("jax_platforms", "cpu")
-    asked = [_Asked.of(cfg, file, topology) for file in cfg.train for topology in cfg.topology]
-    if any(one.compiles for one in asked):
+    planned = [_Planned.of(cfg, file, topology) for file in cfg.train for topology in cfg.topology]
+    if any(one.compiles for one in planned):
         programs.require_compiler()
     out = run_dir.claim(cfg.out, cfg, resume=True)
     pages, plans = [], []
-    for one in asked:
-        found = _search(one) if cfg.search else _as_it_stands(one)
-        if found is None:
+    for one in planned:
+        plan = _search(one) if cfg.search else _as_it_stands(one)
+        if plan is None:
             quickly = f" with steps of {cfg.most_step_s:g} s" if cfg.most_step_s else ""
             reason = f"no slice up to {one.piece.name} holds {one.file}{quickly}"
-            if len(asked) == 1:
+            if len(planned) == 1:
                 raise UserError(
                     f"topology is {one.piece.name!r}: {reason}; without --search the plan says "
                     "what takes the memory"
                 )
             hosts.note(reason)
             continue
-        pages.append(plan_table.to_markdown(found, cfg, one.file, one.name))
-        plans.append((one.file, found))
+        pages.append(plan_table.to_markdown(plan, cfg, one.file, one.name))
+        plans.append((one.file, plan))
         hosts.note(pages[-1])
-        # As far as it has come: the next may take an hour.
+        # Written after each plan, because the next one may take an hour.
         table = plan_table.summary(plans, cfg)
         write_text(out / "plan.md", "\n".join([*pages, table]))
-        made = [plan_table.to_dict(of, cfg, file) for file, of in plans]
-        write_text(out / "plan.json", json.dumps({"plans": made}, indent=2) + "\n")
+        rows = [plan_table.to_dict(each, cfg, file) for file, each in plans]
+        write_text(out / "plan.json", json.dumps({"plans": rows}, indent=2) + "\n")
     if len(plans) > 1:
         hosts.note(table)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
+class _Planned:
     """A training and a slice, read and checked."""
 
     file: str
     name: str
-    """Of the model."""
+    """The name of the model."""
     train: config.Train
     model: ModelConfig
     piece: Slice
     means: tuple[float, float]
-    """Tokens of a prompt and of a completion."""
+    """Mean tokens per prompt and per completion."""
     compiles: bool
     every_layer: bool
     most_step_s: float
 
     @classmethod
-    def of(cls, cfg: config.Plan, file: str, topology: str) -> _Asked:
+    def of(cls, cfg: config.Plan, file: str, topology: str) -> _Planned:
+        """Returns the training of a file on a slice of this topology; raises UserError."""
         job, piece = training(file, cfg.change), _piece(cfg, topology)
         how = replace(job.model, attention=_attention(job.model, piece))
         job = replace(job, model=how)
         if isinstance(job, config.Bench):
-            train, model = steps.train_config(job, max(job.prompts)), subject.model_config(job)
+            train, model = _training_of(job, max(job.prompts)), subject.model_config(job)
             mean, name = float(job.completion_tokens), how.path
             if job.weights == "random":
                 name = f"random {job.shape.model_type}"
@@ -102,19 +103,44 @@ class _Asked:
         )
 
 
+def _training_of(cfg: config.Bench, prompts: int) -> config.Train:
+    """Returns the training whose step a bench measures."""
+    return config.Train(
+        out=cfg.out,
+        task=config.TaskConfig(),
+        rollout=config.Rollout(
+            prompts_per_step=prompts,
+            group_size=cfg.group_size,
+            max_prompt_tokens=cfg.prompt_tokens,
+            max_completion_tokens=cfg.completion_tokens,
+        ),
+        model=cfg.model,
+        reprompt=config.Reprompt(max_tokens=cfg.reprompt_tokens),
+        lora=cfg.lora,
+        teacher=cfg.teacher,
+        loss=cfg.loss,
+        policy=cfg.policy,
+        optim=cfg.optim,
+        mesh=cfg.mesh,
+    )
+
+
 def training(file: str, change: Sequence[str] = ()) -> config.Train | config.Bench:
-    """Returns the training that is planned, or the bench of one's step; raises UserError for a file
-    of another job."""
+    """Returns the training, or the bench of its step, with the changes `section.field=value`.
+
+    Raises UserError for a file of another job.
+    """
     job = load(Path(file))
     if not isinstance(job, config.Train | config.Bench):
         raise UserError(f"train is {file!r}: binds a {type(job).__name__}, not a Train or a Bench")
-    args = [part for one in change for part in _argument(one)]
+    args = [part for each in change for part in _argument(each)]
     changed = override(job, args, prog=file)
     assert isinstance(changed, config.Train | config.Bench)
     return changed
 
 
 def _argument(change: str) -> tuple[str, str]:
+    """Returns a change as two arguments of the command line."""
     name, _, value = change.partition("=")
     return f"--{name}", value
 
@@ -135,20 +161,21 @@ def model_config(train: config.Train) -> ModelConfig:
 
 
 def _attention(source: config.Model, piece: Slice) -> Any:
-    """Returns the attention that runs on the chip."""
+    """Returns the attention that runs on the chip: a TPU has splash for auto."""
     on_tpu = source.attention == "auto" and piece.chip.is_tpu
     return "splash" if on_tpu else source.attention
 
 
 def _piece(cfg: config.Plan, topology: str) -> Slice:
+    """Returns a slice; a search by the name of a chip gets its largest one."""
     if cfg.search and topology in slices.CHIPS:
         chip = slices.CHIPS[topology]
         return Slice(chip=chip, shape=chip.shapes[-1], count=cfg.slices)
     return slices.parse(topology, cfg.slices)
 
 
-def _as_it_stands(one: _Asked) -> plan_table.Found:
-    """Returns the plan of the config on the slice, its own mesh and microbatch kept."""
+def _as_it_stands(one: _Planned) -> plan_table.Found:
+    """Returns the plan of the config on the slice, with the mesh and microbatch of the config."""
     train, piece = one.train, one.piece
     data, fsdp, tensor = meshes.sizes(train.mesh, piece.chips)
     mesh = workload.MeshSizes(
@@ -165,18 +192,18 @@ def _as_it_stands(one: _Asked) -> plan_table.Found:
     if not w.slots:
         fit = min(memory.slots_that_fit(w, piece.chip.memory), workload.most_slots(w))
         w = replace(w, slots=max(fit, mesh.copies))
-    return _found(w, piece, _compiled(one, w, piece) if one.compiles else None)
+    return _estimated(w, piece, _compiled(one, w, piece) if one.compiles else None)
 
 
-def _search(one: _Asked) -> plan_table.Found | None:
-    """Returns the plan of the fastest way on the smallest slice; None where no slice will do."""
+def _search(one: _Planned) -> plan_table.Found | None:
+    """Returns the plan of the fastest layout on the smallest slice; None if no slice fits."""
     largest = one.piece
     pieces = [
         replace(piece, count=largest.count)
         for piece in slices.ladder(largest.chip)
         if piece.chips * largest.count <= largest.chips
     ]
-    made: list[plan_table.Found] = []
+    plans: list[plan_table.Found] = []
 
     def holds(candidate: Candidate) -> bool:
         w, piece = candidate.work, candidate.piece
@@ -188,22 +215,24 @@ def _search(one: _Asked) -> plan_table.Found | None:
             except UserError as error:
                 hosts.note(str(error))
                 return False
-        made.append(_found(w, piece, compiled))
-        return made[-1].fits
+        plans.append(_estimated(w, piece, compiled))
+        return plans[-1].fits
 
     best = search.smallest(
         one.train, one.model, pieces, one.means, holds, most_step_s=one.most_step_s
     )
-    return None if best is None else made[-1]
+    return None if best is None else plans[-1]
 
 
-def _compiled(one: _Asked, w: Workload, piece: Slice) -> list[Compiled]:
+def _compiled(one: _Planned, w: Workload, piece: Slice) -> list[Compiled]:
+    """Returns the programs of update and rollout, compiled for the slice."""
     mesh = programs.topology_mesh(piece, (w.mesh.data, w.mesh.fsdp, w.mesh.tensor))
     update = programs.train_step(w, mesh)
     return [update, *programs.rollout(w, mesh, every_layer=one.every_layer)]
 
 
-def _found(w: Workload, piece: Slice, compiled: list[Compiled] | None) -> plan_table.Found:
+def _estimated(w: Workload, piece: Slice, compiled: list[Compiled] | None) -> plan_table.Found:
+    """Returns the plan of a workload on a slice: memory, time and compiled programs."""
     return plan_table.Found(
         work=w,
         piece=piece,

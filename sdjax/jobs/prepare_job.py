@@ -1,4 +1,4 @@
-"""Builds a TFDS data set from the hub or a file, and prints rows and checksums."""
+"""Builds a TFDS data set from the hub or a file; prints the number of rows and checksums."""
 
 from __future__ import annotations
 

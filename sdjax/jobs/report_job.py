@@ -1,4 +1,4 @@
-"""Writes runs side by side into one HTML file, tables into the terminal, and plots if asked."""
+"""Compares runs: writes one HTML file, prints tables, and writes plots if the config wants them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,16 @@ from sdjax.io.files import write_text
 
 
 def run(cfg: Report) -> None:
-    """Reads and checks everything before anything is written."""
-    out = Path(cfg.out)
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
-        raise UserError(
-            f"out is {cfg.out!r}: cannot be written; name a file in a directory of yours"
-        )
-    if cfg.lexicon is not None:
-        epistemic.lexicon(cfg.lexicon)
-    if cfg.plots is not None:
-        plots.library()
+    """Writes the report, its tables and plots; reads and checks all runs before."""
+    _check(cfg)
     runs = read.runs(cfg.runs)
     lexicon = cfg.lexicon or runs[0].lexicon
     lexicons = list(dict.fromkeys((lexicon, "paper", "word")))
     surveys = [rollouts.survey(run, lexicons) for run in runs]
     changes = [
         change
-        for run, found in zip(runs, surveys, strict=True)
-        for change in (*words.of_evaluations(run), *words.of_steps(run.name, found.counts))
+        for run, survey in zip(runs, surveys, strict=True)
+        for change in (*words.of_evaluations(run), *words.of_steps(run.name, survey.counts))
     ]
     groups = run_families.of(runs)
     family_of = {run.name: i for i, family in enumerate(groups) for run in family.runs}
@@ -43,9 +35,9 @@ def run(cfg: Report) -> None:
                 "folder": str(run.folder),
                 "family": family_of[run.name],
                 "steps": int(run.metrics[-1]["step"]) if run.metrics else 0,
-                "rollouts": found.rows,
+                "rollouts": survey.rows,
             }
-            for run, found in zip(runs, surveys, strict=True)
+            for run, survey in zip(runs, surveys, strict=True)
         ],
         "lexicon": list(epistemic.lexicon(lexicon).words),
     }
@@ -53,6 +45,7 @@ def run(cfg: Report) -> None:
     limit = int(1e6 * cfg.max_mb) - fixed
     shown = blocks.fit(runs, surveys, lexicon, cfg.max_rollouts, limit)
     text = page.assemble(cfg.title, report | {"rollout_note": shown.note}, shown)
+    out = Path(cfg.out)
     write_text(out, text)
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -62,7 +55,20 @@ def run(cfg: Report) -> None:
     if cfg.plots is not None:
         for file in plots.write(groups, Path(cfg.plots)):
             console.print(f"plot: {file}", markup=False, soft_wrap=True)
-    kept = f"{shown.rows:,} rollouts, {len(text.encode()) / 1e6:.1f} MB"
-    console.print(f"report: {out} ({kept})", markup=False, soft_wrap=True)
+    size = f"{shown.rows:,} rollouts, {len(text.encode()) / 1e6:.1f} MB"
+    console.print(f"report: {out} ({size})", markup=False, soft_wrap=True)
     if shown.note:
         console.print(f"  {shown.note}", markup=False, soft_wrap=True)
+
+
+def _check(cfg: Report) -> None:
+    """Raises UserError if `out` cannot be written, or for a lexicon or library that is missing."""
+    out = Path(cfg.out)
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
+        raise UserError(
+            f"out is {cfg.out!r}: cannot be written; name a file in a directory of yours"
+        )
+    if cfg.lexicon is not None:
+        epistemic.lexicon(cfg.lexicon)
+    if cfg.plots is not None:
+        plots.library()

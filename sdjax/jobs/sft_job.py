@@ -1,4 +1,4 @@
-"""Finetunes a model on conversations: the loop, and what it reads."""
+"""Finetunes a model on conversations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from sdjax.training.evaluation import EvaluationHistory, HeldOut
 from sdjax.training.loaded_model import LoadedModel
 from sdjax.training.loop import is_due
 
-# The teacher of a train state that has none.
+# A train state without a teacher: a live teacher is the student itself.
 NO_TEACHER = config.Teacher(kind="live")
 # Updates that are packed and copied to the devices while another one runs.
 AHEAD = 2
@@ -75,6 +75,7 @@ def run(cfg: config.SFT) -> None:
 
 
 def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
+    """Returns the sets of the run's evaluations; none without a task."""
     if cfg.task is None:
         return []
     longest = cfg.eval.max_completion_tokens
@@ -94,11 +95,11 @@ def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
 def encode(
     demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, enable_thinking: bool | None
 ) -> list[Conversation]:
-    """Returns the tokens that the model would read and sample: prompts, and turns after them."""
-    asked = [
+    """Returns each conversation as the tokens that the model would read and then sample."""
+    texts = [
         tokenizer.prompt_text(d.messages, enable_thinking=enable_thinking) for d in demonstrations
     ]
-    prompts = tokenizer.encode_all(asked)
+    prompts = tokenizer.encode_all(texts)
     completions = tokenizer.encode_completions([d.completion for d in demonstrations])
     return [
         Conversation(tokens=np.concatenate([prompt, completion]), start=len(prompt))
@@ -109,7 +110,7 @@ def encode(
 def _fitting(
     read: Sequence[Demonstration], tokenizer: Tokenizer, cfg: config.SFT
 ) -> list[Conversation]:
-    """Returns the conversations of at most cfg.max_tokens tokens."""
+    """Returns the conversations of at most cfg.max_tokens tokens; raises UserError without any."""
     kept = []
     encoded = encode(read, tokenizer, cfg.enable_thinking)
     for demonstration, conversation in zip(read, encoded, strict=True):
@@ -195,7 +196,14 @@ def _functions(
     tx = adamw.make(cfg.optim)
     shardings = state.shardings(model.abstract, tx, NO_TEACHER, model.mesh)
     init = state.initialiser(tx, NO_TEACHER, shardings)
-    return init, supervised.make_step(model.graphdef, cfg, model.mesh, shardings), shardings
+    train_step = supervised.make_train_step(model.graphdef, cfg, shardings)
+    after_step = update.make_after_step(NO_TEACHER, shardings)
+
+    def take_update(train_state: TrainState, batch: SFTBatch) -> tuple[TrainState, dict]:
+        train_state, metrics, _ = train_step(train_state, batch)
+        return after_step(train_state), metrics
+
+    return init, take_update, shardings
 
 
 def _evaluations(
@@ -219,17 +227,17 @@ def _updates(
     model: LoadedModel,
     cfg: config.SFT,
 ) -> Iterator[tuple[SFTBatch, dict[str, Any]]]:
-    """Yields updates on the devices, each with the position in the data after it."""
+    """Yields the batches of updates on the devices, each with the position in the data after it."""
     shape = SFTShape.of(kept, cfg.batch, cfg.optim)
-    for of_update in order:
-        packed = supervised.pack(of_update, shape, model.tokenizer.pad_id)
+    for conversations_of_update in order:
+        packed = supervised.pack(conversations_of_update, shape, model.tokenizer.pad_id)
         yield hosts.place(packed, update.batch_shardings(packed, model.mesh)), order.get_state()
 
 
 def prefetched(
     make: Callable[[], T], background: ThreadPoolExecutor, ahead: int = AHEAD
 ) -> Iterator[T]:
-    """Yields what `make` returns, without end; the next ones are made in the background."""
+    """Yields the results of `make` without end, and makes the next `ahead` in the background."""
     futures = deque(background.submit(make) for _ in range(ahead))
     while True:
         futures.append(background.submit(make))

@@ -1,7 +1,7 @@
-"""Asks a model the same questions with and without a solution in sight.
+"""Asks a model the same questions with and without a solution in the prompt.
 
-Every answer is kept in a file of its condition and every figure comes from the files, so an
-interrupted study goes on where it stopped.
+Each condition has a file of answers, and every figure comes from these files. An interrupted study
+therefore goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sdjax.training.loaded_model import LoadedModel
 
 # Tokens that the templates may add to a prompt with a solution.
 TEMPLATE_TOKENS = 64
-# Each condition draws with a noise of its own, whichever others there are.
+# A condition draws with the noise of its index here, whichever other conditions run.
 NOISE = ("collected", "unguided", "guided", "without_thinking", "regenerated")
 
 Problems = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -40,24 +40,28 @@ Problems = Mapping[str, Sequence[Mapping[str, Any]]]
 
 @dataclass(kw_only=True)
 class _Study:
-    """The parts of a study under way."""
+    """A study that runs."""
 
     cfg: config.Study
     task: Task
     model: LoadedModel
     out: Path
     weights: Callable[[], Any]
+    """Returns what the sampler reads."""
     answers: dict[str, Problems] = field(default_factory=dict)
-    """By condition."""
+    """The answers by condition."""
     shown: dict[str, dict[str, str]] = field(default_factory=dict)
-    """By condition and problem."""
+    """The solutions that prompts show, by condition and problem."""
 
     def ask(self, name: str, examples: Sequence[Example], index: int, file: Path) -> Any:
-        """Yields the answers to examples, batch by batch, as they are drawn."""
-        asked = HeldOut(name=name, task=self.task, examples=examples, overlong=0)
+        """Yields the answers to examples, batch by batch, and appends new ones to the file.
+
+        `index` is that of the condition in NOISE, and further rounds count on from it.
+        """
+        held_out = HeldOut(name=name, task=self.task, examples=examples, overlong=0)
         plan = [
             replace(batch, index=index)
-            for batch in evaluation.batches([asked], self.cfg.eval.batch)
+            for batch in evaluation.batches([held_out], self.cfg.eval.batch)
         ]
         thinking = self.cfg.enable_thinking
         return evaluation.resumed(
@@ -71,7 +75,10 @@ class _Study:
         shown: Mapping[str, str] | None,
         index: int,
     ) -> None:
-        """Asks the problems again, each with the solution `shown`; without one it is left out."""
+        """Asks the problems, each with its solution in `shown`; leaves out those without one.
+
+        With None in place of `shown`, no prompt shows a solution.
+        """
         if shown is None:
             examples = list(problems.values())
         else:
@@ -98,7 +105,7 @@ def run(cfg: config.Study) -> None:
     task = tasks.load(cfg.task, cfg.data)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
     longest = cfg.eval.max_completion_tokens
-    # A solution is an answer: at its longest it stands in a prompt beside the question.
+    # A solution is an answer, so a prompt may have to hold the longest one with the question.
     whole = cfg.max_prompt_tokens + longest + TEMPLATE_TOKENS + longest
     config.require(
         whole <= model.cfg.max_positions,
@@ -115,21 +122,21 @@ def run(cfg: config.Study) -> None:
     loaded_model.check_server(model.sampler, None)
     out = run_dir.claim(cfg.out, cfg, resume=cfg.resume)
     with jax.set_mesh(model.mesh):
-        made = _Study(
+        study = _Study(
             cfg=cfg,
             task=task,
             model=model,
             out=out,
             weights=functools.cache(model.stored_weights),
         )
-        collected, tried = _collect(made, candidates)
-        _conditions(made, collected, {e.id: e for e in candidates if e.id in collected})
+        collected, tried = _collect(study, candidates)
+        _conditions(study, collected, {e.id: e for e in candidates if e.id in collected})
     if jax.process_index() == 0:
-        _report(made, collected, tried)
+        _report(study, collected, tried)
 
 
 def _candidates(cfg: config.Study, task: Task, model: LoadedModel) -> Sequence[Example]:
-    """Returns the problems that may be tried."""
+    """Returns the problems that may be tried, without overlong prompts and repeated ids."""
     examples = task.train if cfg.split == "train" else task.held_out
     thinking = cfg.enable_thinking
     kept, overlong = drop_overlong(
@@ -140,20 +147,23 @@ def _candidates(cfg: config.Study, task: Task, model: LoadedModel) -> Sequence[E
     )
     hosts.note(f"{task.name}: {len(kept)} problems to try ({len(overlong)} overlong left out)")
     evaluation.note_skipped(task)
-    # Of rows with one id, the first: answers are told apart by it.
+    # The first of several rows with one id, because the id identifies the answers.
     return list({example.id: example for example in reversed(kept)}.values())[::-1]
 
 
-def _collect(made: _Study, candidates: Sequence[Example]) -> tuple[Problems, Problems]:
-    """Returns the answers to the problems that are studied, and to all that were tried."""
-    cfg = made.cfg
+def _collect(study: _Study, candidates: Sequence[Example]) -> tuple[Problems, Problems]:
+    """Returns the answers to the problems of the study, and to all problems that were tried.
+
+    Raises UserError if no problem is solved as often as the config wants.
+    """
+    cfg = study.cfg
     tried: dict[str, Sequence[Mapping[str, Any]]] = {}
     kept: dict[str, Sequence[Mapping[str, Any]]] = {}
-    for rows in made.ask("collected", candidates, 0, made.out / "collected.jsonl"):
-        for name, of in study_scores.by_problem(rows).items():
-            tried[name] = of
-            if cfg.solved_min <= study_scores.solved(of) <= cfg.solved_max:
-                kept[name] = of
+    for rows in study.ask("collected", candidates, 0, study.out / "collected.jsonl"):
+        for name, answers in study_scores.by_problem(rows).items():
+            tried[name] = answers
+            if cfg.solved_min <= study_scores.solved(answers) <= cfg.solved_max:
+                kept[name] = answers
         if len(kept) >= cfg.problems:
             break
     counts = study_scores.histogram(tried, cfg.eval.k)
@@ -169,9 +179,9 @@ def _collect(made: _Study, candidates: Sequence[Example]) -> tuple[Problems, Pro
     return dict(list(kept.items())[: cfg.problems]), tried
 
 
-def _conditions(made: _Study, collected: Problems, problems: Mapping[str, Example]) -> None:
+def _conditions(study: _Study, collected: Problems, problems: Mapping[str, Example]) -> None:
     """Answers the problems under each condition, in the paper's order."""
-    cfg = made.cfg
+    cfg = study.cfg
     whole = {i: study_scores.best(rows)["completion"] for i, rows in collected.items()}
     shown = {
         "unguided": None,
@@ -182,22 +192,23 @@ def _conditions(made: _Study, collected: Problems, problems: Mapping[str, Exampl
         hosts.note("without_thinking: no solution has thinking in it, so it shows what guided does")
     for name in ("unguided", "guided", "without_thinking"):
         if name in cfg.conditions:
-            made.condition(name, problems, shown[name], NOISE.index(name))
+            study.condition(name, problems, shown[name], NOISE.index(name))
     last = "guided"
     for number in range(1, cfg.rounds + 1):
         name = "regenerated" if number == 1 else f"regenerated_{number}"
-        best = {i: study_scores.best(rows)["completion"] for i, rows in made.answers[last].items()}
-        made.condition(name, problems, best, NOISE.index("regenerated") + number - 1)
-        if name not in made.answers:
+        best = {i: study_scores.best(rows)["completion"] for i, rows in study.answers[last].items()}
+        study.condition(name, problems, best, NOISE.index("regenerated") + number - 1)
+        if name not in study.answers:
             break
         last = name
 
 
-def _report(made: _Study, collected: Problems, tried: Problems) -> None:
-    """Writes and prints everything that follows from the answers."""
-    cfg, out = made.cfg, made.out
+def _report(study: _Study, collected: Problems, tried: Problems) -> None:
+    """Writes scores, trajectories and data sets of the answers, and prints a table."""
+    cfg, out = study.cfg, study.out
     flat = {
-        name: [row for rows in of.values() for row in rows] for name, of in made.answers.items()
+        name: [row for rows in by_id.values() for row in rows]
+        for name, by_id in study.answers.items()
     }
     by_condition = {name: scores.of_rows(rows, cfg.lexicon) for name, rows in flat.items()}
     counts = study_scores.histogram(tried, cfg.eval.k)
@@ -214,16 +225,16 @@ def _report(made: _Study, collected: Problems, tried: Problems) -> None:
         study_scores.histogram_to_markdown(counts),
     ]
     write_text(out / "scores.md", "\n\n".join(tables) + "\n")
-    chain = [c for c in made.answers if c == "guided" or c.startswith("regenerated")]
-    lines = study_scores.trajectories(collected, made.answers, made.shown, chain, cfg.lexicon)
+    chain = [c for c in study.answers if c == "guided" or c.startswith("regenerated")]
+    lines = study_scores.trajectories(collected, study.answers, study.shown, chain, cfg.lexicon)
     write_text(out / "trajectories.jsonl", evaluation.jsonl(list(lines)))
     print(tables[0])
-    if "guided" in made.answers:
+    if "guided" in study.answers:
         unguided = {
-            i: [*rows, *made.answers.get("unguided", {}).get(i, ())]
+            i: [*rows, *study.answers.get("unguided", {}).get(i, ())]
             for i, rows in collected.items()
         }
-        ug, sg = study_scores.data_sets(unguided, made.answers["guided"], cfg.traces)
+        ug, sg = study_scores.data_sets(unguided, study.answers["guided"], cfg.traces)
         for name, rows in (("d_ug", ug), ("d_sg", sg)):
             write_text(out / f"{name}.jsonl", evaluation.jsonl(rows))
         hosts.note(f"{out / 'd_ug.jsonl'}, {out / 'd_sg.jsonl'}: {len(ug)} conversations each")

@@ -1,4 +1,4 @@
-"""Trains once for each value of a field, one training after the other, and compares them."""
+"""Trains once for each value of a config field and compares the trainings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sdjax.io.files import write_text
 from sdjax.jobs import report_job, train_job
 from sdjax.parallel import hosts
 
-# Written by a training when all is done.
+# A training writes this file at its end.
 FINISHED = "evaluations.json"
 
 
 def run(cfg: config.Sweep) -> None:
-    """Runs what is not finished yet, and writes the comparison after each training."""
+    """Runs the trainings that are not finished, and writes the comparison after each."""
     plan = list(trainings(cfg))
     for *_, one in plan:
         if cfg.resume:
@@ -51,9 +51,9 @@ def run(cfg: config.Sweep) -> None:
 
 
 def trainings(cfg: config.Sweep) -> Iterator[tuple[str, int | float | str, config.Train]]:
-    """Yields name, value and config of every training: all trainings of a value, then the next.
+    """Yields name, value and config of each training: all trainings of a value, then the next.
 
-    Raises UserError where the axis is no field of a training, or a value none that it may have.
+    Raises UserError if the axis is no field of a training, or a value does not fit the field.
     """
     for value in cfg.values:
         for name, base in cfg.runs.items():
@@ -63,7 +63,7 @@ def trainings(cfg: config.Sweep) -> Iterator[tuple[str, int | float | str, confi
 
 
 def _with(section: Any, path: str, value: Any, axis: str) -> Any:
-    """Returns the section with the field at `path` changed."""
+    """Returns the section with `value` in the field at `path`; `axis` is the whole path."""
     name, _, rest = path.partition(".")
     fields = section if isinstance(section, dict) else _fields(section)
     known = ", ".join(f for f in fields if f not in ("out", "resume")) or "none"
@@ -71,19 +71,21 @@ def _with(section: Any, path: str, value: Any, axis: str) -> Any:
     new = _with(fields[name], rest, value, axis) if rest else value
     if isinstance(section, dict):
         return {**section, name: new}
-    # Before the section's own checks, which rely on it.
+    # Types are checked before `replace`, because the section's own checks rely on them.
     if problem := type_problem(type(section), name, new):
         raise UserError(f"values has {value!r}: {axis.removesuffix(name)}{problem}")
     return replace(section, **{name: new})
 
 
 def _fields(section: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass by name; {} for any other value."""
     if not dataclasses.is_dataclass(section):
         return {}
     return {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
 
 
 def _write(cfg: config.Sweep, rows: list[dict[str, Any]], out: Path) -> None:
+    """Writes coverage.json and coverage.md."""
     figures = {"axis": cfg.axis, "trainings": rows}
     write_text(out / "coverage.json", json.dumps(figures, indent=2) + "\n")
     write_text(out / "coverage.md", coverage.to_markdown(cfg.axis, rows) + "\n")

@@ -1,4 +1,4 @@
-"""Writes conversations that a task's program makes, for a base model to be trained from."""
+"""Writes conversations that a program makes for countdown tasks, to train a base model on."""
 
 from __future__ import annotations
 
@@ -22,21 +22,19 @@ from sdjax.jobs.prepare_job import checksum
 from sdjax.records import Example, Message
 from sdjax.tasks import countdown_traces
 from sdjax.tasks.countdown import Countdown
-from sdjax.tasks.countdown_traces import Conversation
+from sdjax.tasks.countdown_traces import TraceRow
 from sdjax.teacher import reprompt
 
 log = logging.getLogger(__name__)
 
 # Rows that a process makes at a time.
 CHUNK = 2000
-
-
-# Those that the tokenizer is learned from: the same for any number of rows.
+# Rows that the tokenizer is learned from. It does not depend on the number of rows in the file.
 LEARNED_FROM = 4000
 
 
 def run(cfg: Traces) -> None:
-    """Writes traces.jsonl and model/ into `cfg.out`, which must not hold them yet."""
+    """Writes traces.jsonl and model/ into `cfg.out`; raises UserError if it holds traces."""
     for name, task in cfg.tasks.items():
         if not isinstance(task, Countdown):
             raise UserError(f"tasks.{name} is a {type(task).__name__}: only Countdown has traces")
@@ -58,7 +56,7 @@ def run(cfg: Traces) -> None:
 
 
 def _write_model(cfg: Traces, folder: Path) -> int:
-    """Writes what a model is before it has weights; returns the size of its vocabulary."""
+    """Writes tokenizer and config of a model without weights; returns its vocabulary's size."""
     context = cfg.shape.max_position_embeddings
     conversations = (
         "".join(f"{m['role']}\n{m['content']}\n" for m in json.loads(line)["messages"])
@@ -73,7 +71,7 @@ def _write_model(cfg: Traces, folder: Path) -> int:
 
 
 def _chunks(cfg: Traces, rows: int) -> Iterator[str]:
-    """Yields the file's text in order, made by several processes where there is much of it."""
+    """Yields the text of the file in order; several processes make it if it is long."""
     starts = range(0, rows, CHUNK)
     workers = min(cfg.workers or os.cpu_count() or 1, len(starts))
     if workers == 1:
@@ -85,24 +83,24 @@ def _chunks(cfg: Traces, rows: int) -> Iterator[str]:
 
 
 def chunk(cfg: Traces, start: int, rows: int) -> str:
-    """Returns the lines of up to CHUNK rows from `start` on, and below `rows`."""
+    """Returns the lines of the rows from `start` up to CHUNK further, and below `rows`."""
     tasks = [task for task in cfg.tasks.values() if isinstance(task, Countdown)]
     shares = [cfg.shares.get(name, 1.0) for name in cfg.tasks]
     lines = []
     for index in range(start, min(start + CHUNK, rows)):
         rng = Random(f"{cfg.seed}/{index}")
         (task,) = rng.choices(tasks, shares)
-        conversation = countdown_traces.conversation(task, cfg, rng)
-        lines.append(to_json({"messages": messages(conversation, cfg.reprompt)}) + "\n")
+        row = countdown_traces.trace_row(task, cfg, rng)
+        lines.append(to_json({"messages": messages(row, cfg.reprompt)}) + "\n")
     return "".join(lines)
 
 
-def messages(conversation: Conversation, cfg: config.Reprompt) -> list[Message]:
+def messages(row: TraceRow, cfg: config.Reprompt) -> list[Message]:
     """Returns the conversation, a shown solution written into it as a teacher reads it."""
-    user = Message(role="user", content=conversation.question)
+    user = Message(role="user", content=row.question)
     example = Example(id="", messages=(user,), answer="", task="")
-    shown = () if conversation.shown is None else (conversation.shown,)
+    shown = () if row.shown is None else (row.shown,)
     return [
         *reprompt.messages(example, shown, "", cfg),
-        Message(role="assistant", content=conversation.answer),
+        Message(role="assistant", content=row.answer),
     ]

@@ -35,8 +35,8 @@ def run(cfg: config.Train) -> None:
     try:
         with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
             setup = host_step.make_setup(cfg, task, model, examples)
-            with loop.running(setup, sets, folder, saved) as (now, out):
-                loop.train(setup, now, out, stop)
+            with loop.running(setup, sets, folder, saved) as (progress, out):
+                loop.train(setup, progress, out, stop)
     except WriteError as error:
         raise WriteError(f"{error}; {resume.what_is_safe(saved)}") from error
 
@@ -44,7 +44,10 @@ def run(cfg: config.Train) -> None:
 def _prepare(
     cfg: config.Train, between: Callable[[], None] = lambda: None
 ) -> tuple[Task, loaded_model.LoadedModel, Sequence[Example], Sequence[HeldOut]]:
-    """Returns everything that can be checked before weights are loaded."""
+    """Returns task, model, training examples and held-out sets, all checked; loads no weights.
+
+    The sampler calls `between` often; what it raises ends the sampling.
+    """
     divergences.get(cfg.loss.divergence)
     token_weights.get(cfg.loss.token_weights)
     epistemic.lexicon(cfg.lexicon)
@@ -57,8 +60,9 @@ def _prepare(
     loaded_model.check_context(
         model.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
     )
-    answered = cfg.reprompt.regenerate  # by the model, which does not go beyond its context
-    if cfg.loss.distillation > 0 and (answered or not cfg.reprompt.beyond_context):
+    # With regeneration the model answers the reprompts, and it cannot exceed its context.
+    within = cfg.reprompt.regenerate or not cfg.reprompt.beyond_context
+    if cfg.loss.distillation > 0 and within:
         loaded_model.check_context(
             model.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion
         )

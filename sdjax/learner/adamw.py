@@ -27,13 +27,21 @@ def apply(
     grads: Params,
     lr: jax.Array,
     cfg: Optim,
-    loss: jax.Array | float = 0.0,
+    loss: jax.Array,
 ) -> tuple[Params, optax.OptState, jax.Array]:
-    """Returns parameters and state after an update, and the gradients' norm before clipping.
+    """Returns parameters and state after an update, and the norm of the gradients before clipping.
 
-    Where that or the loss is not finite, the parameters and state are those given. In place layer
-    by layer:
-    taken whole, the update of 1.7B parameters needs 7 GB beside the arrays that it replaces.
+    Where the norm or the loss is not finite, parameters and state are those given. Matrices of
+    layers are updated in place, layer by layer, because the update of all layers at once needs
+    memory: 7 GB for 1.7B parameters.
+
+    Args:
+        params: The trained parameters.
+        opt_state: The state of `make`.
+        grads: The gradients, float32, shaped like `params`.
+        lr: The learning rate.
+        cfg: The config of the optimizer.
+        loss: The loss of the update.
     """
     tx = make(cfg)
     norm = optax.tree.norm(grads)
@@ -41,27 +49,27 @@ def apply(
     scale = jnp.where(norm > cfg.clip_norm, cfg.clip_norm / norm, 1.0)
     adam, *rest = opt_state
 
-    def one(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+    def whole(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
         state = (optax.ScaleByAdamState(count=adam.count, mu=m, nu=v), *rest)
         update, (new, *_) = tx.update(g * scale, state, p)
         pairs = ((p - lr * update, p), (new.mu, m), (new.nu, v))
         return tuple(jnp.where(ok, after, before) for after, before in pairs)
 
-    def by_layer(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        def layer(i: jax.Array, whole: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            at = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (*whole, g)]
+    def array(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
+        is_stack = p.ndim > 2  # [layers, inputs, ...]: vectors of layers and tables have two axes
+        if not is_stack:
+            return whole(p, m, v, g)
+
+        def layer(i: jax.Array, arrays: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+            at = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in (*arrays, g)]
             put = jax.lax.dynamic_update_index_in_dim
-            return tuple(put(x, new, i, 0) for x, new in zip(whole, one(*at), strict=True))
+            return tuple(put(x, new, i, 0) for x, new in zip(arrays, whole(*at), strict=True))
 
         return jax.lax.fori_loop(0, p.shape[0], layer, (p, m, v))
 
-    # Only matrices of layers have three axes or more; the first is that of layers.
-    made = jax.tree.map(
-        lambda p, *more: (by_layer if p.ndim > 2 else one)(p, *more),
-        *(params, adam.mu, adam.nu, grads),
-    )
+    updated = jax.tree.map(array, params, adam.mu, adam.nu, grads)
     params, mu, nu = jax.tree.transpose(
-        jax.tree.structure(params), jax.tree.structure((0, 0, 0)), made
+        jax.tree.structure(params), jax.tree.structure((0, 0, 0)), updated
     )
     count = jnp.where(ok, optax.safe_increment(adam.count), adam.count)
     return params, (optax.ScaleByAdamState(count=count, mu=mu, nu=nu), *rest), norm

@@ -9,8 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +16,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from sdjax import config
-from sdjax.learner.accumulate import GradientSums
 from sdjax.learner.batch import Batch, Rows, places, rows_with
-from sdjax.learner.logprobs import logits, mixed
-from sdjax.learner.objective import contexts_of
+from sdjax.learner.chunked_head import Contexts, HeadSpec, logits
+from sdjax.learner.objective import Objective, contexts_of
 from sdjax.learner.state import TrainState, teacher_on_device
-from sdjax.objectives.reductions import log_normalizer
+from sdjax.objectives.divergences import log_normalizer
 from sdjax.parallel import hosts, rules
 from sdjax.parallel.mesh import AS_WRITTEN, batch_shards
 
@@ -86,55 +82,49 @@ def scored(
 
 
 def make_alternatives(
-    graphdef: nnx.GraphDef, cfg: config.Train, mesh: Mesh, state_shardings: TrainState
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    k: int,
+    mesh: Mesh,
+    state_shardings: TrainState,
 ) -> Callable[[TrainState, Rows], Alternatives]:
-    """Returns the jitted function from a state and blocks of rows to their alternatives.
+    """Returns the jitted function from a state and blocks of rows to their `k` alternatives.
 
-    Blocks are [M, R, ...] as a batch's microbatches are, and run one after the other. The teacher
-    is the one that the train step has, in its context and with its weights.
+    Blocks are [M, R, ...] as the microbatches of a batch are, and run one after the other. The
+    teacher is that of the train step, in its context and with its weights.
     """
 
     def score(state: TrainState, rows: Rows) -> Alternatives:
-        teacher = teacher_on_device(state, state_shardings)
+        teacher, params = teacher_on_device(state, state_shardings), state.model_params()
 
         def block(of: Rows) -> Alternatives:
-            contexts = contexts_of(state.model_params(), teacher, of, graphdef, cfg, GradientSums())
-            return _of_contexts(contexts, k=min(cfg.log.alternatives, _vocabulary(contexts)))
+            contexts, spec = contexts_of(graphdef, objective, params, teacher, of)
+            return _of_contexts(contexts, spec, k)
 
         return jax.lax.map(block, rows)
 
     return jax.jit(score, out_shardings=rules.replicated(mesh), compiler_options=AS_WRITTEN)
 
 
-def _vocabulary(contexts: dict[str, Any]) -> int:
-    return contexts["student_head"].shape[0 if contexts["vocab_first"] else 1]
-
-
-def _of_contexts(contexts: dict[str, Any], k: int) -> Alternatives:
-    """Returns the alternatives at hidden states [R, C, D], by the names of token_outputs."""
-    student = contexts["student_hidden"]
-    of_logits = partial(
-        logits, vocab_first=contexts["vocab_first"], temperature=contexts["temperature"]
-    )
-    names = ("student", "teacher", "live")
-    hidden = {n: x for n in names if (x := contexts.get(f"{n}_hidden")) is not None}
-    heads = {n: contexts[f"{n}_head"].astype(student.dtype) for n in hidden}
+def _of_contexts(contexts: Contexts, spec: HeadSpec, k: int) -> Alternatives:
+    """Returns the alternatives at hidden states [R, C, D]; at most the whole vocabulary."""
+    hidden, heads = contexts.arrays()
+    rows, tokens, _ = contexts.student.hidden.shape
+    k = min(k, contexts.student.head.shape[0 if spec.vocab_first else 1])
+    size = min(CHUNK, rows * tokens)
 
     def at(chunk: dict[str, jax.Array]) -> Alternatives:
-        out = {n: of_logits(chunk[n], heads[n]) for n in hidden}
-        if "live" in out:
-            out["teacher"] = mixed(out["teacher"], out["live"], contexts["mix"])
-        teacher = _likeliest(out["teacher"], k) if "teacher" in out else None
-        return Alternatives(student=_likeliest(out["student"], k), teacher=teacher)
-
-    size = min(CHUNK, student.shape[0] * student.shape[1])
+        student, teacher = logits(chunk, heads, spec)
+        return Alternatives(
+            student=_likeliest(student, k),
+            teacher=None if teacher is None else _likeliest(teacher, k),
+        )
 
     def split(x: jax.Array) -> jax.Array:
         flat = x.reshape(-1, x.shape[-1])
         return jnp.pad(flat, ((0, -len(flat) % size), (0, 0))).reshape(-1, size, x.shape[-1])
 
     def join(x: jax.Array) -> jax.Array:
-        rows, tokens = student.shape[:2]
         return x.reshape(-1, k)[: rows * tokens].reshape(rows, tokens, k)
 
     return jax.tree.map(join, jax.lax.map(at, jax.tree.map(split, hidden)))

@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.config import Policy
-from sdjax.learner import packing
-from sdjax.learner.packing import Layout
+from sdjax.config import Loss, Optim, Policy
 from sdjax.objectives.policy_gradient import advantages, overlong_shaped
+from sdjax.parallel.mesh import bucket
 from sdjax.records import Group, TeacherPrompt
 
 # numpy while it is packed, jax once it is placed.
@@ -82,46 +81,121 @@ class Batch:
     padding: _Array  # float32[]: share of padding among the tokens of the rows that are run
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The completions of each row, in order. Rows after them, up to M R, are empty."""
+
+    rows: Sequence[Sequence[int]]
+    shape: tuple[int, int]  # M microbatches of R rows
+    several: bool  # whether a row may hold more than one
+
+    def array(
+        self, values: Sequence[np.ndarray], fill: float, dtype: type, *, width: int = 0
+    ) -> np.ndarray:
+        """Returns [M, R, n]: each row its completions' values end to end, then `fill`.
+
+        `values` has an array for each completion; n is `width` or, with 0, the bucket of the
+        longest row.
+        """
+        whole = [np.concatenate([values[i] for i in row]) for row in self.rows]
+        number, longest = self.shape[0] * self.shape[1], max([1, *map(len, whole)])
+        out: np.ndarray = np.full((number, width or bucket(longest)), fill, dtype)
+        for row, value in zip(out, whole, strict=False):
+            row[: len(value)] = value
+        return out.reshape(*self.shape, -1)
+
+    def places(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
+        """Returns each completion's number in its row, from 1, and how many tokens precede it.
+
+        `lengths` are those of all completions, in the rows that are meant: with their contexts.
+        """
+        out = [(0, 0)] * len(lengths)
+        for row in self.rows:
+            before = 0
+            for number, i in enumerate(row, 1):
+                out[i] = (number, before)
+                before += lengths[i]
+        return out
+
+
+def samples_of(
+    groups: Sequence[Group],
+    reprompts: Sequence[Sequence[TeacherPrompt]] | None,
+    loss: Loss,
+    policy: Policy,
+    longest: int,
+) -> Samples:
+    """Returns what is known of each completion of an update, on the host.
+
+    Args:
+        groups: The graded groups.
+        reprompts: What the teacher reads for each completion; None where no teacher runs.
+        loss: Says how much is distilled. Only completions that add to the loss are learned: those
+            that are distilled, where loss.distillation is over 0, and those with an advantage,
+            where it is under 1.
+        policy: Says how rewards become advantages.
+        longest: Tokens that a completion may have.
+    """
+    grades = [x for g in groups for x in g.grades]
+    group = np.array([i for i, g in enumerate(groups) for _ in g.grades], np.int32)
+    length = np.array([len(c.tokens) for g in groups for c in g.completions], np.int32)
+    rewards = overlong_shaped(np.array([x.reward for x in grades]), length, longest, policy)
+    advantage = advantages(rewards, group, policy)
+    distilled = np.array(
+        [r.distilled for of_group in reprompts for r in of_group]
+        if reprompts
+        else [False] * len(grades)
+    )
+    correct = [np.mean([x.correct for x in g.grades]) for g in groups for _ in g.grades]
+    share = loss.distillation
+    return Samples(
+        advantage=advantage,
+        distilled=distilled,
+        # NaN is a signal too: it must reach the gradient, which shows it.
+        learned=(distilled & (share > 0)) | ((advantage != 0) & (share < 1)),
+        pass_rate=np.array(correct, np.float32),
+        length=length,
+    )
+
+
 def pack(
     groups: Sequence[Group],
     reprompts: Sequence[Sequence[TeacherPrompt]] | None,
-    *,
-    microbatch: int,
-    distillation: float,
-    policy: Policy,
-    longest: int,
-    pad_id: int,
+    samples: Samples,
     epistemic: Sequence[np.ndarray],
-    row_tokens: int = 0,
+    optim: Optim,
+    pad_id: int,
 ) -> Batch:
-    """Returns the host arrays of one update, each completion in a row of its own or,
-    with `row_tokens`, of several (optim.row_tokens).
+    """Returns the host arrays of one update.
 
-    Only completions that add to the loss get a row: those that are distilled, where `distillation`
-    is over 0, and those with an advantage, where it is under 1. The others would add exactly 0;
-    they count in the denominators all the same. `reprompts` is None where no teacher runs;
-    `longest` is how many tokens a completion may have; `epistemic` holds bool[T_i] for each.
+    Only completions that are learned get a row: alone in it, or with optim.row_tokens together
+    with others. The others would add exactly 0 to the loss, and still count in its denominators.
+
+    Args:
+        groups: The graded groups.
+        reprompts: What the teacher reads for each completion; None where no teacher runs.
+        samples: The completions, as samples_of returns them.
+        epistemic: bool[T_i] for each completion: the tokens of epistemic words.
+        optim: Says how many rows a microbatch has, and how many tokens a row.
+        pad_id: The token of padding.
     """
     completions = [c for g in groups for c in g.completions]
-    flat = [r for of_group in reprompts for r in of_group] if reprompts is not None else None
-    samples = _samples(groups, flat, distillation, policy, longest)
     learned = np.flatnonzero(samples.learned).tolist()
     tokens = [completions[i].tokens for i in learned]
-    of_each = [g.prompt for g in groups for _ in g.completions]
-    prompts = [of_each[i] for i in learned]
-    taught = None if flat is None else [flat[i].tokens for i in learned]
-    sizes = _sizes(tokens, [prompts] if taught is None else [prompts, taught])
-    layout = packing.layout(
-        sizes,
-        completions=len(completions),
-        microbatch=microbatch,
-        row_tokens=row_tokens,
-    )
-    student, student_index = _packed(prompts, tokens, layout, pad_id)
-    teacher, teacher_index = None, None
-    if taught is not None:
-        teacher, teacher_index = _packed(taught, tokens, layout, pad_id)
+    prompts = [g.prompt for g in groups for _ in g.completions]
+    contexts = [[prompts[i] for i in learned]]
+    if reprompts is not None:
+        taught = [r.tokens for of_group in reprompts for r in of_group]
+        contexts.append([taught[i] for i in learned])
+    # int64[N, 1 + K]: tokens of each completion alone, and with each of its K contexts.
+    alone = np.array([len(t) for t in tokens], np.int64)
+    ends = [alone + np.array([len(p) for p in of], np.int64) for of in contexts]
+    sizes = np.stack([alone, *ends], axis=1)
+    layout = layout_of(sizes, len(completions), optim.microbatch, optim.row_tokens)
+    (student, student_index), *of_teacher = [_packed(c, tokens, layout, pad_id) for c in contexts]
+    teacher, teacher_index = of_teacher[0] if of_teacher else (None, None)
     sample = [np.full(len(t), i) for i, t in zip(learned, tokens, strict=True)]
+    logprobs = [completions[i].logprobs for i in learned]
     rows = Rows(
         student=student,
         teacher=teacher,
@@ -130,13 +204,13 @@ def pack(
         teacher_index=teacher_index,
         sample=layout.array(sample, -1, np.int32),
         index=layout.array([np.arange(len(t)) for t in tokens], 0, np.int32),
-        sampler_logprobs=layout.array([completions[i].logprobs for i in learned], 0.0, np.float32),
+        sampler_logprobs=layout.array(logprobs, 0.0, np.float32),
         old_logprobs=None,
         epistemic=layout.array([epistemic[i] for i in learned], False, np.bool_),
     )
-    filled = -(-len(layout.rows) // microbatch)
+    filled = -(-len(layout.rows) // optim.microbatch)
     widths = [x.tokens.shape[-1] for x in (student, teacher) if x is not None]
-    computed = max(filled * microbatch * sum(widths), 1)
+    computed = max(filled * optim.microbatch * sum(widths), 1)
     return Batch(
         rows=rows,
         samples=samples,
@@ -174,37 +248,6 @@ def rows_with(batch: Batch, at: Sequence[int], shards: int, number: int) -> Rows
     return jax.tree.map(pick, batch.rows)
 
 
-def _samples(
-    groups: Sequence[Group],
-    reprompts: Sequence[TeacherPrompt] | None,
-    distillation: float,
-    policy: Policy,
-    longest: int,
-) -> Samples:
-    grades = [x for g in groups for x in g.grades]
-    group = np.array([i for i, g in enumerate(groups) for _ in g.grades], np.int32)
-    length = np.array([len(c.tokens) for g in groups for c in g.completions], np.int32)
-    rewards = overlong_shaped(np.array([x.reward for x in grades]), length, longest, policy)
-    advantage = advantages(rewards, group, policy)
-    distilled = np.array([r.distilled for r in reprompts] if reprompts else [False] * len(grades))
-    correct = [np.mean([x.correct for x in g.grades]) for g in groups for _ in g.grades]
-    return Samples(
-        advantage=advantage,
-        distilled=distilled,
-        # NaN is a signal too: it must reach the gradient, where it is seen.
-        learned=(distilled & (distillation > 0)) | ((advantage != 0) & (distillation < 1)),
-        pass_rate=np.array(correct, np.float32),
-        length=length,
-    )
-
-
-def _sizes(completions: Sequence[np.ndarray], contexts: Sequence[Sequence]) -> np.ndarray:
-    """Returns int64[N, 1 + K]: tokens of each completion alone, and with each of its K contexts."""
-    alone = np.array([len(t) for t in completions], np.int64)
-    with_each = [alone + np.array([len(p) for p in of], np.int64) for of in contexts]
-    return np.stack([alone, *with_each], axis=1)
-
-
 def _packed(
     contexts: Sequence[np.ndarray],
     completions: Sequence[np.ndarray],
@@ -228,3 +271,70 @@ def _packed(
         positions=layout.array([np.arange(len(w)) for w in whole], 0, np.int32),
     )
     return packed, layout.array(index, 0, np.int32)
+
+
+def layout_of(sizes: np.ndarray, completions: int, microbatch: int, row_tokens: int) -> Layout:
+    """Returns the layout of completions with these `sizes` (see assign), `microbatch` rows each.
+
+    With `row_tokens` 0 each completion has a row alone. Otherwise the number of rows is rounded up
+    to a bucket, so that few programs compile, and never exceeds the update's `completions`.
+    """
+    if row_tokens == 0:
+        rows, most = [[i] for i in range(len(sizes))], completions
+    else:
+        rows = assign(sizes, row_tokens=row_tokens, multiple=microbatch)
+        most = min(bucket(max(len(rows), 1)), completions)
+    shape = (-(-most // microbatch), microbatch)
+    return Layout(rows=rows, shape=shape, several=row_tokens > 0)
+
+
+def assign(sizes: np.ndarray, *, row_tokens: int, multiple: int) -> list[list[int]]:
+    """Returns the completions of each row, every one of them in exactly one row.
+
+    sizes: int[N, K], K counts of tokens for each completion, such as what it adds to a student
+    row, to a teacher row and to the head. In none of them a row has over `row_tokens`, unless a
+    single completion does: then that is the limit, since all rows are padded to the longest
+    anyway. There are as many rows as first-fit-decreasing needs, and up to the next `multiple`
+    more where that makes them shorter: so many are computed at a time, empty or not.
+    """
+    if not len(sizes):
+        return []
+    limit = max(row_tokens, int(sizes.max()))
+    rows = _first_fit(sizes, limit)
+    return _spread(sizes, limit, -(-len(rows) // multiple) * multiple) or rows
+
+
+def _first_fit(sizes: np.ndarray, limit: int) -> list[list[int]]:
+    """Returns as many rows as it takes if each completion goes to the first with room for it."""
+    used = np.zeros_like(sizes)  # at worst each has a row of its own
+    rows: list[list[int]] = [[] for _ in sizes]
+    for i in _decreasing(sizes):
+        row = int(np.argmax(np.all(used + sizes[i] <= limit, axis=1)))
+        used[row] += sizes[i]
+        rows[row].append(i)
+    return [row for row in rows if row]
+
+
+def _spread(sizes: np.ndarray, limit: int, number: int) -> list[list[int]]:
+    """Returns at most `number` rows that are about equal in each count; none if one has no room.
+
+    Each completion goes to the row that stays the least full, a count's full measure being its
+    mean over rows.
+    """
+    share = sizes / np.maximum(sizes.sum(axis=0), 1)
+    used, full = np.zeros((number, sizes.shape[1]), sizes.dtype), np.zeros((number, share.shape[1]))
+    rows: list[list[int]] = [[] for _ in range(number)]
+    for i in _decreasing(share):
+        room = np.all(used + sizes[i] <= limit, axis=1)
+        if not room.any():
+            return []
+        row = int(np.argmin(np.where(room, (full + share[i]).max(axis=1), np.inf)))
+        used[row] += sizes[i]
+        full[row] += share[i]
+        rows[row].append(i)
+    return [row for row in rows if row]
+
+
+def _decreasing(sizes: np.ndarray) -> list[int]:
+    """Returns the completions by their largest count; equal ones stay in order."""
+    return np.argsort(-sizes.max(axis=1), kind="stable").tolist()

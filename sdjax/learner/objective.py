@@ -1,23 +1,91 @@
-"""The loss of a microbatch: what every completion token adds, summed without whole logits."""
+"""Computes the loss of a microbatch and the metrics of an update, without whole logits.
+
+The loss of a token is divided by counts of the whole update. So sums over microbatches, chunks,
+rows and devices are exact: none of these, nor which completions share a row, changes the result.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from sdjax import config
-from sdjax.learner.accumulate import GradientSums
-from sdjax.learner.batch import Packed, Rows, Samples
-from sdjax.learner.logprobs import TokenOutputs, token_loss, token_outputs
-from sdjax.learner.update_metrics import token_sums
+from sdjax.learner.batch import Batch, Packed, Rows, Samples
+from sdjax.learner.chunked_head import (
+    LIVE,
+    TEACHER,
+    Context,
+    Contexts,
+    HeadSpec,
+    TokenOutputs,
+    Tokens,
+    token_loss,
+    token_outputs,
+)
+from sdjax.learner.state import TrainState
 from sdjax.models.network import lora
 from sdjax.models.network.transformer import head_matrix, hidden_states
-from sdjax.objectives import aggregation, policy_gradient, token_weights
+from sdjax.objectives import policy_gradient, token_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What an update minimises: all that the learner reads of a training's config."""
+
+    loss: config.Loss
+    policy: config.Policy
+    teacher: config.Teacher
+    temperature: float
+    """Logits of student and teacher are divided by it, as when completions are sampled."""
+    off_policy: bool
+    """Whether a step makes several updates, so that all but the first are off policy."""
+
+    @classmethod
+    def of(cls, cfg: config.Train) -> Objective:
+        """Returns the objective of a training."""
+        return cls(
+            loss=cfg.loss,
+            policy=cfg.policy,
+            teacher=cfg.teacher,
+            temperature=cfg.rollout.temperature,
+            off_policy=cfg.optim.minibatches > 1,
+        )
+
+    @property
+    def needs_whole_completions(self) -> bool:
+        """Whether the loss of a token depends on other tokens, as in GSPO off policy.
+
+        In a step of one update every ratio is 1, whatever the other tokens are.
+        """
+        off_policy = self.off_policy and self.loss.distillation < 1
+        return off_policy and self.policy.ratio == "sequence"
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class GradientSums:
+    """Sums so far of gradients, float32, which a loss adds its own to; None: it adds none."""
+
+    layers: lora.Trained | None = None
+    """For hidden_states, shaped as the trained parameters of the layers."""
+    head: jax.Array | None = None
+    """For token_loss or token_outputs, [D, V] or [V, D] as head_matrix returns a head."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """Scalars of a microbatch: microbatches add up `total`, and of `largest` the maximum counts."""
+
+    total: dict[str, jax.Array]
+    largest: dict[str, jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -35,68 +103,62 @@ class TokenRecord:
 
 
 def microbatch_loss(
-    params: nnx.State,
-    teacher_params: nnx.State | None,
-    micro: Rows,
-    samples: Samples,
     graphdef: nnx.GraphDef,
-    cfg: config.Train,
+    objective: Objective,
+    params: nnx.State,
     gradients: GradientSums,
-) -> tuple[jax.Array, tuple[Any, TokenRecord]]:
-    """Returns a microbatch's share of the loss, its metric sums and what is kept of its tokens.
+    state: TrainState,
+    micro: Batch,
+) -> tuple[jax.Array, tuple[Sums, TokenRecord]]:
+    """Returns the loss of a microbatch, its metric sums and its tokens' record.
 
-    `gradients` is what the student's gradients are added to.
+    Args:
+        graphdef: The model's structure.
+        objective: What is minimised.
+        params: The trained parameters, by which the loss is differentiated.
+        gradients: The sums that the student's gradients are added to.
+        state: Holds the frozen parameters, and the teacher's on the device.
+        micro: A batch whose rows are those of one microbatch, [R, ...].
     """
-    known = _known(micro, samples, cfg)
-    parts = partial(_parts, cfg=cfg, num_samples=samples.length.shape[0])
-    share = {"distillation": cfg.loss.distillation, "policy": 1.0 - cfg.loss.distillation}
+    rows, cfg, number = micro.rows, objective.loss, micro.samples.length.shape[0]
+    share = {"distillation": cfg.distillation, "policy": 1.0 - cfg.distillation}
 
     def per_token(outputs: TokenOutputs, known: Known) -> jax.Array:
-        return sum((share[k] * x for k, x in parts(outputs, known).items()), jnp.zeros(()))
+        parts = _parts(objective, number, outputs, known)
+        return sum((share[name] * x for name, x in parts.items()), jnp.zeros(()))
 
-    contexts = contexts_of(params, teacher_params, micro, graphdef, cfg, gradients)
-    token, mask = micro.token, micro.sample >= 0
-    if _needs_whole_completions(cfg):
-        outputs = token_outputs(token=token, mask=mask, **contexts)
-        total = jnp.sum(jnp.where(mask, per_token(outputs, known), 0.0))
-    else:
-        total, outputs = token_loss(
-            per_token,
-            token=token,
-            extras=known,
-            mask=mask,
-            of_logprob=cfg.loss.distillation < 1,
-            **contexts,
-        )
-    outputs = jax.lax.stop_gradient(outputs)
-    old = outputs.student_logprob if known.old_logprobs is None else known.old_logprobs
-    sums = token_sums(
-        micro,
-        samples,
-        outputs,
-        old,
-        _sampler_weight(known, old, cfg),
-        _clipped(outputs, known, old, cfg, samples.length.shape[0]),
+    known = _known(rows, micro.samples, cfg)
+    whole = lora.joined(params, state.frozen)
+    contexts, spec = contexts_of(
+        graphdef, objective, whole, state.teacher_params, rows, gradients.layers
     )
-    losses = {k: jnp.sum(jnp.where(mask, x, 0.0)) for k, x in parts(outputs, known).items()}
-    losses = {f"loss/{k}": x for k, x in losses.items()} | {"loss/total": total}
+    tokens = Tokens(token=rows.token, mask=rows.sample >= 0)
+    if objective.needs_whole_completions:
+        outputs = token_outputs(contexts, tokens, spec, gradients.head)
+        loss = jnp.sum(jnp.where(tokens.mask, per_token(outputs, known), 0.0))
+    else:
+        tokens = replace(tokens, known=known)
+        loss, outputs = token_loss(per_token, contexts, tokens, spec, gradients.head)
+    outputs = jax.lax.stop_gradient(outputs)
+    parts = _parts(objective, number, outputs, known)
+    losses = {f"loss/{k}": jnp.sum(jnp.where(tokens.mask, x, 0.0)) for k, x in parts.items()}
+    losses["loss/total"] = loss
+    sums = token_sums(objective, micro, outputs, known)
     sums = replace(sums, total=sums.total | jax.lax.stop_gradient(losses))
-    return total, (sums, _record(outputs, taught=micro.teacher is not None))
-
-
-def _record(outputs: TokenOutputs, *, taught: bool) -> TokenRecord:
-    return TokenRecord(
+    taught = rows.teacher is not None
+    record = TokenRecord(
         student_logprob=outputs.student_logprob,
         teacher_logprob=outputs.teacher_logprob if taught else None,
         student_entropy=outputs.student_entropy,
         teacher_entropy=outputs.teacher_entropy if taught else None,
     )
+    return loss, (sums, record)
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What the loss at a token takes beside the models' outputs, [R, C] each or a slice of it."""
+    """What the loss of a token reads besides the models' outputs, [R, C] each or a slice of it."""
 
     token: jax.Array
     index: jax.Array
@@ -111,23 +173,23 @@ class Known:
     policy_weight: jax.Array
 
 
-def _known(micro: Rows, samples: Samples, cfg: config.Train) -> Known:
-    sample = jnp.maximum(micro.sample, 0)
+def _known(rows: Rows, samples: Samples, cfg: config.Loss) -> Known:
+    sample = jnp.maximum(rows.sample, 0)
     weights = partial(
-        aggregation.weights,
+        token_weights.aggregation_weights,
         samples.length,
-        aggregation=cfg.loss.aggregation,
-        constant=cfg.loss.constant_length,
+        aggregation=cfg.aggregation,
+        constant=cfg.constant_length,
     )
-    distilled = weights(samples.distilled, average_over=cfg.loss.average_over)
+    distilled = weights(samples.distilled, average_over=cfg.average_over)
     everyone = weights(jnp.ones_like(samples.distilled), average_over="all")
     return Known(
-        token=micro.token,
-        index=micro.index,
-        sample=micro.sample,
-        epistemic=micro.epistemic,
-        sampler_logprobs=micro.sampler_logprobs,
-        old_logprobs=micro.old_logprobs,
+        token=rows.token,
+        index=rows.index,
+        sample=rows.sample,
+        epistemic=rows.epistemic,
+        sampler_logprobs=rows.sampler_logprobs,
+        old_logprobs=rows.old_logprobs,
         length=samples.length[sample],
         pass_rate=samples.pass_rate[sample],
         advantage=samples.advantage[sample],
@@ -137,38 +199,41 @@ def _known(micro: Rows, samples: Samples, cfg: config.Train) -> Known:
 
 
 def _parts(
-    outputs: TokenOutputs, known: Known, *, cfg: config.Train, num_samples: int
+    objective: Objective, num_samples: int, outputs: TokenOutputs, known: Known
 ) -> dict[str, jax.Array]:
     """Returns what each token adds to the distillation and to the policy loss, where they run."""
-    logprob = outputs.student_logprob
+    cfg, logprob = objective.loss, outputs.student_logprob
     old = jax.lax.stop_gradient(logprob) if known.old_logprobs is None else known.old_logprobs
     sampler_weight = _sampler_weight(known, old, cfg)
     parts = {}
-    if cfg.loss.distillation > 0:
+    if cfg.distillation > 0:
         weight = sampler_weight * _token_weight(outputs, known, old, cfg)
         parts["distillation"] = known.distillation_weight * weight * outputs.divergence
-    if cfg.loss.distillation < 1:
+    if cfg.distillation < 1:
         loss = policy_gradient.policy_loss(
-            logprob, old, known.advantage, cfg.policy, sample=known.sample, num_samples=num_samples
+            logprob,
+            old,
+            known.advantage,
+            objective.policy,
+            sample=known.sample,
+            num_samples=num_samples,
         )
         parts["policy"] = known.policy_weight * sampler_weight * loss
     return parts
 
 
-def _clipped(
-    outputs: TokenOutputs, known: Known, old: jax.Array, cfg: config.Train, num_samples: int
-) -> tuple[jax.Array, jax.Array] | None:
-    """Returns where the two clips took the policy gradient away; None without a policy loss."""
-    if cfg.loss.distillation == 1:
-        return None
-    ratio = policy_gradient.log_ratio(
-        outputs.student_logprob, old, cfg.policy, sample=known.sample, num_samples=num_samples
-    )
-    return policy_gradient.was_clipped(ratio, known.advantage, cfg.policy)
+def _sampler_weight(known: Known, old: jax.Array, cfg: config.Loss) -> jax.Array:
+    """Returns min(trainer / sampler, clip) of each token's probability, without gradient.
+
+    Truncated importance sampling, because a sampler may compute other values than the trainer.
+    """
+    if cfg.sampler_clip is None:
+        return jnp.ones_like(old)
+    return policy_gradient.importance_ratio(old, known.sampler_logprobs, cfg.sampler_clip)
 
 
 def _token_weight(
-    outputs: TokenOutputs, known: Known, old: jax.Array, cfg: config.Train
+    outputs: TokenOutputs, known: Known, old: jax.Array, cfg: config.Loss
 ) -> jax.Array:
     """Returns what scales the divergence at a token (arXiv:2601.20802 eq. 3), without gradient."""
     stats = token_weights.TokenStats(
@@ -182,72 +247,160 @@ def _token_weight(
         pass_rate=known.pass_rate,
         epistemic=known.epistemic,
     )
-    weight = token_weights.get(cfg.loss.token_weights)(jax.lax.stop_gradient(stats), cfg.loss)
-    if cfg.loss.importance_clip is None:
+    scheme = token_weights.TOKEN_WEIGHTS[cfg.token_weights]
+    weight = scheme(jax.lax.stop_gradient(stats), cfg)
+    if cfg.importance_clip is None:
         return weight
-    return weight * policy_gradient.importance_ratio(
-        outputs.student_logprob, old, cfg.loss.importance_clip
-    )
-
-
-def _sampler_weight(known: Known, old: jax.Array, cfg: config.Train) -> jax.Array:
-    if cfg.loss.sampler_clip is None:
-        return jnp.ones_like(old)
-    return policy_gradient.sampler_weights(old, known.sampler_logprobs, cfg.loss.sampler_clip)
-
-
-def _needs_whole_completions(cfg: config.Train) -> bool:
-    """Returns whether the loss at a token depends on other tokens: GSPO off policy.
-
-    In a step of one update the ratio is 1 whatever the other tokens are.
-    """
-    off_policy = cfg.optim.minibatches > 1 and cfg.loss.distillation < 1
-    return off_policy and cfg.policy.ratio == "sequence"
+    logprob = outputs.student_logprob
+    return weight * policy_gradient.importance_ratio(logprob, old, cfg.importance_clip)
 
 
 def contexts_of(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
     params: nnx.State,
     teacher_params: nnx.State | None,
-    micro: Rows,
-    graphdef: nnx.GraphDef,
-    cfg: config.Train,
-    gradients: GradientSums,
-) -> dict[str, Any]:
-    """Returns what the chunked head takes of both contexts, by the names of its arguments."""
+    rows: Rows,
+    layer_sums: lora.Trained | None = None,
+) -> tuple[Contexts, HeadSpec]:
+    """Runs student and teacher over a microbatch; returns both contexts and how to compare them.
+
+    Args:
+        graphdef: The model's structure.
+        objective: What is minimised.
+        params: The parameters of the whole student.
+        teacher_params: The teacher's own, on the device; None where it has the student's.
+        rows: The rows of one microbatch, [R, ...].
+        layer_sums: The sums that the gradients of the student's layers are added to.
+    """
     student = nnx.merge(graphdef, params)
-    contexts = {
-        "student_hidden": gathered(student, micro.student, micro.student_index, gradients.layers),
-        "student_head": head_matrix(student),
-        "head_sums": gradients.head,
-        "teacher_hidden": None,
-        "teacher_head": None,
-        "vocab_first": student.cfg.tie_embeddings,
-        "cfg": cfg.loss,
-        "temperature": cfg.rollout.temperature,
-    }
-    if micro.teacher is None or micro.teacher_index is None:
-        return contexts
-    own = params if teacher_params is None else lora.joined(teacher_params, params)
-    teacher = nnx.merge(graphdef, jax.lax.stop_gradient(own))
-    if cfg.teacher.kind in ("initial", "trust_region") and hasattr(teacher, lora.NAME):
-        del teacher.adapters
-    contexts |= {
-        "teacher_hidden": gathered(teacher, micro.teacher, micro.teacher_index),
-        "teacher_head": head_matrix(teacher),
-    }
-    if cfg.teacher.kind == "trust_region":
-        live = nnx.merge(graphdef, jax.lax.stop_gradient(params))
-        contexts |= {
-            "live_hidden": gathered(live, micro.teacher, micro.teacher_index),
-            "live_head": head_matrix(live),
-            "mix": cfg.teacher.mix,
-        }
-    return contexts
+    hidden = hidden_at(student, rows.student, rows.student_index, layer_sums)
+    spec = HeadSpec(
+        loss=objective.loss,
+        temperature=objective.temperature,
+        vocab_first=student.cfg.tie_embeddings,
+        mix=objective.teacher.mix,
+        of_logprob=objective.loss.distillation < 1,
+    )
+    teachers: dict[str, Context] = {}
+    if rows.teacher is not None and rows.teacher_index is not None:
+        kind = objective.teacher.kind
+        own = params if teacher_params is None else lora.joined(teacher_params, params)
+        models = {TEACHER: nnx.merge(graphdef, jax.lax.stop_gradient(own))}
+        if kind in ("initial", "trust_region") and hasattr(models[TEACHER], lora.NAME):
+            del models[TEACHER].adapters
+        if kind == "trust_region":
+            models[LIVE] = nnx.merge(graphdef, jax.lax.stop_gradient(params))
+        for name, model in models.items():
+            states = hidden_at(model, rows.teacher, rows.teacher_index)
+            teachers[name] = Context(hidden=states, head=head_matrix(model))
+    return Contexts(
+        student=Context(hidden=hidden, head=head_matrix(student)), teachers=teachers
+    ), spec
 
 
-def gathered(
-    model: Any, rows: Packed, index: jax.Array, gradients: lora.Trained | None = None
+def hidden_at(
+    model: Any, rows: Packed, index: jax.Array, layer_sums: lora.Trained | None = None
 ) -> jax.Array:
-    """Returns the hidden states at the positions that predict completion tokens, [R, C, D]."""
-    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, gradients)
+    """Returns the hidden states [R, C, D] at the positions that predict completion tokens."""
+    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, layer_sums)
     return jnp.take_along_axis(hidden, index[..., None], axis=1)
+
+
+def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known: Known) -> Sums:
+    """Returns the sums of a microbatch, each divided by the token count of the whole update.
+
+    `distill/...` is over tokens of distilled completions, the rest over tokens of all completions
+    that have a row. `epistemic/...` is over tokens of distilled ones where there is a teacher; its
+    _sum are over the tokens that are part of an epistemic word.
+    """
+    rows, samples = micro.rows, micro.samples
+    mask = rows.sample >= 0
+    distilled = mask & samples.distilled[jnp.maximum(rows.sample, 0)]
+    count = jnp.maximum(jnp.sum(jnp.where(samples.learned, samples.length, 0)), 1)
+    distilled_count = jnp.maximum(jnp.sum(jnp.where(samples.distilled, samples.length, 0)), 1)
+
+    def mean(x: jax.Array, where: jax.Array = mask, count: jax.Array = count) -> jax.Array:
+        return jnp.sum(jnp.where(where, x, 0.0)) / count
+
+    old = outputs.student_logprob if rows.old_logprobs is None else rows.old_logprobs
+    weight, gap = _sampler_weight(known, old, objective.loss), rows.sampler_logprobs - old
+    total = {
+        "student/entropy": mean(outputs.student_entropy),
+        "sampler/kl": mean(gap),
+        "sampler/weight_mean": mean(weight),
+        "sampler/weight_square": mean(weight**2),
+        "sampler/abs_gap": mean(jnp.abs(gap)),
+    }
+    largest = {
+        "sampler/weight_max": jnp.max(jnp.where(mask, weight, 0.0)),
+        "sampler/abs_gap_max": jnp.max(jnp.where(mask, jnp.abs(gap), 0.0)),
+    }
+    if objective.loss.distillation < 1:
+        ratio = policy_gradient.log_ratio(
+            outputs.student_logprob,
+            old,
+            objective.policy,
+            sample=rows.sample,
+            num_samples=samples.length.shape[0],
+        )
+        clips = policy_gradient.was_clipped(ratio, known.advantage, objective.policy)
+        by_clip, by_dual_clip = (x.astype(jnp.float32) for x in clips)
+        total |= {"policy/clipped": mean(by_clip), "policy/dual_clipped": mean(by_dual_clip)}
+    compared, number = (mask, count) if rows.teacher is None else (distilled, distilled_count)
+    inside = partial(mean, where=compared & rows.epistemic, count=number)
+    one = jnp.ones_like(gap)
+    total |= {
+        "epistemic/token_share": inside(one),
+        "epistemic/others_share": mean(one, compared & ~rows.epistemic, number),
+        "epistemic/student_entropy_sum": inside(outputs.student_entropy),
+    }
+    if rows.teacher is not None:
+        push = outputs.teacher_logprob - outputs.student_logprob
+        taught = partial(mean, where=distilled, count=distilled_count)
+        total |= {
+            "distill/divergence": taught(outputs.divergence),
+            "distill/reverse_kl": taught(outputs.reverse_kl),
+            "distill/teacher_entropy": taught(outputs.teacher_entropy),
+            "distill/student_entropy": taught(outputs.student_entropy),
+            "distill/top1_agreement": taught(outputs.top1_agree),
+            "distill/push": taught(push),
+            "epistemic/push_sum": inside(push),
+            "epistemic/teacher_entropy_sum": inside(outputs.teacher_entropy),
+        }
+    return Sums(total=total, largest=largest)
+
+
+def update_metrics(sums: Sums, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss of an update and its metrics, from the sums of microbatches, [M] each."""
+    del batch
+    out = {k: jnp.sum(x) for k, x in sums.total.items()}
+    out |= {k: jnp.max(x) for k, x in sums.largest.items()}
+    mean, square = out["sampler/weight_mean"], out.pop("sampler/weight_square")
+    out["sampler/effective_share"] = mean**2 / jnp.maximum(square, 1e-20)
+    return out["loss/total"], out
+
+
+def step_metrics(updates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Returns the metrics of a step: means over its updates; of names in _max the largest value.
+
+    `epistemic/...` has the means of epistemic tokens and of the others. A mean over no tokens is
+    left out, as where nothing is distilled.
+    """
+    out = {
+        name: float((np.max if name.endswith("_max") else np.mean)([u[name] for u in updates]))
+        for name in updates[0]
+    }
+    share, others = out["epistemic/token_share"], out.pop("epistemic/others_share")
+    taught = "distill/push" in out
+    wholes = {"push": "distill/push", "teacher_entropy": "distill/teacher_entropy"}
+    wholes["student_entropy"] = "distill/student_entropy" if taught else "student/entropy"
+    for name, whole in wholes.items():
+        inside = out.pop(f"epistemic/{name}_sum", None)
+        if inside is None:
+            continue
+        if share > 0:
+            out[f"epistemic/{name}"] = inside / share
+        if others > 0:
+            out[f"epistemic/{name}_others"] = (out[whole] - inside) / others
+    return out

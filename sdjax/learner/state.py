@@ -1,10 +1,10 @@
-"""What a run must keep to go on exactly: the train state."""
+"""Holds all arrays that a run needs to go on exactly: the train state, and the teacher's in it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from operator import methodcaller
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +15,21 @@ from jax.sharding import Mesh
 from sdjax.config import Teacher
 from sdjax.models.network import lora
 from sdjax.parallel import rules
-from sdjax.teacher import kinds
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """Rounds done, the float32 parameters that are trained, those that are not (None: all are),
-    the teacher's (None: it has none of its own), Adam's moments."""
+    """The arrays of a run: steps done, parameters, the teacher's parameters, Adam's moments."""
 
-    step: jax.Array  # int32[]
+    step: jax.Array
+    """int32[]"""
     params: nnx.State
+    """The trained parameters, float32."""
     frozen: nnx.State | None
+    """The parameters that are not trained; None where all are."""
     teacher_params: nnx.State | None
+    """None where the teacher has no parameters beside the student's."""
     opt_state: optax.OptState
 
     def model_params(self) -> nnx.State:
@@ -49,9 +51,9 @@ def shardings(
         of_params,
         transform_non_params=lambda _: scalar,
     )
-    of_teacher = of_params if kinds.has_own_params(cfg, frozen is not None) else None
+    of_teacher = of_params if _has_own_params(cfg, frozen is not None) else None
     if cfg.location == "host":
-        of_teacher = _in_memory(of_teacher, "pinned_host")
+        of_teacher = jax.tree.map(methodcaller("with_memory_kind", "pinned_host"), of_teacher)
     return TrainState(
         step=scalar,  # type: ignore[arg-type]
         params=of_params,
@@ -59,22 +61,6 @@ def shardings(
         teacher_params=of_teacher,
         opt_state=of_opt,
     )
-
-
-def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | None:
-    """Returns the teacher's parameters where an update can read them, inside its jit.
-
-    None where the teacher is the student.
-    """
-    on_device = _in_memory(state_shardings.teacher_params, "device")
-    return jax.device_put(state.teacher_params, on_device)
-
-
-def _in_memory(
-    of_params: nnx.State | None, kind: Literal["device", "pinned_host"]
-) -> nnx.State | None:
-    """Returns the shardings, each in that memory of its devices."""
-    return jax.tree.map(lambda s: s.with_memory_kind(kind), of_params)
 
 
 def initialiser(
@@ -88,8 +74,47 @@ def initialiser(
             step=jnp.zeros((), jnp.int32),
             params=params,
             frozen=frozen,
-            teacher_params=kinds.initial_params(params, cfg, frozen is not None),
+            teacher_params=_initial_teacher(params, cfg, frozen is not None),
             opt_state=tx.init(params),
         )
 
     return jax.jit(init, donate_argnums=0, out_shardings=state_shardings)
+
+
+def _has_own_params(cfg: Teacher, adapters: bool) -> bool:
+    """Returns whether the state holds parameters of the teacher beside the student's.
+
+    With `adapters` only those are trained: an initial teacher is then the model without them.
+    """
+    return cfg.kind == "ema" if adapters else cfg.kind != "live"
+
+
+def _initial_teacher(params: nnx.State, cfg: Teacher, adapters: bool) -> nnx.State | None:
+    """Returns the teacher's parameters at the start of a run; None where it has the student's.
+
+    They are a copy, because an update donates the student's buffers. A moving average stays
+    float32, because bfloat16 would round its motion away at rate 0.01.
+    """
+    if not _has_own_params(cfg, adapters):
+        return None
+    dtype = jnp.float32 if cfg.kind == "ema" else jnp.dtype(cfg.dtype)
+    return jax.tree.map(lambda p: jnp.array(p, dtype, copy=True), params)
+
+
+def moved_teacher(teacher: nnx.State, params: nnx.State, rate: float) -> nnx.State:
+    """Returns the parameters of the EMA teacher after a step: (1 - rate) teacher + rate student.
+
+    It moves once per step, after all updates (arXiv:2601.20802 section 3.3, and the reference).
+    """
+    return jax.tree.map(lambda t, p: (1.0 - rate) * t + rate * p, teacher, params)
+
+
+def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | None:
+    """Returns the teacher's parameters in device memory, inside a jitted function.
+
+    None where the teacher has the student's.
+    """
+    on_device = methodcaller("with_memory_kind", "device")
+    return jax.device_put(
+        state.teacher_params, jax.tree.map(on_device, state_shardings.teacher_params)
+    )

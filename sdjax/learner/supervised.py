@@ -8,25 +8,30 @@ devices nor which conversations share a row change the result.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from sdjax import config
-from sdjax.learner import adamw, packing
-from sdjax.learner.accumulate import GradientSums, add_gradient, over_microbatches
-from sdjax.learner.batch import Packed
-from sdjax.learner.logprobs import TokenOutputs, token_loss
-from sdjax.learner.packing import Layout
+from sdjax.learner.batch import Layout, Packed, assign
+from sdjax.learner.chunked_head import (
+    Context,
+    Contexts,
+    HeadSpec,
+    TokenOutputs,
+    Tokens,
+    token_loss,
+)
+from sdjax.learner.objective import GradientSums
 from sdjax.learner.state import TrainState
+from sdjax.learner.update import make_update
 from sdjax.models.network.transformer import head_matrix, hidden_states
-from sdjax.parallel import rules
-from sdjax.parallel.mesh import AS_WRITTEN, bucket
+from sdjax.parallel.mesh import bucket
 
 # numpy while it is packed, jax once it is placed.
 _Array = Any
@@ -93,7 +98,7 @@ def pack(conversations: Sequence[Conversation], shape: SFTShape, pad_id: int) ->
     lengths = [len(c.tokens) for c in conversations]
     if shape.row_tokens:
         sizes = np.array(lengths)[:, None]
-        rows = packing.assign(sizes, row_tokens=shape.row_tokens, multiple=shape.rows)
+        rows = assign(sizes, row_tokens=shape.row_tokens, multiple=shape.rows)
     else:
         rows = [[i] for i in range(len(lengths))]
     layout = Layout(
@@ -128,76 +133,64 @@ def pack(conversations: Sequence[Conversation], shape: SFTShape, pad_id: int) ->
     )
 
 
-def make_step(
-    graphdef: nnx.GraphDef, cfg: config.SFT, mesh: Mesh, state_shardings: TrainState
-) -> Callable[[TrainState, SFTBatch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Returns the jitted update. It donates the state and skips itself on non-finite gradients."""
+def make_train_step(
+    graphdef: nnx.GraphDef, cfg: config.SFT, state_shardings: TrainState
+) -> Callable[[TrainState, SFTBatch], tuple[TrainState, dict[str, jax.Array], None]]:
+    """Returns the jitted update of supervised finetuning; see update.make_update.
 
-    def train_step(state: TrainState, batch: SFTBatch) -> tuple[TrainState, dict[str, jax.Array]]:
-        def one(micro: SFTRows, grads: nnx.State) -> tuple[nnx.State, dict[str, jax.Array]]:
-            def loss(params: nnx.State, sums: GradientSums) -> tuple[jax.Array, Any]:
-                return microbatch_loss(params, micro, batch.learned_tokens, graphdef, cfg, sums)
-
-            into = cfg.model.remat == "full"
-            return add_gradient(grads, state.params, loss, graphdef, into=into)
-
-        grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
-        grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-        grads, means = over_microbatches(one, grads, batch.rows, batch.microbatches)
-        lr = adamw.learning_rate(state.step, cfg.optim)
-        params, opt_state, norm = adamw.apply(state.params, state.opt_state, grads, lr, cfg.optim)
-        metrics = {f"sft/{name}": jnp.sum(x) for name, x in means.items()} | {
-            "sft/tokens": batch.tokens,
-            "sft/learned_tokens": batch.learned_tokens,
-            "optim/grad_norm": norm,
-            "optim/skipped": 1.0 - jnp.isfinite(norm).astype(jnp.float32),
-            "optim/lr": lr,
-            "update/padding": batch.padding,
-        }
-        return replace(state, step=state.step + 1, params=params, opt_state=opt_state), metrics
-
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(state_shardings, None),
-        out_shardings=(state_shardings, rules.replicated(mesh)),
-        compiler_options=AS_WRITTEN,
-    )
+    It does not count the step: update.make_after_step does.
+    """
+    loss = partial(microbatch_loss, graphdef, cfg.chunk_tokens)
+    return make_update(graphdef, loss, update_metrics, cfg.optim, state_shardings, cfg.model.remat)
 
 
 def microbatch_loss(
-    params: nnx.State,
-    micro: SFTRows,
-    learned_tokens: jax.Array,
     graphdef: nnx.GraphDef,
-    cfg: config.SFT,
+    chunk_tokens: int,
+    params: nnx.State,
     gradients: GradientSums,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns a microbatch's share of the mean loss (nats a token) and of what is reported.
+    state: TrainState,
+    micro: SFTBatch,
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], None]]:
+    """Returns a microbatch's share of the mean loss (nats per token) and of the metrics.
 
-    `gradients` is what its gradients are added to.
+    Args:
+        graphdef: The model's structure.
+        chunk_tokens: Positions whose logits exist at one time.
+        params: The parameters, by which the loss is differentiated.
+        gradients: The sums that its gradients are added to.
+        state: Unused: all parameters are trained, and no teacher runs.
+        micro: A batch whose rows are those of one microbatch, [R, ...].
     """
-    model = nnx.merge(graphdef, params)
-    rows = micro.packed
-    hidden = hidden_states(model, rows.tokens, rows.positions, rows.segment_ids, gradients.layers)
-    share = jnp.where(micro.learned, 1.0 / jnp.maximum(learned_tokens, 1.0), 0.0)
+    del state
+    model, rows, packed = nnx.merge(graphdef, params), micro.rows, micro.rows.packed
+    hidden = hidden_states(
+        model, packed.tokens, packed.positions, packed.segment_ids, gradients.layers
+    )
+    share = jnp.where(rows.learned, 1.0 / jnp.maximum(micro.learned_tokens, 1.0), 0.0)
     total, outputs = token_loss(
         _cross_entropy,
-        hidden,
-        head_matrix(model),
-        None,
-        None,
-        micro.target,
-        share,
-        cfg=config.Loss(chunk_tokens=cfg.chunk_tokens),
-        temperature=1.0,
-        mask=micro.learned,
-        vocab_first=model.cfg.tie_embeddings,
-        head_sums=gradients.head,
+        Contexts(student=Context(hidden=hidden, head=head_matrix(model)), teachers={}),
+        Tokens(token=rows.target, mask=rows.learned, known=share),
+        HeadSpec(
+            loss=config.Loss(chunk_tokens=chunk_tokens),
+            temperature=1.0,
+            vocab_first=model.cfg.tie_embeddings,
+        ),
+        gradients.head,
     )
     accuracy = jnp.sum(outputs.top1_agree * share)
-    return total, {"loss": jax.lax.stop_gradient(total), "token_accuracy": accuracy}
+    return total, ({"loss": jax.lax.stop_gradient(total), "token_accuracy": accuracy}, None)
 
 
 def _cross_entropy(outputs: TokenOutputs, share: jax.Array) -> jax.Array:
     return -share * outputs.student_logprob
+
+
+def update_metrics(
+    means: dict[str, jax.Array], batch: SFTBatch
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss of an update and its metrics, from the shares of its microbatches, [M]."""
+    metrics = {f"sft/{name}": jnp.sum(x) for name, x in means.items()}
+    counts = {"sft/tokens": batch.tokens, "sft/learned_tokens": batch.learned_tokens}
+    return metrics["sft/loss"], metrics | counts

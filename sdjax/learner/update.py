@@ -1,14 +1,14 @@
-"""One update: microbatches of student and teacher rows in, new state out, compiled once a shape.
+"""Compiles an update: microbatches of rows in, new train state out, once per shape.
 
-Each microbatch's losses are already divided by the whole update's counts, so sums over
-microbatches, chunks, rows and devices are exact: none of these, nor which completions share a row,
-changes the result.
+Reinforcement learning and supervised finetuning share `make_update`; each brings the loss of a
+microbatch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -19,73 +19,154 @@ from jax.sharding import Mesh
 
 from sdjax import config
 from sdjax.learner import adamw
-from sdjax.learner.accumulate import GradientSums, add_gradient, over_microbatches
-from sdjax.learner.batch import Batch, Rows
-from sdjax.learner.logprobs import token_outputs
-from sdjax.learner.objective import TokenRecord, gathered, microbatch_loss
-from sdjax.learner.state import TrainState, teacher_on_device
-from sdjax.learner.update_metrics import Sums, of_update
-from sdjax.models.network.transformer import head_matrix
+from sdjax.learner.batch import Batch
+from sdjax.learner.chunked_head import Context, Contexts, HeadSpec, Tokens, token_outputs
+from sdjax.learner.objective import (
+    GradientSums,
+    Objective,
+    TokenRecord,
+    hidden_at,
+    microbatch_loss,
+    update_metrics,
+)
+from sdjax.learner.state import TrainState, moved_teacher, teacher_on_device
+from sdjax.models.network import lora
+from sdjax.models.network.transformer import head_matrix, trained_layers
 from sdjax.parallel import rules
 from sdjax.parallel.mesh import AS_WRITTEN
-from sdjax.teacher import kinds
 
 Metrics = dict[str, jax.Array]
 AnyBatch = TypeVar("AnyBatch")
+MicrobatchLoss = Callable[[nnx.State, GradientSums, TrainState, Any], tuple[jax.Array, Any]]
+"""Maps (trained parameters, gradient sums, state, batch of one microbatch) to the loss, and a pair:
+sums for the metrics, and what is kept of the tokens. The loss must be differentiated as it is,
+because the head's gradient is in the sums before a factor could reach it."""
+MetricsOf = Callable[[Any, Any], tuple[jax.Array, Metrics]]
+"""Maps (sums of all microbatches, [M, ...]; batch) to the loss of the update and its metrics."""
 
 
-def make_train_step(
-    graphdef: nnx.GraphDef, cfg: config.Train, mesh: Mesh, state_shardings: TrainState
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenRecord]]:
-    """Returns the jitted update. It donates the state, and leaves it as it is where the loss or the
-    gradient is not finite.
+def make_update(
+    graphdef: nnx.GraphDef,
+    loss: MicrobatchLoss,
+    metrics_of: MetricsOf,
+    optim: config.Optim,
+    state_shardings: TrainState,
+    remat: str,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics, Any]]:
+    """Returns the jitted function from state and batch to state, metrics and the tokens' record.
 
-    An update without a completion to learn from is one with gradient 0, as in the reference:
-    Adam's momentum and the weight decay still move the parameters.
+    It donates the state, and leaves it as it is where the loss or the gradient is not finite. An
+    update without a completion to learn from has gradient 0, as in the reference: the momentum of
+    Adam and the weight decay still move the parameters.
+
+    A batch has `rows`, a pytree of arrays [M, R, ...], `microbatches`, of which those from this
+    number on are empty and not run, and `padding`.
+
+    Args:
+        graphdef: The model's structure.
+        loss: The loss of a microbatch, already divided by counts of the whole update.
+        metrics_of: Makes the metrics of the update from what `loss` reports.
+        optim: The config of the optimizer.
+        state_shardings: The sharding of every leaf of the state.
+        remat: As in config.Model. "full" adds the gradients of layers and head in place.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, TokenRecord]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics, Any]:
         near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
 
-        def one(micro: Rows, grads: nnx.State) -> tuple[nnx.State, tuple[Sums, TokenRecord]]:
-            def loss(params: nnx.State, sums: GradientSums) -> tuple[jax.Array, Any]:
-                return microbatch_loss(
-                    params, near.teacher_params, micro, batch.samples, graphdef, cfg, sums
-                )
+        def microbatch(i: jax.Array, grads: nnx.State) -> tuple[nnx.State, Any]:
+            at = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+            micro = replace(batch, rows=jax.tree.map(at, batch.rows))
+            if remat == "full":
+                return _add_in_place(grads, loss, graphdef, near, micro)
+            added, reported = jax.grad(loss, has_aux=True)(
+                state.params, GradientSums(), near, micro
+            )
+            return jax.tree.map(jnp.add, grads, added), reported
 
-            into = cfg.model.remat == "full"
-            return add_gradient(grads, state.params, loss, graphdef, into=into, frozen=state.frozen)
+        def step(i: jax.Array, carry: tuple[nnx.State, list]) -> tuple[nnx.State, list]:
+            grads, reported = one(i, carry[0])
+            new = jax.tree.leaves(reported)
+            return grads, [x.at[i].set(y) for x, y in zip(carry[1], new, strict=True)]
 
-        grads = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), state.params)
+        # As a jitted function it is traced once: the loop needs the shapes of what it reports.
+        one = jax.jit(microbatch, inline=True)
+        grads = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), state.params)
         grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-        grads, (sums, record) = over_microbatches(one, grads, batch.rows, batch.microbatches)
-        lr = adamw.learning_rate(state.step, cfg.optim)
-        metrics = of_update(sums)
-        loss = metrics["loss/total"]
+        first = jax.ShapeDtypeStruct((), jnp.int32)
+        like, tree = jax.tree.flatten(jax.eval_shape(one, first, grads)[1])
+        number = jax.tree.leaves(batch.rows)[0].shape[0]
+        zeros = [jnp.zeros((number, *x.shape), x.dtype) for x in like]
+        grads, leaves = jax.lax.fori_loop(0, batch.microbatches, step, (grads, zeros))
+        sums, record = jax.tree.unflatten(tree, leaves)
+        total, metrics = metrics_of(sums, batch)
+        lr = adamw.learning_rate(state.step, optim)
         params, opt_state, norm = adamw.apply(
-            state.params, state.opt_state, grads, lr, cfg.optim, loss
+            state.params, state.opt_state, grads, lr, optim, total
         )
-        state = replace(state, params=params, opt_state=opt_state)
         metrics |= {
             "optim/grad_norm": norm,
-            "optim/skipped": 1.0 - (jnp.isfinite(norm) & jnp.isfinite(loss)).astype(jnp.float32),
+            "optim/skipped": 1.0 - (jnp.isfinite(norm) & jnp.isfinite(total)).astype(jnp.float32),
             "optim/lr": lr,
             "update/padding": batch.padding,
         }
-        return state, metrics, record
+        return replace(state, params=params, opt_state=opt_state), metrics, record
 
-    rep = rules.replicated(mesh)
+    whole = state_shardings.step
     return jax.jit(
-        train_step,
+        update,
         donate_argnums=0,
         in_shardings=(state_shardings, None),
-        out_shardings=(state_shardings, rep, rep),
+        out_shardings=(state_shardings, whole, whole),
         compiler_options=AS_WRITTEN,
     )
 
 
+def _add_in_place(
+    grads: nnx.State, loss: MicrobatchLoss, graphdef: nnx.GraphDef, state: TrainState, micro: Any
+) -> tuple[nnx.State, Any]:
+    """Returns `grads` plus those of a microbatch, and what its loss reports.
+
+    hidden_states, which recomputes whole layers, adds the gradients of the layers in place, and
+    the chunked head those of the head. A second set of either never exists; except for the head's
+    where rows are split over devices, because each device then has its own.
+    """
+    own = dict(state.params.items())
+    head = "head" if "head" in own else "embedding"
+    summed = {"layers", head} if state.frozen is None else {lora.NAME}
+    # An embedding that is the head too has a second gradient outside its sums: that of the lookup.
+    others = {name: part for name, part in own.items() if name not in summed - {"embedding"}}
+
+    def of_parts(others: dict, sums: dict) -> tuple[jax.Array, Any]:
+        with_sums = nnx.merge(graphdef, lora.joined(nnx.State(own | sums), state.frozen))
+        so_far = GradientSums(
+            layers=trained_layers(with_sums)[0],
+            head=head_matrix(with_sums) if state.frozen is None else None,
+        )
+        return loss(nnx.State(own | others), so_far, state, micro)
+
+    sums = {name: grads[name] for name in summed}
+    (added, new), reported = jax.grad(of_parts, (0, 1), has_aux=True)(others, sums)
+    total = {n: jax.tree.map(jnp.add, new.get(n, grads[n]), part) for n, part in added.items()}
+    # The parts of a State come out of it as States, but inside they are plain dicts.
+    leaves = jax.tree.leaves(nnx.State(new | total))
+    return jax.tree.unflatten(jax.tree.structure(grads), leaves), reported
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    objective: Objective,
+    optim: config.Optim,
+    state_shardings: TrainState,
+    remat: str,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenRecord]]:
+    """Returns the jitted update of reinforcement learning; see make_update."""
+    loss = partial(microbatch_loss, graphdef, objective)
+    return make_update(graphdef, loss, update_metrics, optim, state_shardings, remat)
+
+
 def make_score(
-    graphdef: nnx.GraphDef, cfg: config.Train, mesh: Mesh
+    graphdef: nnx.GraphDef, objective: Objective, mesh: Mesh
 ) -> Callable[[nnx.State, Batch], jax.Array]:
     """Returns the jitted function to the log-probabilities of a batch's tokens, [M, R, C].
 
@@ -93,23 +174,24 @@ def make_score(
     """
 
     def score(params: nnx.State, batch: Batch) -> jax.Array:
-        def one(micro: Rows, total: None) -> tuple[None, jax.Array]:
-            model = nnx.merge(graphdef, params)
-            hidden = gathered(model, micro.student, micro.student_index)
-            outputs = token_outputs(
-                hidden,
-                head_matrix(model),
-                None,
-                None,
-                micro.token,
-                cfg=cfg.loss,
-                vocab_first=model.cfg.tie_embeddings,
-                temperature=cfg.rollout.temperature,
-                mask=micro.sample >= 0,
-            )
-            return total, outputs.student_logprob
+        model = nnx.merge(graphdef, params)
+        spec = HeadSpec(
+            loss=objective.loss,
+            temperature=objective.temperature,
+            vocab_first=model.cfg.tie_embeddings,
+        )
 
-        return over_microbatches(one, None, batch.rows, batch.microbatches)[1]
+        def microbatch(i: jax.Array, scores: jax.Array) -> jax.Array:
+            at = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+            rows = jax.tree.map(at, batch.rows)
+            hidden = hidden_at(model, rows.student, rows.student_index)
+            student = Context(hidden=hidden, head=head_matrix(model))
+            tokens = Tokens(token=rows.token, mask=rows.sample >= 0)
+            outputs = token_outputs(Contexts(student=student, teachers={}), tokens, spec)
+            return scores.at[i].set(outputs.student_logprob)
+
+        zeros = jnp.zeros(batch.rows.token.shape, jnp.float32)
+        return jax.lax.fori_loop(0, batch.microbatches, microbatch, zeros)
 
     return jax.jit(score, out_shardings=rules.leading(mesh, 1), compiler_options=AS_WRITTEN)
 
@@ -117,17 +199,19 @@ def make_score(
 def make_after_step(
     cfg: config.Teacher, state_shardings: TrainState
 ) -> Callable[[TrainState], TrainState]:
-    """Returns the jitted end of a round: counts it and moves the EMA teacher."""
+    """Returns the jitted end of a step: it counts the step and moves the EMA teacher."""
 
     def after_step(state: TrainState) -> TrainState:
-        teacher = kinds.moved(state.teacher_params, state.params, cfg)
+        teacher = state.teacher_params
+        if cfg.kind == "ema" and teacher is not None:
+            teacher = moved_teacher(teacher, state.params, cfg.ema_rate)
         return replace(state, step=state.step + 1, teacher_params=teacher)
 
     return jax.jit(after_step, donate_argnums=0, out_shardings=state_shardings)
 
 
 def batch_shardings(batch: AnyBatch, mesh: Mesh) -> AnyBatch:
-    """Returns the sharding of every array of a batch: rows are split, what is [B] is not."""
-    return jax.tree.map(
-        lambda x: rules.leading(mesh, 1) if np.ndim(x) == 3 else rules.replicated(mesh), batch
-    )
+    """Returns the sharding of every array of a batch: rows are split, arrays [B] are not."""
+    leaves, tree = jax.tree.flatten(batch)
+    rows, whole = rules.leading(mesh, 1), rules.replicated(mesh)
+    return jax.tree.unflatten(tree, [rows if np.ndim(x) == 3 else whole for x in leaves])

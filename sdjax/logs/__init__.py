@@ -1,1 +1,1 @@
-"""What a run writes and shows while it runs."""
+"""Writes and shows metrics, rollouts and profiles of a run."""

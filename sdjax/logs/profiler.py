@@ -1,4 +1,4 @@
-"""Profiler traces (XProf, Perfetto) and what they say."""
+"""Writes profiler traces (XProf, Perfetto) and prints where the devices' time went."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def trace(folder: Path) -> Iterator[None]:
     Open it with XProf or TensorBoard's profile plugin; the .trace.json.gz also with Perfetto.
     """
     options = jax.profiler.ProfileOptions()
-    # Python's own calls would be most of the trace, and slow down what is measured.
+    # Without Python's calls, because they would fill the trace and slow down what it measures.
     options.python_tracer_level = 0
     with jax.profiler.trace(str(folder), profiler_options=options):
         yield
@@ -28,10 +28,10 @@ def trace(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def rounds(folder: str | None, traced: range = range(1, 3)) -> Iterator[Callable[[int], None]]:
-    """Yields what a loop calls with the number of each round before it, from 0.
+    """Yields a function that a loop calls before each round, with the round's number from 0.
 
-    The rounds `traced` go into one trace; the first, which compiles, is none of them. No folder,
-    no trace.
+    One trace takes the rounds `traced`; round 0 is left out because it compiles. Without a folder
+    there is no trace.
     """
     begun = folder is None
     with ExitStack() as open_trace:

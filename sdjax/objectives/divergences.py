@@ -1,4 +1,4 @@
-"""How far the student's next-token distribution is from the teacher's, at every token.
+"""Measures how far the student's next-token distribution is from the teacher's, at every token.
 
 Conventions (arXiv:2601.20802, arXiv:2603.24472): S student, T teacher, M = (1 - alpha) S + alpha T.
 
@@ -6,13 +6,17 @@ Conventions (arXiv:2601.20802, arXiv:2603.24472): S student, T teacher, M = (1 -
     alpha 1        KL(S || T), reverse
     0 < alpha < 1  (1 - alpha) KL(S || M) + alpha KL(T || M), generalised Jensen-Shannon
 
-The last line tends to 0, not to the KLs, as alpha nears 0 or 1: with scale "reference" a sweep of
-alpha is a sweep of the learning rate by factors of 10 to 1000, with a jump at both ends. Scale
-"continuous" divides it by alpha (1 - alpha), which makes the two KLs its limits (JSD x 4).
+The last line tends to 0, not to the KLs, as alpha nears 0 or 1. So with scale "reference" a sweep
+of alpha is a sweep of the learning rate by factors of 10 to 1000, with a jump at both ends. Scale
+"continuous" divides it by alpha (1 - alpha); its limits are then the two KLs (JSD x 4).
 
-A divergence is a function of logits [..., V] (float32, temperature applied), sampled tokens [...]
-and the `Loss` section; it returns float32[...] and passes gradients to the student only. To add
-one, write it here and name it in DIVERGENCES.
+A divergence is a function `f(student, teacher, token, cfg)`. It takes logits float32[..., V] after
+temperature, the sampled tokens int32[...] and the `Loss` section, and returns float32[...]. The
+caller stops the gradient to the teacher. To add a divergence, write the function here and name it
+in DIVERGENCES.
+
+The last axis may be split over devices. Everything here is an elementwise function followed by a
+reduction, never a gather, so the compiler splits it without moving logits. Logits are finite.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,7 +32,6 @@ import jax.numpy as jnp
 
 from sdjax.config import Loss
 from sdjax.errors import UserError
-from sdjax.objectives.reductions import log_normalizer, log_prob, sums
 from sdjax.objectives.selection import Selection, selected
 from sdjax.objectives.selection import top_k as select_top_k
 
@@ -40,7 +44,8 @@ TAIL_FLOOR = -math.expm1(-1e-7)
 def full(student: jax.Array, teacher: jax.Array, token: jax.Array, cfg: Loss) -> jax.Array:
     """Returns the divergence over the whole vocabulary (arXiv:2601.20802 section 3.1)."""
     del token
-    return _clipped(_over_bins(student, jax.lax.stop_gradient(teacher), None, cfg), cfg)
+    each = _over_bins(student, teacher, None, cfg)
+    return each if cfg.token_clip is None else jnp.minimum(each, cfg.token_clip)
 
 
 def top_k(student: jax.Array, teacher: jax.Array, token: jax.Array, cfg: Loss) -> jax.Array:
@@ -50,74 +55,56 @@ def top_k(student: jax.Array, teacher: jax.Array, token: jax.Array, cfg: Loss) -
     the kept ones. Which tokens are kept carries no gradient.
     """
     del token
-    teacher = jax.lax.stop_gradient(teacher)
     by = jax.lax.stop_gradient(student) if cfg.top_k_by == "student" else teacher
-    chosen = select_top_k(by, min(cfg.top_k, by.shape[-1]))
-    return _clipped(_over_bins(student, teacher, chosen, cfg), cfg)
+    kept = select_top_k(by, min(cfg.top_k, by.shape[-1]))
+    each = _over_bins(student, teacher, kept, cfg)
+    return each if cfg.token_clip is None else jnp.minimum(each, cfg.token_clip)
 
 
 def sampled(student: jax.Array, teacher: jax.Array, token: jax.Array, cfg: Loss) -> jax.Array:
-    """Returns a loss at the sampled token only: c log S(y), c without gradient.
+    """Returns a loss at the sampled token only: c log S(y), where c carries no gradient.
 
-    For y drawn from the student, its gradient's expectation is that of `full` under the same
+    For y drawn from the student, the expectation of its gradient is that of `full` with the same
     alpha and scale: grad GJSD = (1 - alpha) E_S[log(S / M) grad log S], so
 
         alpha 0        c = 1 - T/S   (E[grad log S] = 0 lets the 1 in: less variance)
         0 < alpha < 1  c = (1 - alpha) log(S/M); scale "continuous": log(S/M) / alpha
-        alpha 1        c = log(S/T), the reference's estimator
+        alpha 1        c = log(S/T), the estimator of the reference
 
-    Its value is no divergence, and can be negative. cfg.token_clip bounds c from above.
+    Its value is no divergence and can be negative. cfg.token_clip bounds c from above.
     """
-    a = log_prob(student, token)
-    b = log_prob(jax.lax.stop_gradient(teacher), token)
-    gap = b - jax.lax.stop_gradient(a)
+    logprob = log_prob(student, token)
+    gap = log_prob(teacher, token) - jax.lax.stop_gradient(logprob)
     if cfg.alpha == 0.0:
         c = -jnp.expm1(gap)
     elif cfg.alpha == 1.0:
         c = -gap
     else:
-        c = _scale(cfg) * (1.0 - cfg.alpha) * _log_over_mixture(gap, cfg.alpha)[0]
-    return _clipped(c, cfg) * a
+        scale = 1.0 / (cfg.alpha * (1.0 - cfg.alpha)) if cfg.scale == "continuous" else 1.0
+        odds = gap + (math.log(cfg.alpha) - math.log1p(-cfg.alpha))  # as in _shares
+        rest = jnp.log1p(jnp.exp(-jnp.abs(odds)))
+        log_s = -(math.log1p(-cfg.alpha) + jnp.maximum(odds, 0.0) + rest)
+        c = scale * (1.0 - cfg.alpha) * log_s
+    c = c if cfg.token_clip is None else jnp.minimum(c, cfg.token_clip)
+    return c * logprob
 
 
 DIVERGENCES: dict[str, Divergence] = {"full": full, "top_k": top_k, "sampled": sampled}
 
 
 def get(name: str) -> Divergence:
-    """Returns the divergence of that name."""
+    """Returns the divergence of that name; raises UserError where there is none."""
     if name not in DIVERGENCES:
         raise UserError(f"loss.divergence is {name!r}: one of {', '.join(DIVERGENCES)}")
     return DIVERGENCES[name]
 
 
-def _clipped(x: jax.Array, cfg: Loss) -> jax.Array:
-    return x if cfg.token_clip is None else jnp.minimum(x, cfg.token_clip)
-
-
-def _scale(cfg: Loss) -> float:
-    inner = 0.0 < cfg.alpha < 1.0 and cfg.scale == "continuous"
-    return 1.0 / (cfg.alpha * (1.0 - cfg.alpha)) if inner else 1.0
-
-
-def _log_over_mixture(gap: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
-    """Returns log(S/M) and log(T/M) from gap = log(T/S).
-
-    Written with the gap alone, so that rounding of the log-probabilities themselves, a million
-    times larger than a small alpha leaves of log(S/M), does not enter.
-    """
-    d = gap + (math.log(alpha) - math.log1p(-alpha))
-    rest = jnp.log1p(jnp.exp(-jnp.abs(d)))
-    log_s = -(math.log1p(-alpha) + jnp.maximum(d, 0.0) + rest)
-    log_t = -(math.log(alpha) + jnp.maximum(-d, 0.0) + rest)
-    return log_s, log_t
-
-
 def _shares(a: jax.Array, b: jax.Array, cfg: Loss) -> tuple[jax.Array, jax.Array]:
     """Returns each bin's share of the divergence, and its derivative by a = log S, at b = log T.
 
-    Shares of a KL sum to the same with and without s - t at each bin; scale "continuous" has it,
-    so that no share is negative, which a pointwise clip could turn into a negative divergence;
-    scale "reference" has not, as the papers ran.
+    Adding s - t to each bin leaves a KL unchanged, because both sum to 1. It makes every share
+    non-negative, so a pointwise clip cannot make the divergence negative. Scale "reference" leaves
+    it out, as the papers ran.
     """
     s, t = jnp.exp(a), jnp.exp(b)
     own = (s - t) if cfg.scale == "continuous" else 0.0
@@ -127,9 +114,15 @@ def _shares(a: jax.Array, b: jax.Array, cfg: Loss) -> tuple[jax.Array, jax.Array
         share = s * (a - b) - own
         slope = s * (a - b) + (0.0 if cfg.scale == "continuous" else s)
     else:
-        log_s, log_t = _log_over_mixture(b - a, cfg.alpha)
-        slope = (_scale(cfg) * (1.0 - cfg.alpha)) * s * log_s
-        share = slope + (_scale(cfg) * cfg.alpha) * t * log_t
+        scale = 1.0 / (cfg.alpha * (1.0 - cfg.alpha)) if cfg.scale == "continuous" else 1.0
+        # log(S/M) and log(T/M) come from log(T/S) alone, because the rounding error of a
+        # log-probability is up to a million times log(S/M) at a small alpha.
+        odds = (b - a) + (math.log(cfg.alpha) - math.log1p(-cfg.alpha))
+        rest = jnp.log1p(jnp.exp(-jnp.abs(odds)))
+        log_s = -(math.log1p(-cfg.alpha) + jnp.maximum(odds, 0.0) + rest)
+        log_t = -(math.log(cfg.alpha) + jnp.maximum(-odds, 0.0) + rest)
+        slope = (scale * (1.0 - cfg.alpha)) * s * log_s
+        share = slope + (scale * cfg.alpha) * t * log_t
     if cfg.pointwise_clip is not None:
         slope = jnp.where(share <= cfg.pointwise_clip, slope, 0.0)
         share = jnp.minimum(share, cfg.pointwise_clip)
@@ -178,8 +171,9 @@ def _over_bins_forward(
 def _over_bins_backward(cfg: Loss, saved: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
     student, teacher, kept, norm_s, norm_t, total, each = saved
     if jax.default_backend() == "gpu":
-        # Seen as the forward pass's own, the slopes would be kept: a pass that writes them and
-        # one that reads them, float32, where making them again is free beside reading the logits.
+        # Without the barrier XLA would keep the slopes of the forward pass, because they are the
+        # same values: one pass that writes float32 and one that reads it. Computing them a second
+        # time costs nothing next to reading the logits.
         student, teacher = jax.lax.optimization_barrier((student, teacher))
     a, b = student - norm_s[..., None], teacher - norm_t[..., None]
     p = jnp.exp(a)
@@ -192,3 +186,98 @@ def _over_bins_backward(cfg: Loss, saved: Any, g: jax.Array) -> tuple[jax.Array,
 
 
 _over_bins.defvjp(_over_bins_forward, _over_bins_backward)
+
+
+# Reductions over a vocabulary, each a single pass with a gradient in closed form.
+
+
+def log_normalizer(logits: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    """Returns log sum exp over the last axis, over the entries of `keep` if given.
+
+    It is not meant to be differentiated: the functions that use it bring their own gradients.
+    """
+    if keep is not None:
+        logits = jnp.where(keep, logits, -jnp.inf)
+    top = jnp.max(logits, axis=-1)
+    return top + jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+
+
+def is_token(logits: jax.Array, token: jax.Array) -> jax.Array:
+    """Returns bool[..., V]: True at the entry of each position's token."""
+    entry = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return entry == token[..., None]
+
+
+@jax.custom_vjp
+def log_prob(logits: jax.Array, token: jax.Array) -> jax.Array:
+    """Returns the log-probability of `token` int32[...] under softmax(logits [..., V])."""
+    return _log_prob_forward(logits, token)[0]
+
+
+def _log_prob_forward(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, Any]:
+    norm = log_normalizer(logits)
+    own = jnp.sum(jnp.where(is_token(logits, token), logits, 0.0), axis=-1)
+    return own - norm, (logits, token, norm)
+
+
+def _log_prob_backward(saved: Any, g: jax.Array) -> tuple[jax.Array, None]:
+    logits, token, norm = saved
+    p = jnp.exp(logits - norm[..., None])
+    return g[..., None] * (is_token(logits, token).astype(p.dtype) - p), None
+
+
+log_prob.defvjp(_log_prob_forward, _log_prob_backward)
+
+
+def entropy(logits: jax.Array) -> jax.Array:
+    """Returns the entropy in nats of softmax(logits) over the last axis."""
+    a = logits - log_normalizer(logits)[..., None]
+    return -jnp.sum(jnp.exp(a) * a, axis=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two distributions over the last axis, float32[...] each, in nats."""
+
+    p_entropy: jax.Array
+    q_entropy: jax.Array
+    kl: jax.Array  # KL(p || q)
+    q_log_prob: jax.Array  # of the token
+
+
+def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Comparison:
+    """Returns what is reported of softmax(p_logits) and softmax(q_logits) at int32[...] tokens."""
+    a = p_logits - log_normalizer(p_logits)[..., None]
+    b = q_logits - log_normalizer(q_logits)[..., None]
+    p, q = jnp.exp(a), jnp.exp(b)
+    p_log_p, q_log_q, kl, own = sums(
+        p * a, q * b, p * (a - b), jnp.where(is_token(b, token), b, 0.0)
+    )
+    return Comparison(p_entropy=-p_log_p, q_entropy=-q_log_q, kl=kl, q_log_prob=own)
+
+
+def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns the sum of each over the last axis.
+
+    A GPU makes them in one pass over what the terms share, where XLA would write a term that two
+    of them use to memory and read it back; its CPU code for such a reduction is slower than one
+    pass each.
+    """
+    if jax.default_backend() != "gpu":
+        return tuple(jnp.sum(x, axis=-1) for x in terms)
+    zeros = (jnp.float32(0),) * len(terms)
+    return jax.lax.reduce(
+        terms, zeros, lambda x, y: tuple(map(jnp.add, x, y)), (terms[0].ndim - 1,)
+    )
+
+
+def same_top(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns bool[...]: whether some entry is a likeliest one of both."""
+    both = (x == jnp.max(x, axis=-1, keepdims=True)) & (y == jnp.max(y, axis=-1, keepdims=True))
+    return jnp.any(both, axis=-1)
+
+
+def is_top(logits: jax.Array, token: jax.Array) -> jax.Array:
+    """Returns bool[...]: whether int32[...] `token` is a likeliest one."""
+    own = jnp.max(logits, axis=-1, where=is_token(logits, token), initial=-jnp.inf)
+    return own == jnp.max(logits, axis=-1)

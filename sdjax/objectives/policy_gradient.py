@@ -140,13 +140,3 @@ def importance_ratio(logprobs: jax.Array, old_logprobs: jax.Array, upper: float)
     """Returns min(new / old, upper) at every token, without gradient."""
     ratio = jnp.exp(token_log_ratio(logprobs, old_logprobs))
     return jax.lax.stop_gradient(jnp.minimum(ratio, upper))
-
-
-def sampler_weights(
-    old_logprobs: jax.Array, sampler_logprobs: jax.Array, upper: float
-) -> jax.Array:
-    """Returns min(trainer / sampler, upper) at every token, without gradient.
-
-    Truncated importance sampling, for a sampler that does not compute quite what the trainer does.
-    """
-    return importance_ratio(old_logprobs, sampler_logprobs, upper)

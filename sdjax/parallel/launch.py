@@ -172,7 +172,7 @@ def _join(given: Launch) -> None:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"the processes cannot join at {where}: {reason}; give --coordinator HOST:PORT, "
-            "--processes N and --process I, or --processes 1 for a run of its own"
+            "--processes N and --process I, or --processes 1 to run alone"
         ) from error
     finally:
         timer.cancel()

@@ -23,6 +23,7 @@ from sdjax import config
 from sdjax.errors import UserError
 from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
+from sdjax.learner.objective import Objective
 from sdjax.models.network.model_config import LayerKind
 from sdjax.models.network.transformer import Transformer
 from sdjax.parallel import mesh as meshes
@@ -102,7 +103,9 @@ def train_step(work: Workload, mesh: jax.sharding.Mesh) -> Compiled:
     with jax.set_mesh(mesh):
         return _compiled(
             "update",
-            update.make_train_step(graphdef, cfg, mesh, shardings),
+            update.make_train_step(
+                graphdef, Objective.of(cfg), cfg.optim, shardings, cfg.model.remat
+            ),
             _placed(jax.eval_shape(init, abstract), shardings),
             _placed(batch, update.batch_shardings(batch, mesh)),
             loops=work.microbatches,

@@ -6,8 +6,8 @@ words in which a teacher reads it, and its answer uses that solution. It teaches
 read a demonstration, which an instruct model learns from far more text. The answer depends on what
 is shown:
 
-a whole trace     the answer is mostly direct; a false start ends soon, with few words of doubt
-the answer alone  the answer is a search, which ends sooner than an unguided one
+- a whole trace: the answer is mostly direct. A false start ends soon, with few words of doubt.
+- the answer alone: the answer is a search, which ends sooner than an unguided one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_FAILURES = 10
 
 
 @dataclass(frozen=True)
-class Conversation:
+class TraceRow:
     """A question, the solution that is shown with it (None if none is), and the answer."""
 
     question: str
@@ -44,22 +44,22 @@ class Conversation:
     answer: str
 
 
-def conversation(task: Countdown, cfg: config.Traces, rng: Random) -> Conversation:
+def trace_row(task: Countdown, cfg: config.Traces, rng: Random) -> TraceRow:
     """Returns a conversation about a question that the task neither trains on nor holds out."""
     question = draw(task, "base", rng)
     if rng.random() >= cfg.guided:
-        return Conversation(question.text(), None, _unguided(question, cfg, rng))
+        return TraceRow(question.text(), None, _unguided(question, cfg, rng))
     found = search(question.numbers, question.target, cfg.patience[1], Voice(cfg.doubt), rng)
     kind, path = rng.random(), found.path
     if not found.solved:
         path = rng.choice(list(solutions(terms(question.numbers), question.target)))
     if kind < cfg.shown_answer:
         answer = _guided(question, path, Voice(cfg.doubt), cfg.answer_hazard, rng)
-        return Conversation(question.text(), stated(path), answer)
+        return TraceRow(question.text(), stated(path), answer)
     whole = found.solved and kind >= cfg.shown_answer + cfg.shown_direct
     shown = trace(found.lines, path) if whole else direct(path)
     answer = _guided(question, path, Voice(cfg.guided_doubt), cfg.trace_hazard, rng)
-    return Conversation(question.text(), shown, answer)
+    return TraceRow(question.text(), shown, answer)
 
 
 def _unguided(question: Question, cfg: config.Traces, rng: Random) -> str:

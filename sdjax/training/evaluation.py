@@ -1,7 +1,7 @@
-"""Scores a model on held-out examples of one or several tasks; training calls the same functions.
+"""Scores a model on held-out examples of one or several tasks, in evaluations and in training.
 
-Answers are sampled batch by batch and every figure is computed from them, so what is in
-answers.jsonl need not be sampled again.
+Answers are sampled batch by batch, and every figure is computed from them. A resumed evaluation
+therefore reads the answers that answers.jsonl has, and samples the others.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ from sdjax.training import loaded_model
 
 AnswerRow = dict[str, Any]
 PUSH_S = 60.0
-"""Answers are copied to a bucket so often at most, as they come: each time all of them."""
+"""Least seconds between two copies of the answers to a bucket, because each copies all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The held-out examples of a task that are evaluated, under the name that its figures bear."""
+    """The held-out examples of a task that an evaluation uses."""
 
     name: str
+    """Names its figures."""
     task: Task
     examples: Sequence[Example]
     overlong: int
+    """Examples that were left out because their prompt is too long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalBatch:
-    """Examples sampled at one time: batch `number` of set `index`."""
+    """Examples that are sampled together: batch `number` of set `index`."""
 
     held_out: HeldOut
     index: int
@@ -63,9 +65,18 @@ def held_out(
     limit: int,
     thinking: bool | None,
 ) -> list[HeldOut]:
-    """Returns the sets of an evaluation, first that of the task itself.
+    """Returns the sets of an evaluation; that of the task itself is the first.
 
-    `limit` is the longest prompt in tokens; examples over it are left out.
+    Args:
+        task: What the model is trained or evaluated on.
+        out_of_domain: Other tasks, each under the name of its figures.
+        cfg: How many examples each set has.
+        tokenizer: Measures the prompts.
+        limit: The longest prompt in tokens; longer ones are left out.
+        thinking: Whether the chat template enables thinking; None leaves that to the template.
+
+    Raises:
+        UserError: A set is empty, two have one name, or processes have read different examples.
     """
     if task.name in out_of_domain:
         raise UserError(
@@ -90,14 +101,14 @@ def held_out(
 
 
 def note_held_out(sets: Sequence[HeldOut]) -> None:
-    """Prints how many examples there are, and which rows of the tasks' files are not used."""
+    """Prints the number of examples of each set, and the rows of files that are not used."""
     for part in sets:
         hosts.note(f"{part.name}: {len(part.examples)} held out ({part.overlong} left out)")
         note_skipped(part.task)
 
 
 def batches(sets: Sequence[HeldOut], size: int) -> list[EvalBatch]:
-    """Returns the batches of an evaluation in the order in which they are sampled."""
+    """Returns the batches of an evaluation in the order of sampling."""
     return [
         EvalBatch(
             held_out=part,
@@ -118,18 +129,29 @@ def answers(
     cfg: config.Eval,
     thinking: bool | None,
 ) -> Iterator[list[AnswerRow]]:
-    """Yields the rows of each batch: `cfg.k` completions of each example, graded.
+    """Yields the rows of each batch: `cfg.k` graded completions per example.
 
-    A batch draws with fold_in(fold_in(key(seed), set), number): neither what was sampled before
-    nor the step of training enters, so two models are compared on the same noise.
+    A batch draws with the key fold_in(fold_in(key(seed), set), number). Earlier samples and the
+    step of training do not change it, so two models are compared on the same noise.
+
+    Args:
+        sampler: Draws the completions.
+        weights: What the sampler reads.
+        tokenizer: That of the model.
+        plan: The batches.
+        cfg: How completions are sampled, and how many per example.
+        thinking: Whether the chat template enables thinking; None leaves that to the template.
     """
     root = jax.random.key(cfg.seed)
     for batch in plan:
-        # Batches of one size share a program; the last is filled up with an example of its own.
+        # All batches of a set have one size and so share a program. The first example of the last
+        # batch fills it up, and its further answers are dropped.
         size = min(cfg.batch, len(batch.held_out.examples))
-        filled = [*batch.examples, *[batch.examples[0]] * (size - len(batch.examples))]
+        examples = [*batch.examples, *[batch.examples[0]] * (size - len(batch.examples))]
         request = SamplingRequest(
-            prompts=[tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in filled],
+            prompts=[
+                tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in examples
+            ],
             group_size=cfg.k,
             sampling=cfg,
             key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),
@@ -138,7 +160,7 @@ def answers(
             sampler,
             weights,
             request,
-            examples=filled,
+            examples=examples,
             tokenizer=tokenizer,
             grade_many=batch.held_out.task.grade_many,
         )
@@ -150,7 +172,7 @@ def answers(
 
 
 def _rows(name: str, group: Group, tokenizer: Tokenizer) -> Iterator[AnswerRow]:
-    """Yields what answers.jsonl keeps of each completion."""
+    """Yields the row of answers.jsonl of each completion."""
     begun = tokenizer.decode_raw(group.prompt).rstrip().endswith("<think>")
     for completion, grade in zip(group.completions, group.grades, strict=True):
         thinking, answer = lengths.split_thinking(completion.text, begun=begun)
@@ -178,19 +200,19 @@ def jsonl(rows: Sequence[AnswerRow]) -> str:
 
 
 def score(rows: Sequence[AnswerRow], sets: Sequence[HeldOut], lexicon: str) -> dict[str, Scores]:
-    """Returns the scores of each set by name, epistemic words as this lexicon counts them."""
+    """Returns the scores of each set by name; `lexicon` defines the epistemic words."""
     return {p.name: scores.of_rows([r for r in rows if r["set"] == p.name], lexicon) for p in sets}
 
 
 def to_dict(by_set: Mapping[str, Scores]) -> dict[str, Any]:
-    """Returns plain values for JSON: the task's own, and the other sets' under out_of_domain."""
+    """Returns the scores as plain values for JSON; other sets than the task's in out_of_domain."""
     (_, own), *others = by_set.items()
     out = own.to_dict()
     return out | ({"out_of_domain": {n: s.to_dict() for n, s in others}} if others else {})
 
 
 def metrics(by_set: Mapping[str, Scores]) -> dict[str, float]:
-    """Returns what training logs: eval/... of its task, ood/NAME/... of the other sets."""
+    """Returns the metrics that training logs: eval/... of its task, ood/NAME/... of other sets."""
     (_, own), *others = by_set.items()
     out = own.metrics("eval")
     for name, other in others:
@@ -199,7 +221,10 @@ def metrics(by_set: Mapping[str, Scores]) -> dict[str, float]:
 
 
 def check_metric(field: str, name: str, sets: Sequence[HeldOut], cfg: config.Eval) -> None:
-    """Raises UserError where no evaluation of these sets has a metric of this name."""
+    """Raises UserError if evaluations of these sets have no metric of this name.
+
+    `field` is the config field that names the metric.
+    """
     answer: AnswerRow = {
         **dict.fromkeys(("tokens", "thinking_tokens", "answer_tokens"), 1),
         **{"id": "", "completion": "", "finish": "stop", "correct": True},
@@ -212,7 +237,10 @@ def check_metric(field: str, name: str, sets: Sequence[HeldOut], cfg: config.Eva
 
 
 def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | None]]:
-    """Returns the rows of the closing table from two evaluations as `to_dict` gives them."""
+    """Returns the rows of the closing table: name, figure before, figure after.
+
+    Both evaluations are as `to_dict` gives them.
+    """
 
     def row(name: str, *path: str) -> tuple[str, float | None, float | None]:
         ends = []
@@ -252,27 +280,30 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationHistory:
-    """The evaluations of a training run: how its model scores as it learns."""
+    """The evaluations of a training run."""
 
     model: loaded_model.LoadedModel
     sets: Sequence[HeldOut]
     cfg: config.Eval
     thinking: bool | None
+    """Whether the chat template enables thinking; None leaves that to the template."""
     out: Path
+    """The run directory."""
     history: list[dict]
+    """The evaluations so far, as `to_dict` gives them with their step."""
     lexicon: str = "paper"
 
     def measure(self, step: int, weights: Any) -> dict[str, float]:
-        """Returns the metrics of the model, and keeps its scores and answers.
+        """Evaluates the model, adds the scores to the history and writes the answers.
 
-        `weights` are the sampler's; without any set there is nothing to measure.
+        Returns the metrics; {} without sets. `weights` are the sampler's.
         """
         if not self.sets:
             return {}
         plan = batches(self.sets, self.cfg.batch)
         sampler, tokenizer = self.model.sampler, self.model.tokenizer
-        made = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
-        rows = [row for batch in made for row in batch]
+        by_batch = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
+        rows = [row for batch in by_batch for row in batch]
         by_set = score(rows, self.sets, self.lexicon)
         self.history.append({"step": step} | to_dict(by_set))
         if jax.process_index() == 0:
@@ -280,7 +311,7 @@ class EvaluationHistory:
         return metrics(by_set)
 
     def close(self) -> None:
-        """Writes evaluations.json and prints what the run changed."""
+        """Writes evaluations.json and prints the table of what the run changed."""
         if self.history and jax.process_index() == 0:
             text = json.dumps(self.history, indent=2) + "\n"
             write_text(self.out / "evaluations.json", text)
@@ -296,11 +327,19 @@ def resumed(
     before: Callable[[int], None] = lambda number: None,
     weights: Callable[[], Any] | None = None,
 ) -> Iterator[list[AnswerRow]]:
-    """Yields the rows of each batch: those that the file holds, then others, which it gets.
+    """Yields the rows of each batch: first those in the file, then new ones, which it appends.
 
-    An unfinished batch is sampled again. `before` is called with the number of each batch after
-    the first that is sampled, before it. `weights` gives the sampler's, asked for only if any batch
-    is sampled; None: the model as stored.
+    An unfinished batch in the file is sampled again.
+
+    Args:
+        file: The JSONL file of answers.
+        plan: The batches.
+        model: Samples them.
+        cfg: How completions are sampled, and how many per example.
+        thinking: Whether the chat template enables thinking; None leaves that to the template.
+        before: Called before each sampled batch but the first, with its index among these, from 0.
+        weights: Returns what the sampler reads; called only if a batch is sampled. None reads the
+            stored model.
     """
     primary = jax.process_index() == 0
     done, text = hosts.of_first(_whole_batches(file, plan, cfg.k) if primary else None)
@@ -311,50 +350,49 @@ def resumed(
         yield list(itertools.islice(lines, len(batch.examples) * cfg.k))
     if done == len(plan):
         return
-    read = (weights or model.stored_weights)()
-    made = answers(model.sampler, read, model.tokenizer, plan[done:], cfg, thinking)
-    for number, rows in enumerate(made, done + 1):
+    to_sample = (weights or model.stored_weights)()
+    new = answers(model.sampler, to_sample, model.tokenizer, plan[done:], cfg, thinking)
+    for number, rows in enumerate(new, done + 1):
         if primary:
             with file.open("a", encoding="utf-8") as out:
                 out.write(jsonl(rows))
         hosts.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
         yield rows
-        before(number - done)  # the next one
+        before(number - done)
 
 
 def _whole_batches(file: Path, plan: Sequence[EvalBatch], k: int) -> tuple[int, str]:
-    """Returns how many of the batches a file of answers holds whole, and their text."""
+    """Returns the number of whole batches at the beginning of a file of answers, and their text."""
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     at = done = 0
     for batch in plan:
         end = at + len(batch.examples) * k
         if len(lines) < end or not lines[end - 1].endswith(b"\n"):
             break
-        wanted = [(batch.held_out.name, example.id) for example in batch.examples]
-        for number, (line, of) in enumerate(
-            zip(lines[at:end], [w for w in wanted for _ in range(k)], strict=True), at + 1
-        ):
-            _check_line(file, number, line, of)
+        wanted = [(batch.held_out.name, e.id) for e in batch.examples for _ in range(k)]
+        for number, (line, answered) in enumerate(zip(lines[at:end], wanted, strict=True), at + 1):
+            _check_line(file, number, line, answered)
         at, done = end, done + 1
     return done, b"".join(lines[:at]).decode()
 
 
-def _check_line(file: Path, number: int, line: bytes, of: tuple[str, str]) -> None:
+def _check_line(file: Path, number: int, line: bytes, wanted: tuple[str, str]) -> None:
+    """Raises UserError if a line does not answer the wanted example: its set and id."""
     remedy = "remove the file or choose another --out"
     try:
         row = json.loads(line)
-        found = (row["set"], row["id"])
+        answered = (row["set"], row["id"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file}:{number}: not an answer; {remedy}") from None
-    if found != of:
+    if answered != wanted:
         raise UserError(
-            f"{file}:{number}: answers {found[1]} of {found[0]}, but {of[1]} of {of[0]} comes "
-            f"here; {remedy}"
+            f"{file}:{number}: answers {answered[1]} of {answered[0]}, but {wanted[1]} of "
+            f"{wanted[0]} comes here; {remedy}"
         )
 
 
 def note_skipped(task: Task, listed: int = 10) -> None:
-    """Prints how many rows of the task's files are not used, and which, up to `listed`."""
+    """Prints how many rows of the task's files are not used, and the first `listed` of them."""
     if task.skipped:
         hosts.note(f"{task.name}: {len(task.skipped)} rows skipped")
     for row in task.skipped[:listed]:
@@ -362,9 +400,9 @@ def note_skipped(task: Task, listed: int = 10) -> None:
 
 
 def check_same_examples(name: str, examples: Sequence[Example]) -> None:
-    """Raises UserError where processes have read different examples; looks at up to 1000."""
-    looked_at = [examples[i] for i in range(0, len(examples), max(len(examples) // 1000, 1))]
-    texts = [to_json(asdict(example)) for example in looked_at]
+    """Raises UserError if processes have read different examples; compares about 1000 of them."""
+    compared = [examples[i] for i in range(0, len(examples), max(len(examples) // 1000, 1))]
+    texts = [to_json(asdict(example)) for example in compared]
     hosts.check_same(
         f"{name}: its examples", [len(examples), *texts], "give every host the same files"
     )

@@ -16,7 +16,7 @@ from sdjax.analysis import epistemic
 from sdjax.data.pipeline import Batches
 from sdjax.learner import adamw, alternatives, state, update
 from sdjax.learner import batch as batches
-from sdjax.learner import update_metrics as learner_metrics
+from sdjax.learner import objective as objectives
 from sdjax.learner.batch import Batch, Rows
 from sdjax.learner.objective import TokenRecord
 from sdjax.learner.state import TrainState
@@ -116,11 +116,14 @@ def make_steps(cfg: config.Train, model: LoadedModel) -> StepFunctions:
     """Returns the jitted functions of a run; compiles nothing yet."""
     tx = adamw.make(cfg.optim)
     shardings = state.shardings(model.abstract, tx, cfg.teacher, model.mesh)
+    objective, graphdef = objectives.Objective.of(cfg), model.graphdef
     return StepFunctions(
         init=state.initialiser(tx, cfg.teacher, shardings),
-        train=update.make_train_step(model.graphdef, cfg, model.mesh, shardings),
-        score=update.make_score(model.graphdef, cfg, model.mesh),
-        alternatives=alternatives.make_alternatives(model.graphdef, cfg, model.mesh, shardings),
+        train=update.make_train_step(graphdef, objective, cfg.optim, shardings, cfg.model.remat),
+        score=update.make_score(graphdef, objective, model.mesh),
+        alternatives=alternatives.make_alternatives(
+            graphdef, objective, cfg.log.alternatives, model.mesh, shardings
+        ),
         after=update.make_after_step(cfg.teacher, shardings),
         shardings=shardings,
     )
@@ -194,7 +197,7 @@ def take_updates(
     host = jax.device_get(reported)
     return StepResult(
         state=train_state,
-        metrics=learner_metrics.of_step([metrics for metrics, _ in host]),
+        metrics=objectives.step_metrics([metrics for metrics, _ in host]),
         skipped=[bool(metrics["optim/skipped"]) for metrics, _ in host],
         record=update_log.StepRecord(
             groups=groups,
@@ -226,17 +229,12 @@ def _pack_updates(
     updates = []
     for start in range(0, len(groups), size):
         part = groups[start : start + size]
-        packed = batches.pack(
-            part,
-            None if reprompts is None else reprompts[start : start + size],
-            microbatch=cfg.optim.microbatch,
-            distillation=cfg.loss.distillation,
-            policy=cfg.policy,
-            longest=cfg.rollout.max_completion_tokens,
-            pad_id=model.tokenizer.pad_id,
-            epistemic=epistemic_tokens[start * per_group : (start + size) * per_group],
-            row_tokens=cfg.optim.row_tokens,
-        )
+        read = None if reprompts is None else reprompts[start : start + size]
+        longest = cfg.rollout.max_completion_tokens
+        samples = batches.samples_of(part, read, cfg.loss, cfg.policy, longest)
+        marked = epistemic_tokens[start * per_group : (start + size) * per_group]
+        pad_id = model.tokenizer.pad_id
+        packed = batches.pack(part, read, samples, marked, cfg.optim, pad_id)
         hosts.check_same("the batch of an update", packed, "report it, with the config")
         placed = hosts.place(packed, update.batch_shardings(packed, model.mesh))
         if cfg.optim.minibatches > 1:

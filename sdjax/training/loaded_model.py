@@ -131,7 +131,9 @@ def open_model(
     transformer = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(transformer)
     sampler: Sampler
-    if server is None or server.url is None:
+    if server is not None and server.url is not None:
+        sampler = _server_sampler(server, out, folder, cfg, tokenizer, between)
+    else:
         sampler = samplers.make(
             graphdef,
             cfg,
@@ -139,17 +141,6 @@ def open_model(
             stop_ids=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id,
             tensor=mesh_cfg.rollout_tensor,
-            between=between,
-        )
-    else:
-        if server.folder is None and storage.is_remote(out):
-            raise UserError("server.folder is None: out is no local directory; name one for both")
-        shared = Path(server.folder or Path(out) / "server").resolve()
-        sampler = client.make(
-            server,
-            stop_ids=tokenizer.stop_ids,
-            vocab_size=cfg.vocab_size,
-            write=partial(_write_for_server, cfg=cfg, source=folder, to=shared),
             between=between,
         )
     return LoadedModel(
@@ -161,6 +152,30 @@ def open_model(
         abstract=abstract,
         sampler=sampler,
         init_seed=source.init_seed,
+    )
+
+
+def _server_sampler(
+    server: config.Server,
+    out: str,
+    folder: Path,
+    cfg: ModelConfig,
+    tokenizer: Tokenizer,
+    between: Callable[[], None],
+) -> Sampler:
+    """Returns a sampler that asks a server; see `open_model` for the arguments.
+
+    `folder` holds the model that the run starts from.
+    """
+    if server.folder is None and storage.is_remote(out):
+        raise UserError("server.folder is None: out is no local directory; name one for both")
+    shared = Path(server.folder or Path(out) / "server").resolve()
+    return client.make(
+        server,
+        stop_ids=tokenizer.stop_ids,
+        vocab_size=cfg.vocab_size,
+        write=partial(_write_for_server, cfg=cfg, source=folder, to=shared),
+        between=between,
     )
 
 

@@ -37,61 +37,65 @@ class RunOutputs:
     evaluations: EvaluationHistory
 
 
-def train(setup: StepSetup, now: Progress, out: RunOutputs, stop: Stop) -> None:
-    """Takes the steps that are left and moves `now` along; raises Stopped after a signal."""
+def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> None:
+    """Takes the steps that are left and moves `progress` along; raises Stopped after a signal."""
     cfg, model = setup.cfg, setup.model
     with profiler.rounds(cfg.profile) as begin_round:
-        weights = model.sampler.weights(now.state.model_params())
-        first, last = now.step, _finish_pending_step(setup, now, out, weights)
-        while now.step < cfg.steps and not last:
+        weights = model.sampler.weights(progress.state.model_params())
+        first, last = progress.step, _finish_pending_step(setup, progress, out, weights)
+        while progress.step < cfg.steps and not last:
             stop.check()
-            begin_round(now.step - first)
+            begin_round(progress.step - first)
 
             # Draw and grade completions, and write what the teacher reads.
             timers = Timers()
             with timers("rollout"):
-                sampled = host_step.sample_groups(setup, weights, now.step)
+                sampled = host_step.sample_groups(setup, weights, progress.step)
             with timers("reprompt"):
-                inputs = host_step.build_reprompts(setup, sampled, now.step)
+                inputs = host_step.build_reprompts(setup, sampled, progress.step)
             if cfg.reprompt.regenerate and inputs.reprompts is not None:
                 with timers("regenerate"):
-                    inputs = regeneration.regenerate(setup, weights, inputs, now.step)
+                    inputs = regeneration.regenerate(setup, weights, inputs, progress.step)
 
             # Update the parameters. The sampler's weights go first, to make room.
             weights = None
             with timers("update"):
-                result = host_step.take_updates(setup, now.state, inputs, now.step)
+                result = host_step.take_updates(setup, progress.state, inputs, progress.step)
             lines = update_log.lines(result.record, model.tokenizer, cfg.log)
-            out.rollouts.write(now.step + 1, lines)
+            out.rollouts.write(progress.step + 1, lines)
             metrics = host_step.step_metrics(inputs, result, timers.take(), cfg)
-            now.skips = now.skips.after(result.skipped)
-            metrics["optim/skipped_total"] = float(now.skips.total)
-            if 0 < cfg.optim.most_skipped <= now.skips.in_row:
-                out.writer.write(now.step + 1, metrics)
-                replay.give_up(setup, now, result, out.folder, resume.what_is_safe(out.saved))
+            progress.skips = progress.skips.after(result.skipped)
+            metrics["optim/skipped_total"] = float(progress.skips.total)
+            if 0 < cfg.optim.most_skipped <= progress.skips.in_row:
+                out.writer.write(progress.step + 1, metrics)
+                replay.give_up(setup, progress, result, out.folder, resume.what_is_safe(out.saved))
             warnings = alerts.warnings(sampled.groups, inputs.reprompts, cfg)
             if any(result.skipped):
                 warnings |= alerts.skipped_updates(result.skipped, WHERE)
 
             # Advance. The step's batches and records go before the sampler's new weights come.
-            now.state = setup.functions.after(result.state)
-            now.step, now.data, now.unscored = now.step + 1, setup.order.get_state(), metrics
+            progress.state = setup.functions.after(result.state)
+            progress.step, progress.data, progress.unscored = (
+                progress.step + 1,
+                setup.order.get_state(),
+                metrics,
+            )
             del sampled, inputs, result, lines
-            weights = model.sampler.weights(now.state.model_params())
+            weights = model.sampler.weights(progress.state.model_params())
 
             # Evaluate, log, checkpoint.
-            last = now.step == cfg.steps
-            if last or is_due(now.step, cfg.eval.every):
-                outcome = evaluate(out, now, weights, cfg.alarm)
+            last = progress.step == cfg.steps
+            if last or is_due(progress.step, cfg.eval.every):
+                outcome = evaluate(out, progress, weights, cfg.alarm)
                 metrics, warnings = metrics | outcome.metrics, warnings | outcome.warnings
                 last = last or outcome.ends_run
-            out.writer.write(now.step, metrics)
-            out.writer.warn(now.step, warnings)
-            now.unscored = None
-            if cfg.checkpoint.every and (last or is_due(now.step, cfg.checkpoint.every)):
-                checkpoint(setup, now, out, metrics.get(cfg.checkpoint.best_metric))
-        if now.step < cfg.steps:
-            out.writer.say(f"stopped by alarm.stop after step {now.step} of {cfg.steps}")
+            out.writer.write(progress.step, metrics)
+            out.writer.warn(progress.step, warnings)
+            progress.unscored = None
+            if cfg.checkpoint.every and (last or is_due(progress.step, cfg.checkpoint.every)):
+                checkpoint(setup, progress, out, metrics.get(cfg.checkpoint.best_metric))
+        if progress.step < cfg.steps:
+            out.writer.say(f"stopped by alarm.stop after step {progress.step} of {cfg.steps}")
         stop.check()
 
 
@@ -105,9 +109,9 @@ def running(
     examples of its evaluations, and `saved` the checkpoints of which it restores the newest one.
     """
     cfg, primary = setup.cfg, jax.process_index() == 0
-    now = resume.start(setup, saved)
+    progress = resume.start(setup, saved)
     run_dir.rewrite_config(folder, cfg)
-    after = now.step if cfg.resume else None
+    after = progress.step if cfg.resume else None
     logs_rollouts = primary and cfg.log.rollouts
     out = RunOutputs(
         folder=folder,
@@ -120,24 +124,24 @@ def running(
             cfg=cfg.eval,
             thinking=cfg.rollout.enable_thinking,
             out=folder.local,
-            history=now.history,
+            history=progress.history,
             lexicon=cfg.lexicon,
         ),
     )
     try:
         with out.writer, out.rollouts:
-            yield now, out
+            yield progress, out
         saved.close()
         if cfg.checkpoint.export:
-            params = now.state.model_params()
+            params = progress.state.model_params()
             setup.model.export(params, folder.local)
             setup.model.export_adapters(params, cfg.model.path, folder.local / "model_adapter")
         out.evaluations.close()
     except Stopped:
-        if now.step and cfg.checkpoint.every:
-            checkpoint(setup, now, out)
+        if progress.step and cfg.checkpoint.every:
+            checkpoint(setup, progress, out)
         saved.close()
-        raise Stopped(resume.how_to_resume(now, cfg)) from None
+        raise Stopped(resume.how_to_resume(progress, cfg)) from None
 
 
 def is_due(number: int, every: int) -> bool:
@@ -145,41 +149,45 @@ def is_due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
 
 
-def evaluate(out: RunOutputs, now: Progress, weights: Any, alarm: config.Alarm) -> AlarmOutcome:
+def evaluate(
+    out: RunOutputs, progress: Progress, weights: Any, alarm: config.Alarm
+) -> AlarmOutcome:
     """Scores the model; returns what to log of the scores, and the alarms that they raise.
 
     `weights` are the sampler's. Step 0 raises no alarm, because later scores are compared with it.
     """
-    metrics = out.evaluations.measure(now.step, weights)
-    if now.step == 0:
+    metrics = out.evaluations.measure(progress.step, weights)
+    if progress.step == 0:
         return AlarmOutcome(metrics=metrics, warnings={}, ends_run=False)
-    outcome = alerts.check_alarms(now.history, alarm)
+    outcome = alerts.check_alarms(progress.history, alarm)
     return replace(outcome, metrics=metrics | outcome.metrics)
 
 
 def checkpoint(
-    setup: StepSetup, now: Progress, out: RunOutputs, score: float | None = None
+    setup: StepSetup, progress: Progress, out: RunOutputs, score: float | None = None
 ) -> None:
     """Starts saving where the run is, after the files that a resumed run continues."""
     out.rollouts.flush()
-    host = resume.host_part(now, setup)
-    resume.save(out.saved, out.folder, now.step, now.state, host, score)
+    host = resume.host_part(progress, setup)
+    resume.save(out.saved, out.folder, progress.step, progress.state, host, score)
 
 
-def _finish_pending_step(setup: StepSetup, now: Progress, out: RunOutputs, weights: Any) -> bool:
+def _finish_pending_step(
+    setup: StepSetup, progress: Progress, out: RunOutputs, weights: Any
+) -> bool:
     """Evaluates and logs the step that a run starts at, if that is still to do.
 
     That is step 0 of a new run, or a step whose evaluation a signal interrupted: its checkpoint
     holds its metrics. Returns whether that step is the last one.
     """
-    if now.unscored is None:
+    if progress.unscored is None:
         return False
-    metrics, warnings, last = now.unscored, {}, now.step == setup.cfg.steps
-    if now.step == 0 or last or is_due(now.step, setup.cfg.eval.every):
-        outcome = evaluate(out, now, weights, setup.cfg.alarm)
+    metrics, warnings, last = progress.unscored, {}, progress.step == setup.cfg.steps
+    if progress.step == 0 or last or is_due(progress.step, setup.cfg.eval.every):
+        outcome = evaluate(out, progress, weights, setup.cfg.alarm)
         metrics, warnings = metrics | outcome.metrics, outcome.warnings
         last = last or outcome.ends_run
-    out.writer.write(now.step, metrics)
-    out.writer.warn(now.step, warnings)
-    now.unscored = None
+    out.writer.write(progress.step, metrics)
+    out.writer.warn(progress.step, warnings)
+    progress.unscored = None
     return last

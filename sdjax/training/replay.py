@@ -9,6 +9,7 @@ import dataclasses
 import shutil
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import jax
@@ -23,12 +24,10 @@ from sdjax.io import storage
 from sdjax.io.storage import Folder
 from sdjax.learner import adamw, update
 from sdjax.learner import state as states
-from sdjax.learner.accumulate import GradientSums
 from sdjax.learner.batch import Batch, Packed, Rows, Samples
 from sdjax.learner.checkpoint import Checkpoints, abstract
-from sdjax.learner.objective import microbatch_loss
+from sdjax.learner.objective import GradientSums, Objective, microbatch_loss
 from sdjax.learner.state import TrainState
-from sdjax.models.network import lora
 from sdjax.parallel import hosts, rules
 from sdjax.training import loaded_model, resume
 from sdjax.training.host_step import StepResult, StepSetup
@@ -37,18 +36,18 @@ from sdjax.training.resume import Progress
 
 
 def give_up(
-    setup: StepSetup, now: Progress, result: StepResult, out: Folder, safe: str
+    setup: StepSetup, progress: Progress, result: StepResult, out: Folder, safe: str
 ) -> NoReturn:
     """Saves the last update of a step and the state before it, then raises UserError.
 
     Args:
         setup: What the steps of the run read.
-        now: Where the run was before the step, but with the skips of the step.
+        progress: Where the run was before the step, but with the skips of the step.
         result: What its updates left. The last one was skipped, so its state is that before it.
         out: The run directory.
         safe: The end of the message: which checkpoint the run leaves.
     """
-    step = now.step + 1
+    step = progress.step + 1
     folder = out.local / "nonfinite"
     packed, placed = result.last
     if placed.rows.old_logprobs is not None:
@@ -68,27 +67,27 @@ def give_up(
             np.savez(file, allow_pickle=False, **dict(_arrays(packed)))
     file = out.place / "nonfinite" / file.name
     raise UserError(
-        f"step {step}: loss or gradient not finite in {now.skips.in_row} updates in a row, the "
-        f"last one in {file}: look at it with --replay {file}; {safe}"
+        f"step {step}: loss or gradient not finite in {progress.skips.in_row} updates in a row, "
+        f"the last one in {file}: look at it with --replay {file}; {safe}"
     )
 
 
 def _arrays(part: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the arrays of a batch, each with its path; what is None has none."""
-    for f in dataclasses.fields(part):
-        value = getattr(part, f.name)
+    """Yields the path and the array of each field of a batch that is not None."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _arrays(value, f"{prefix}{f.name}.")
+            yield from _arrays(value, f"{prefix}{field.name}.")
         elif value is not None:
-            yield prefix + f.name, np.asarray(value)
+            yield prefix + field.name, np.asarray(value)
 
 
 def load(file: Any) -> Batch:
-    """Returns the batch that `give_up` saved in a file."""
+    """Returns the batch that `give_up` saved; raises UserError for any other file."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        return Batch(**_part(Batch, found, ""))
+            by_path = {path: arrays[path] for path in arrays.files}
+        return Batch(**_part(Batch, by_path, ""))
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         why = getattr(error, "strerror", None) or "not a batch that a run has saved"
         raise UserError(
@@ -98,49 +97,51 @@ def load(file: Any) -> Batch:
 
 
 PARTS: dict[str, type] = {"rows": Rows, "samples": Samples, "student": Packed, "teacher": Packed}
+OPTIONAL = ("teacher", "teacher_index", "old_logprobs", "segment_ids")
 
 
-def _part(cls: type, found: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
-    """Returns the fields of a part of a batch; None stands for what is optional and not found."""
-    optional = {"teacher", "teacher_index", "old_logprobs", "segment_ids"}
+def _part(cls: type, by_path: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    """Returns the fields of a part of a batch; an optional field without an array is None."""
     fields: dict[str, Any] = {}
-    for name in (f.name for f in dataclasses.fields(cls)):
+    for name in (field.name for field in dataclasses.fields(cls)):
         path = prefix + name
-        if name in PARTS and any(key.startswith(f"{path}.") for key in found):
-            fields[name] = PARTS[name](**_part(PARTS[name], found, f"{path}."))
+        if name in PARTS and any(key.startswith(f"{path}.") for key in by_path):
+            fields[name] = PARTS[name](**_part(PARTS[name], by_path, f"{path}."))
         else:
-            fields[name] = found.get(path) if name in optional else found[path]
+            fields[name] = by_path.get(path) if name in OPTIONAL else by_path[path]
     return fields
 
 
 def run(cfg: config.Train) -> None:
-    """Makes the update again and prints its loss, its gradient's norm and what is not finite."""
+    """Computes a saved update again; prints its loss, gradient norm and first non-finite value."""
     assert cfg.replay is not None
     file = storage.place(cfg.replay, "replay")
     batch = load(file)
     saved = Checkpoints(file.parent, cfg.checkpoint)
-    number = int(file.stem) if file.stem.isdigit() else -1
-    if number not in saved.steps():
+    step = int(file.stem) if file.stem.isdigit() else -1
+    if step not in saved.steps():
         raise UserError(
             f"replay is {cfg.replay!r}: the checkpoint {file.parent / file.stem} is gone"
         )
-    saved.check(number)
+    saved.check(step)
     model = loaded_model.open_model(cfg.model, cfg.mesh, lora=cfg.lora)
     tx = adamw.make(cfg.optim)
     shardings = states.shardings(model.abstract, tx, cfg.teacher, model.mesh)
     init = states.initialiser(tx, cfg.teacher, shardings)
-    train_step = update.make_train_step(model.graphdef, cfg, model.mesh, shardings)
+    train_step = update.make_train_step(
+        model.graphdef, Objective.of(cfg), cfg.optim, shardings, cfg.model.remat
+    )
     with jax.set_mesh(model.mesh):
         like = jax.eval_shape(init, model.abstract)
-        state, host = saved.restore(number, abstract(like, shardings))
+        state, host = saved.restore(step, abstract(like, shardings))
         state = resume.with_base(state, model, host)
         placed = hosts.place(batch, update.batch_shardings(batch, model.mesh))
-        found = next(_not_finite(batch, placed, state, model, shardings, cfg), "nothing")
+        first = next(_not_finite(batch, placed, state, model, shardings, cfg), "nothing")
         _, metrics, _ = train_step(state, placed)
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
     hosts.note(
-        f"step {number}  loss {numbers['loss/total']:.6g}  gradient norm "
-        f"{numbers['optim/grad_norm']:.6g}\nnot finite, first: {found}"
+        f"step {step}  loss {numbers['loss/total']:.6g}  gradient norm "
+        f"{numbers['optim/grad_norm']:.6g}\nnot finite, first: {first}"
     )
 
 
@@ -152,7 +153,16 @@ def _not_finite(
     shardings: TrainState,
     cfg: config.Train,
 ) -> Iterator[str]:
-    """Yields what is not finite, in the order in which an update makes or reads it."""
+    """Yields a description of each non-finite value, in the order in which an update meets them.
+
+    Args:
+        batch: The update's batch on the host.
+        placed: The same on the devices.
+        state: The state before the update.
+        model: Its graph and mesh.
+        shardings: Of the state.
+        cfg: The config of the training.
+    """
     for name, array in _arrays(batch):
         if array.dtype == np.float32 and not np.isfinite(array).all():
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
@@ -161,21 +171,17 @@ def _not_finite(
         for name in _bad_leaves(params):
             yield f"the {whose}'s parameter {name}"
 
-    def gradient(state: TrainState, rows: Rows, samples: Samples) -> tuple[nnx.State, Any]:
+    def gradient(state: TrainState, micro: Batch) -> tuple[nnx.State, Any]:
         teacher_params = states.teacher_on_device(state, shardings)
-
-        def loss(params: nnx.State) -> tuple[jax.Array, Any]:
-            whole = lora.joined(params, state.frozen)
-            none = GradientSums()
-            return microbatch_loss(whole, teacher_params, rows, samples, model.graphdef, cfg, none)
-
-        return jax.grad(loss, has_aux=True)(state.params)
+        near = dataclasses.replace(state, teacher_params=teacher_params)
+        loss = partial(microbatch_loss, model.graphdef, Objective.of(cfg))
+        return jax.grad(loss, has_aux=True)(state.params, GradientSums(), near, micro)
 
     on_all = rules.replicated(model.mesh)
     gradient_of = jax.jit(gradient, out_shardings=(shardings.params, on_all))
     for micro in range(int(batch.microbatches)):
         rows = jax.tree.map(lambda x, i=micro: x[i], placed.rows)
-        grads, (sums, record) = gradient_of(state, rows, placed.samples)
+        grads, (sums, record) = gradient_of(state, dataclasses.replace(placed, rows=rows))
         real = batch.rows.sample[micro] >= 0
         for whose in ("student", "teacher") if batch.rows.teacher is not None else ("student",):
             values = np.asarray(getattr(record, f"{whose}_logprob"))
@@ -192,11 +198,11 @@ def _not_finite(
 
 
 def _bad_leaves(params: nnx.State | None) -> list[str]:
-    """Returns the names of the parameters that hold something that is not finite."""
+    """Returns the names of the parameters that hold a non-finite value."""
     if params is None:
         return []
     bad = jax.jit(lambda p: jax.tree.map(lambda x: ~jnp.isfinite(x).all(), p))(params)
     named = jax.tree_util.tree_leaves_with_path(jax.device_get(bad))
     return [
-        jax.tree_util.keystr(path, simple=True, separator=".") for path, is_it in named if is_it
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, is_bad in named if is_bad
     ]

@@ -87,21 +87,21 @@ def restore(
     return newest, with_base(state, model, host), host
 
 
-def host_part(now: Progress, setup: StepSetup) -> dict[str, Any]:
+def host_part(progress: Progress, setup: StepSetup) -> dict[str, Any]:
     """Returns the JSON part of a training's checkpoint."""
     sampler = setup.model.sampler
     return {
-        "data": now.data,
-        "history": now.history,
-        "unscored": now.unscored,
-        "skips": asdict(now.skips),
+        "data": progress.data,
+        "history": progress.history,
+        "unscored": progress.unscored,
+        "skips": asdict(progress.skips),
         "mesh": _sizes(setup.model),
         # A resumed run needs the same numbers of slots, because the free memory chose them and
         # matrix products of more or fewer rows may round differently.
         "slots": {str(k): int(v) for k, v in sampler.fitted.items()}
         if isinstance(sampler, LocalSampler)
         else {},
-    } | base_of(now.state, setup.cfg.model)
+    } | base_of(progress.state, setup.cfg.model)
 
 
 def save(
@@ -155,13 +155,13 @@ def load_base(model: LoadedModel, host: dict[str, Any]) -> nnx.State:
     return frozen
 
 
-def how_to_resume(now: Progress, cfg: config.Train) -> str:
+def how_to_resume(progress: Progress, cfg: config.Train) -> str:
     """Returns what to tell the user after a signal has ended the run."""
     if not cfg.checkpoint.every:
-        return f"after step {now.step}, without a checkpoint, since checkpoint.every is 0"
-    if not now.step:
+        return f"after step {progress.step}, without a checkpoint, since checkpoint.every is 0"
+    if not progress.step:
         return "before the end of the first step; with --resume it starts again"
-    return f"the checkpoint of step {now.step} is written; --resume goes on from it"
+    return f"the checkpoint of step {progress.step} is written; --resume goes on from it"
 
 
 def what_is_safe(saved: Checkpoints) -> str:

@@ -1,4 +1,4 @@
-"""Stopping on a signal, at a place where nothing is lost."""
+"""Stops a run after a signal, between two steps or two loops of the sampler."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sdjax.errors import Stopped
 
 
 class Stop:
-    """Whether the run was asked to stop, by SIGTERM (a preemption notice) or SIGINT.
+    """Tells a run that SIGTERM (a preemption notice) or SIGINT asks it to stop.
 
-    On several processes JAX's preemption service takes SIGTERM, tells all of them, and names the
-    check at which they stop together.
+    With several processes, JAX's preemption service takes SIGTERM. It tells every process and
+    chooses the check at which all of them stop.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Stop:
         self._checks = 0
 
     def check(self) -> None:
-        """Raises Stopped once the run was asked to stop.
+        """Raises Stopped after a signal.
 
         Every process must call it equally often: between loops of the sampler and between steps.
         """
@@ -44,7 +44,8 @@ class Stop:
     def listening(self, wanted: bool) -> Iterator[None]:
         """Takes signals inside the block: the first asks, a second ends the process at once.
 
-        Where it is not wanted, or not the main thread and no handler can be set, it takes none.
+        It takes none if `wanted` is False, or outside the main thread, where Python sets no
+        handlers.
         """
         if not wanted or threading.current_thread() is not threading.main_thread():
             yield
@@ -53,8 +54,8 @@ class Stop:
         signals = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
-        # Python runs handlers between its own instructions, so not while it waits for devices.
-        # What it does at once is to write the signal's number here.
+        # Python runs no handler while it waits for devices, because handlers run between its own
+        # instructions. It writes the signal's number to this socket at once, and a thread reads it.
         before = {number: signal.signal(number, lambda *_: None) for number in signals}
         descriptor = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
         listener = threading.Thread(target=self._listen, args=(ours, signals), daemon=True)
@@ -70,6 +71,7 @@ class Stop:
             ours.close()
 
     def _listen(self, sent: socket.socket, signals: tuple[signal.Signals, ...]) -> None:
+        """Reads the numbers of signals until the socket closes, in a thread."""
         while number := sent.recv(1):
             if number[0] not in signals:
                 continue

@@ -197,7 +197,7 @@ def test_a_share_is_work_over_time_and_peak_or_nothing():
     timing = Timing(first=5.0, later=(2.0, 1.0, 4.0))
     row = BenchRow(phase="x", timing=timing, sequences=4, tokens=8, steps=4, flops=10, recomputed=2)
     made = row.to_dict(10.0, 0.0)
-    assert (made["seconds"], made["compile_s"], made["ms_a_step"]) == (2.0, 3.0, 500.0)
+    assert (made["seconds"], made["compile_s"], made["ms_per_step"]) == (2.0, 3.0, 500.0)
     assert (made["tokens_per_s"], made["mfu"], made["hfu"]) == (4.0, 0.5, 0.6)
     assert made["bandwidth_share"] is None
     assert replace(row, timing=timing.less(3.0)).to_dict(1.0, 1.0)["mfu"] is None

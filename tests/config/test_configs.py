@@ -16,6 +16,7 @@ from sdjax.config import Train
 from sdjax.config.load import load
 from sdjax.errors import UserError
 from sdjax.learner import adamw, state, update
+from sdjax.learner.objective import Objective
 from sdjax.models.files import published, weights
 from sdjax.models.network.transformer import Transformer
 
@@ -87,11 +88,13 @@ def test_the_train_step_of_a_config_traces(name):
     before = jax.eval_shape(state.initialiser(tx, cfg.teacher, shardings), abstract)
     batch = learning.pack(cfg)
     if cfg.optim.minibatches > 1:
-        score = update.make_score(graphdef, cfg, mesh)
+        score = update.make_score(graphdef, Objective.of(cfg), mesh)
         old = jax.eval_shape(score, before.params, batch)
         batch = dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, old_logprobs=old))
     after, metrics, record = jax.eval_shape(
-        update.make_train_step(graphdef, cfg, mesh, shardings), before, batch
+        update.make_train_step(graphdef, Objective.of(cfg), cfg.optim, shardings, cfg.model.remat),
+        before,
+        batch,
     )
     assert jax.tree.map(shape_of, after) == jax.tree.map(shape_of, before)
     assert (

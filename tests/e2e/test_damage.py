@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, disks that are full, folders that refuse: said, and survived."""
+"""Damaged checkpoints, full disks and read-only folders: the run says so and loses nothing."""
 
 import contextlib
 import logging
@@ -148,7 +148,7 @@ def test_a_metric_that_no_evaluation_has_is_named_before_weights_are_loaded(mode
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """Makes the system refuse to let a file grow beyond so many bytes (EFBIG)."""
+    """Makes the system refuse to grow a file beyond so many bytes (EFBIG)."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -159,7 +159,7 @@ def files_of_at_most(size):
 
 @contextlib.contextmanager
 def mounted(folder, *options):
-    """Mounts a small file system; skips the test where that takes more rights."""
+    """Mounts a small file system; skips the test without the right to do so."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", *options, "none", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:

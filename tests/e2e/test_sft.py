@@ -1,4 +1,4 @@
-"""Supervised finetuning: what is learned of a conversation, the loss, and whole runs of the job."""
+"""Supervised finetuning: learned tokens of a conversation, the loss, and whole runs."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from sdjax import config
 from sdjax.config.load import override
 from sdjax.data import conversations
 from sdjax.jobs import export_job, sft_job
-from sdjax.learner import adamw, state, supervised
+from sdjax.learner import adamw, state, supervised, update
 from sdjax.learner.supervised import Conversation, SFTShape
 from sdjax.models.files import weights
 from sdjax.models.network.transformer import Transformer, head_weight, hidden_states, logits
@@ -166,7 +166,7 @@ def random_conversations(number=9):
 
 @pytest.fixture(scope="module")
 def reference(bare):
-    """Returns a model's params, their loss on the conversations from whole logits, its gradient."""
+    """Returns params of a model, and loss and gradient on the conversations from whole logits."""
     cfg = weights.read_config(bare, compute_dtype="float32", remat="none")
     params = nnx.split(Transformer(cfg, rngs=nnx.Rngs(0)))[1]
     made = random_conversations()
@@ -201,9 +201,10 @@ def updated(cfg, params, made, sizes=(1, 1, 1), *, remat="none", chunk_tokens=20
     start = state.initialiser(tx, teacher, shardings)(jax.device_put(params, shardings.params))
     with jax.set_mesh(mesh):
         graph = tiny.graph(replace(cfg, remat=remat))
-        update = supervised.make_step(graph, job_cfg, mesh, shardings)
+        train_step = supervised.make_train_step(graph, job_cfg, shardings)
         packed = supervised.pack(made, SFTShape.of(made, len(made), job_cfg.optim), 0)
-        return update(start, jax.device_put(packed, update.batch_shardings(packed, mesh)))
+        placed = jax.device_put(packed, update.batch_shardings(packed, mesh))
+        return train_step(start, placed)[:2]
 
 
 @pytest.mark.heavy
@@ -222,7 +223,7 @@ def test_neither_packing_nor_microbatches_nor_chunks_change_an_update(reference,
     np.testing.assert_allclose(metrics["sft/loss"], want, rtol=1e-5)
     np.testing.assert_allclose(metrics["optim/grad_norm"], optax.tree.norm(grads), rtol=1e-4)
     assert metrics["sft/learned_tokens"] == sum(len(c.tokens) - c.start for c in made)
-    # Adam's first update is the sign of the gradient: its moments say more.
+    # Compares moments, because Adam's first update is only the sign of the gradient.
     moments = jax.tree.leaves(after.opt_state[0].mu)
     for got, grad in zip(moments, jax.tree.leaves(grads), strict=True):
         np.testing.assert_allclose(got, 0.1 * grad, rtol=2e-3, atol=1e-7)
@@ -267,7 +268,7 @@ def test_any_batch_of_the_conversations_fits_the_shape():
 def test_a_run_from_random_weights_learns_and_is_evaluated_and_exported(finished):
     metrics = lines(finished / "metrics.jsonl")
     assert [m["step"] for m in metrics] == [0, 1, 2, 3, 4, 5, 6]
-    # Of 264 tokens; what is learned are few digits.
+    # Random weights choose among 264 tokens; the learned tokens are a few digits.
     assert metrics[1]["sft/loss"] == pytest.approx(np.log(264), rel=0.05)
     assert metrics[6]["sft/loss"] < 0.8 * metrics[1]["sft/loss"]
     assert metrics[6]["sft/token_accuracy"] > 0.2

@@ -1,4 +1,4 @@
-"""The study: which problems, what is shown, what is counted, and a whole run of the job."""
+"""The study: its problems, the solutions in prompts, its figures, and a whole run."""
 
 import json
 from dataclasses import replace
@@ -95,7 +95,7 @@ def test_a_trajectory_says_where_the_chain_led(first, last, trend):
 
 
 def even(attempts: list[Attempt]) -> list[Grade]:
-    """Calls an answer correct by its letters, so that a random model solves a problem at times."""
+    """Grades an answer by its letters, so that a random model solves some problems."""
     right = [sum(map(ord, attempt.text)) % 3 == 0 for attempt in attempts]
     return [Grade(reward=float(ok), correct=ok, details={"prediction": str(ok)}) for ok in right]
 
@@ -137,7 +137,7 @@ def job(model, out, **changes) -> config.Study:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Returns a random model whose answers often end by themselves: many tokens end one."""
+    """Returns a random model whose answers often end before the limit: many tokens end one."""
     folder = tiny.model_folder(tmp_path_factory.mktemp("model") / "tiny")
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, *range(2, 40)]}))
     return folder
@@ -184,7 +184,7 @@ def test_each_link_of_the_chain_shows_the_best_answer_of_the_one_before(finished
             )
     for problem, rows in answers["unguided"].items():
         assert rows[0]["messages"] == answers["collected"][problem][0]["messages"]
-        # The same questions, answered anew.
+        # The same questions with new answers.
         assert [r["completion"] for r in rows] != [
             r["completion"] for r in answers["collected"][problem]
         ]
@@ -227,7 +227,7 @@ def test_a_finished_study_loads_no_model_again(finished, model, monkeypatch):
 
 
 def test_a_study_that_finds_no_problem_says_how_often_they_were_solved(model, tmp_path):
-    # Four of four is asked for: no random model's letters are that lucky.
+    # No random model solves a problem four times of four.
     strict = job(model, tmp_path / "none", tried=3, solved_min=4, solved_max=4)
     with pytest.raises(config.UserError, match=r"solved_min is 4: none of 2 problems .*4: 0"):
         study_job.run(strict)

@@ -1,4 +1,4 @@
-"""The sweep: what it varies, what it runs again, what it shows; and the limit of the data."""
+"""The sweep: what it varies, what it resumes, what it shows; and data.limit."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def job(model, out, **changes) -> config.Sweep:
-    """Returns a sweep of SDPO and GRPO on 1 and 3 questions, a step each."""
+    """Returns a sweep of SDPO and GRPO on 1 and 3 questions, with one step each."""
     small = {
         "rollout": {"prompts_per_step": 2},
         "eval": {"every": 0, "examples": 2, "batch": 2},
@@ -44,7 +44,7 @@ def test_a_sweep_trains_every_run_on_every_number_of_questions(finished):
             folder = finished / name / str(value)
             assert json.loads((folder / "config.json").read_text())["data"]["limit"] == value
             rollouts = lines(folder / "rollouts.jsonl")
-            # Two prompts a step: of one question, each of its copies is a group of its own.
+            # A step has two prompts, so a single question is in two groups.
             assert len({r["id"] for r in rollouts}) == min(value, 2) and len(rollouts) == 2 * 4
     figures = json.loads((finished / "coverage.json").read_text())
     ran = [(row["run"], row["value"]) for row in figures["trainings"]]

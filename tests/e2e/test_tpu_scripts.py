@@ -1,4 +1,4 @@
-"""tpu/: however a run ends, no slice is left, and a preempted one goes on."""
+"""The scripts of tpu/ leave no slice behind, and resume a preempted run."""
 
 import json
 import os
@@ -13,7 +13,7 @@ SCRIPTS = sorted((ROOT / "tpu").glob("*.sh"))
 
 @pytest.fixture
 def call(tmp_path):
-    """Returns a function that runs a script; it gives the process and the kinds of gcloud calls."""
+    """Returns a function that runs a script and returns the process and its gcloud calls."""
     (tmp_path / "bin").mkdir()
     shutil.copy(ROOT / "tests" / "gcloud", tmp_path / "bin" / "gcloud")
     shutil.copytree(ROOT / "tpu", tmp_path / "repo" / "tpu")
@@ -70,7 +70,7 @@ def test_a_run_goes_on_with_the_next_slice(call, plan):
     done = call("run.sh", plan=plan)
     assert done.returncode == 0 and not done.left, done.stderr
     assert done.kinds.count("create") == 2 and done.kinds[-len(END) :] == END
-    # The first is gone before the second is asked for.
+    # The script deletes the first slice before it creates the second.
     between = done.kinds[done.kinds.index("create") : len(done.kinds) - len(ONE)]
     assert "delete" in between
 

@@ -1,4 +1,4 @@
-"""Whole runs of the train job on a tiny model: what they write, keep and say."""
+"""Whole runs of the train job on a tiny model: files, compiled programs, export."""
 
 import json
 from dataclasses import replace
@@ -83,7 +83,7 @@ def test_decode_weights_are_made_once_for_each_state_of_the_parameters(finished)
 def test_a_step_after_the_first_compiles_nothing(finished):
     _, called = finished
     train = called["train"]
-    # Its completions fall into one bucket of lengths, as its prompts do.
+    # All completions fall into one bucket of lengths, and all prompts into one.
     assert len(train.compiled) == 5 and len(train.shapes) == 1
     after_first = {n for calls in called.values() for n in calls.compiled if n >= train.compiled[1]}
     assert after_first == {train.compiled[-1]}
@@ -109,7 +109,7 @@ def test_the_exported_model_scores_as_the_trained_one(finished, tmp_path):
     )
     scores = json.loads((tmp_path / "again" / "scores.json").read_text())
     last = json.loads((out / "evaluations.json").read_text())[-1]
-    # Export rounds to bfloat16, so a token may differ; the lengths hardly do.
+    # Export rounds to bfloat16, so tokens may differ, but lengths hardly differ.
     assert abs(scores["lengths"]["mean"] - last["lengths"]["mean"]) < 2
     assert len(lines(tmp_path / "again" / "answers.jsonl")) == 6 * 2
 
@@ -129,12 +129,12 @@ def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
     alone, packed = (lines(tmp_path / name / "rollouts.jsonl") for name in ("alone", "packed"))
     for a, b in zip(alone, packed, strict=True):
         for kind in ("student_logprobs", "teacher_logprobs"):
-            # They are written with four decimals.
+            # rollouts.jsonl has four decimals.
             np.testing.assert_allclose(b.pop(kind), a.pop(kind), atol=1.01e-4)
         assert a == b
     alone, packed = (lines(tmp_path / name / "metrics.jsonl")[-1] for name in ("alone", "packed"))
     assert packed["update/padding"] < alone["update/padding"]
-    # What is sampled after the update may differ by the rounding of its parameters.
+    # Samples after the update may differ, because its parameters round differently.
     other = ("time/", "rollout/tokens_per_s", "update/padding", "eval/")
     for name in alone:
         if not name.startswith(other):

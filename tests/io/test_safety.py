@@ -1,4 +1,4 @@
-"""Secrets stay where they are, downloads are what they say, and model text stays text."""
+"""Secrets are hidden, damaged downloads are found, and text of a model stays text."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def planted(monkeypatch):
 
 
 def spoken(text, planted):
-    """Returns which planted secrets a text gives away, as they are or as JSON writes them."""
+    """Returns the planted secrets that a text contains, plain or as JSON writes them."""
     return [s for s in planted if s in text or json.dumps(s)[1:-1] in text]
 
 

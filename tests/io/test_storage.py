@@ -1,4 +1,4 @@
-"""A run whose directory is in a bucket: a real client of Cloud Storage and a local server."""
+"""A run with its directory in a bucket, with a real client and a local server."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def bucket():
     plain = objects.download
 
     def download(request, response, storage, *args, **kwargs):
-        """Also says which generation it is, as Cloud Storage does.
+        """Adds the generation of an object, as Cloud Storage does.
 
         A checkpoint's writer that reads its manifest again (under load it does) needs it.
         """
@@ -60,7 +60,7 @@ def bucket():
 
 @pytest.fixture(scope="module")
 def run(bucket, tmp_path_factory):
-    """Returns where a run of two steps is that was ended after the first and gone on with."""
+    """Returns the directory of a run that stopped after the first step and was resumed."""
     folder = tmp_path_factory.mktemp("bucket")
     model = tiny.model_folder(folder / "model", num_hidden_layers=1)
     file = folder / "c.py"

@@ -9,7 +9,17 @@ import pytest
 from paths import GOLDEN
 
 from sdjax.config import Loss
-from sdjax.learner.logprobs import TokenOutputs, token_loss, token_outputs
+from sdjax.learner.chunked_head import (
+    LIVE,
+    TEACHER,
+    Context,
+    Contexts,
+    HeadSpec,
+    TokenOutputs,
+    Tokens,
+    token_loss,
+    token_outputs,
+)
 from sdjax.objectives import divergences
 
 R, C, D, V = 3, 20, 16, 200
@@ -29,6 +39,16 @@ def given(seed=0, dtype=jnp.float32):
         "token": jax.random.randint(k[4], (R, C), 0, V),
         "mask": jax.random.bernoulli(k[5], 0.8, (R, C)),
     }, jax.random.uniform(k[6], (R, C))
+
+
+def typed(x, known=None):
+    """Returns the contexts and tokens of `given`."""
+    teachers = {TEACHER: Context(hidden=x["teacher_hidden"], head=x["teacher_head"])}
+    contexts = Contexts(
+        student=Context(hidden=x["student_hidden"], head=x["student_head"]),
+        teachers={} if x["teacher_hidden"] is None else teachers,
+    )
+    return contexts, Tokens(token=x["token"], mask=x["mask"], known=known)
 
 
 def whole(x, cfg, temperature):
@@ -87,12 +107,12 @@ def test_chunked_outputs_and_gradients_are_those_of_whole_logits(name):
 
     def by_outputs(h, w):
         moved = {**x, "student_hidden": h, "student_head": w}
-        out = token_outputs(**moved, cfg=cfg, temperature=0.7)
+        out = token_outputs(*typed(moved), HeadSpec(loss=cfg, temperature=0.7))
         return jnp.sum(jnp.where(x["mask"], of_token(out, weight), 0.0)), out
 
     def by_loss(h, w):
         moved = {**x, "student_hidden": h, "student_head": w}
-        return token_loss(of_token, **moved, extras=weight, cfg=cfg, temperature=0.7)
+        return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=cfg, temperature=0.7))
 
     for f in (by_outputs, by_loss) if name == "full" else (by_loss,):
         run = jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))
@@ -109,14 +129,8 @@ def test_a_head_that_is_the_embedding_gives_the_same_turned(name):
         heads = {"student_head": w, "teacher_head": x["teacher_head"]}
         heads = {k: v.T for k, v in heads.items()} if turned else heads
         moved = {**x, **heads, "student_hidden": h}
-        return token_loss(
-            of_token,
-            **moved,
-            extras=weight,
-            cfg=SECTIONS[name],
-            temperature=0.7,
-            vocab_first=turned,
-        )
+        spec = HeadSpec(loss=SECTIONS[name], temperature=0.7, vocab_first=turned)
+        return token_loss(of_token, *typed(moved, weight), spec)
 
     at = x["student_hidden"], x["student_head"]
     run = jax.jit(jax.value_and_grad(by_loss, (0, 1), has_aux=True), static_argnums=2)
@@ -130,7 +144,9 @@ def test_the_reductions_that_a_gpu_runs_give_the_same(name, monkeypatch):
     def run():
         def total(h, w):
             moved = {**x, "student_hidden": h, "student_head": w}
-            return token_loss(of_token, **moved, extras=weight, cfg=SECTIONS[name], temperature=0.7)
+            return token_loss(
+                of_token, *typed(moved, weight), HeadSpec(loss=SECTIONS[name], temperature=0.7)
+            )
 
         at = x["student_hidden"], x["student_head"]
         return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(*at)
@@ -145,14 +161,8 @@ def test_a_loss_said_to_be_of_the_divergence_alone_has_the_same_gradient_in_one_
 
     def total(h, w, of_logprob):
         moved = {**x, "student_hidden": h, "student_head": w}
-        return token_loss(
-            lambda out, e: e * out.divergence,
-            **moved,
-            extras=weight,
-            cfg=Loss(),
-            temperature=0.7,
-            of_logprob=of_logprob,
-        )
+        spec = HeadSpec(loss=Loss(), temperature=0.7, of_logprob=of_logprob)
+        return token_loss(lambda out, e: e * out.divergence, *typed(moved, weight), spec)
 
     at = x["student_hidden"], x["student_head"]
     run = jax.value_and_grad(total, (0, 1), has_aux=True)
@@ -165,7 +175,7 @@ def test_the_chunk_size_changes_nothing(chunk):
 
     def total(h, w, cfg):
         moved = {**x, "student_hidden": h, "student_head": w}
-        return token_loss(of_token, **moved, extras=weight, cfg=cfg, temperature=1.0)
+        return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=cfg, temperature=1.0))
 
     at = x["student_hidden"], x["student_head"]
     run = jax.value_and_grad(total, (0, 1), has_aux=True)
@@ -178,7 +188,10 @@ def test_the_gradient_scales_with_what_multiplies_the_loss():
 
     def total(h, w, times):
         moved = {**x, "student_hidden": h, "student_head": w}
-        return times * token_loss(of_token, **moved, extras=weight, cfg=Loss(), temperature=1.0)[0]
+        return (
+            times
+            * token_loss(of_token, *typed(moved, weight), HeadSpec(loss=Loss(), temperature=1.0))[0]
+        )
 
     at = x["student_hidden"], x["student_head"]
     once, thrice = (jax.grad(total, (0, 1))(*at, t) for t in (1.0, -3.0))
@@ -200,14 +213,15 @@ def test_masked_rows_give_zeros_whatever_they_hold(name):
     cfg = Loss(divergence=name, top_k=9, chunk_tokens=8)
 
     def by_outputs(h, w):
-        out = token_outputs(**{**bad, "student_hidden": h, "student_head": w}, **rest)
+        moved = {**bad, "student_hidden": h, "student_head": w}
+        out = token_outputs(*typed(moved), spec)
         return jnp.sum(jnp.where(mask, of_token(out, bad_weight), 0.0)), out
 
     def by_loss(h, w):
         moved = {**bad, "student_hidden": h, "student_head": w}
-        return token_loss(of_token, **moved, extras=bad_weight, **rest)
+        return token_loss(of_token, *typed(moved, bad_weight), spec)
 
-    rest = {"cfg": cfg, "temperature": 1.0}
+    spec = HeadSpec(loss=cfg, temperature=1.0)
     for f in (by_outputs, by_loss) if name == "full" else (by_loss,):
         run = jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))
         (total, out), (hidden, head) = run(bad["student_hidden"], bad["student_head"])
@@ -225,7 +239,7 @@ def test_extreme_logits_make_no_nan():
 
         def total(h, w, cfg=cfg):
             moved = {**x, "student_hidden": h, "student_head": w}
-            return token_loss(of_token, **moved, extras=weight, cfg=cfg, temperature=0.5)
+            return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=cfg, temperature=0.5))
 
         got = jax.value_and_grad(total, (0, 1), has_aux=True)(
             x["student_hidden"], x["student_head"]
@@ -236,9 +250,10 @@ def test_extreme_logits_make_no_nan():
 def test_without_a_teacher_only_the_student_is_described():
     x, _ = given()
     x |= {"teacher_hidden": None, "teacher_head": None}
+    spec = HeadSpec(loss=Loss(), temperature=1.0)
 
     def total(h):
-        out = token_outputs(**{**x, "student_hidden": h}, cfg=Loss(), temperature=1.0)
+        out = token_outputs(*typed({**x, "student_hidden": h}), spec)
         return jnp.sum(out.student_logprob), out
 
     (_, out), grad = jax.value_and_grad(total, has_aux=True)(x["student_hidden"])
@@ -248,7 +263,7 @@ def test_without_a_teacher_only_the_student_is_described():
     likeliest = jnp.argmax(x["student_hidden"] @ x["student_head"], -1)
     # Half of the tokens are made the likeliest one, so that both outcomes occur.
     token = jnp.where(jnp.arange(likeliest.shape[1]) % 2 == 0, likeliest, likeliest + 1)
-    again = token_outputs(**{**x, "token": token}, cfg=Loss(), temperature=1.0)
+    again = token_outputs(*typed({**x, "token": token}), spec)
     assert np.array_equal(again.top1_agree, (token == likeliest) & x["mask"])
 
 
@@ -258,13 +273,14 @@ def test_the_heads_gradient_is_added_to_the_sums_given_and_none_goes_to_the_head
     cfg = Loss(chunk_tokens=7)
 
     def by_outputs(h, w, sums=None):
-        moved = {**x, "student_hidden": h, "student_head": w, "head_sums": sums}
-        out = token_outputs(**moved, cfg=cfg, temperature=0.7)
+        moved = {**x, "student_hidden": h, "student_head": w}
+        out = token_outputs(*typed(moved), HeadSpec(loss=cfg, temperature=0.7), sums)
         return jnp.sum(jnp.where(x["mask"], of_token(out, weight), 0.0))
 
     def by_loss(h, w, sums=None):
-        moved = {**x, "student_hidden": h, "student_head": w, "head_sums": sums}
-        return token_loss(of_token, **moved, extras=weight, cfg=cfg, temperature=0.7)[0]
+        moved = {**x, "student_hidden": h, "student_head": w}
+        spec = HeadSpec(loss=cfg, temperature=0.7)
+        return token_loss(of_token, *typed(moved, weight), spec, sums)[0]
 
     for f in (by_outputs, by_loss):
         hidden, head = jax.grad(f, (0, 1))(x["student_hidden"], x["student_head"])
@@ -277,8 +293,8 @@ def test_a_scaled_loss_with_sums_is_not_a_number_instead_of_half_scaled():
     x, weight = given()
 
     def total(h, sums):
-        moved = {**x, "student_hidden": h, "head_sums": sums}
-        return 3 * token_loss(of_token, **moved, extras=weight, cfg=Loss(), temperature=1.0)[0]
+        spec = HeadSpec(loss=Loss(), temperature=1.0)
+        return 3 * token_loss(of_token, *typed({**x, "student_hidden": h}, weight), spec, sums)[0]
 
     hidden = jax.grad(total)(x["student_hidden"], jnp.zeros((D, V)))
     assert np.isnan(hidden).all()
@@ -291,8 +307,8 @@ def test_no_second_array_of_a_heads_size_exists_with_sums():
     cfg = Loss(chunk_tokens=4)
 
     def total(h, sums=None):
-        how = {"extras": weight, "cfg": cfg, "temperature": 1.0, "head_sums": sums}
-        return token_loss(of_token, **{**moved, "student_head": h}, **how)[0]
+        spec = HeadSpec(loss=cfg, temperature=1.0)
+        return token_loss(of_token, *typed({**moved, "student_head": h}, weight), spec, sums)[0]
 
     def added(sums):
         return jax.grad(total, 1)(head, sums)
@@ -312,7 +328,9 @@ def test_only_the_students_arrays_get_a_gradient():
 
     def total(th, tw, weight):
         moved = {**x, "teacher_hidden": th, "teacher_head": tw}
-        return token_loss(of_token, **moved, extras=weight, cfg=Loss(), temperature=1.0)[0]
+        return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=Loss(), temperature=1.0))[
+            0
+        ]
 
     for g in jax.grad(total, (0, 1, 2))(x["teacher_hidden"], x["teacher_head"], weight):
         assert np.all(g == 0)
@@ -324,7 +342,7 @@ def test_a_float32_head_gets_a_float32_gradient_under_bfloat16_hidden_states():
     def total(h, w):
         moved = {**x, "student_hidden": h, "student_head": w}
         cfg = Loss(chunk_tokens=16)
-        return token_loss(of_token, **moved, extras=weight, cfg=cfg, temperature=1.0)[0]
+        return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=cfg, temperature=1.0))[0]
 
     rounded = {k: v.astype(jnp.bfloat16) if "head" in k else v for k, v in x.items()}
     exact = {k: v.astype(jnp.float32) if v.dtype == jnp.bfloat16 else v for k, v in rounded.items()}
@@ -355,19 +373,21 @@ def test_trust_region_teacher_mixes_logits_as_the_reference():
         positions, size = tokens.size, ref.shape[-1]
         # Hidden states that pick a row of a head that holds the logits, once for every token.
         pick = jnp.repeat(jnp.eye(positions), size, axis=0)[None]
-        out = token_outputs(
-            pick,
-            jnp.zeros((positions, size)),
-            pick,
-            jnp.asarray(ref.reshape(positions, size)),
-            jnp.tile(jnp.arange(size), positions)[None],
-            cfg=Loss(chunk_tokens=300),
-            temperature=case["temperature"],
-            mask=jnp.ones((1, positions * size), bool),
-            live_hidden=pick,
-            live_head=jnp.asarray(student.reshape(positions, size)),
-            mix=case["mix_coef"],
+        heads = {TEACHER: ref, LIVE: student}
+        contexts = Contexts(
+            student=Context(hidden=pick, head=jnp.zeros((positions, size))),
+            teachers={
+                name: Context(hidden=pick, head=jnp.asarray(head.reshape(positions, size)))
+                for name, head in heads.items()
+            },
         )
+        every = Tokens(
+            token=jnp.tile(jnp.arange(size), positions)[None],
+            mask=jnp.ones((1, positions * size), bool),
+        )
+        temperature, mix = case["temperature"], case["mix_coef"]
+        loss = Loss(chunk_tokens=300)
+        out = token_outputs(contexts, every, HeadSpec(loss=loss, temperature=temperature, mix=mix))
         got = np.asarray(out.teacher_logprob).reshape(ref.shape)
         atol = 1e-4 if np.max(np.abs(ref)) > 50 else 1e-5
         want = z[f"{case['name']}/all_log_probs_f64"]
@@ -395,10 +415,12 @@ def test_loss_and_gradient_fit_in_memory_and_no_whole_logits_exist(name, way):
     cfg = Loss(divergence=name, chunk_tokens=256)
 
     def f(h, w, th, tw, token, mask):
-        rest = {"cfg": cfg, "temperature": 1.0, "mask": mask}
+        given = {"student_hidden": h, "student_head": w, "teacher_hidden": th, "teacher_head": tw}
+        given |= {"token": token, "mask": mask}
+        spec = HeadSpec(loss=cfg, temperature=1.0)
         if way == "outputs":
-            return jnp.sum(token_outputs(h, w, th, tw, token, **rest).divergence)
-        return token_loss(lambda o, _: o.divergence, h, w, th, tw, token, None, **rest)[0]
+            return jnp.sum(token_outputs(*typed(given), spec).divergence)
+        return token_loss(lambda o, _: o.divergence, *typed(given), spec)[0]
 
     program = compiled_at_full_size(f)
     memory = program.memory_analysis()
@@ -411,7 +433,7 @@ def test_loss_and_gradient_fit_in_memory_and_no_whole_logits_exist(name, way):
 def test_a_new_divergence_is_one_function_and_one_line(monkeypatch):
     def squared(student, teacher, token, cfg):
         del token, cfg
-        gap = jax.nn.softmax(student) - jax.nn.softmax(jax.lax.stop_gradient(teacher))
+        gap = jax.nn.softmax(student) - jax.nn.softmax(teacher)
         return jnp.sum(gap**2, axis=-1)
 
     monkeypatch.setitem(divergences.DIVERGENCES, "squared", squared)
@@ -420,7 +442,7 @@ def test_a_new_divergence_is_one_function_and_one_line(monkeypatch):
 
     def total(h):
         moved = {**x, "student_hidden": h}
-        return token_loss(of_token, **moved, extras=weight, cfg=cfg, temperature=1.0)[0]
+        return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=cfg, temperature=1.0))[0]
 
     def wanted(h):
         each = of_token(whole({**x, "student_hidden": h}, cfg, 1.0), weight)

@@ -8,7 +8,8 @@ import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from sdjax.config import Loss
-from sdjax.learner.logprobs import token_loss, token_outputs
+from sdjax.learner.chunked_head import (
+    TEACHER, Context, Contexts, HeadSpec, Tokens, token_loss, token_outputs)
 
 R, C, D, V, CHUNK = 8, 24, 24, 2048, 16
 k = jax.random.split(jax.random.key(0), 7)
@@ -25,12 +26,15 @@ def of_token(o, weight):
 
 def make(way, cfg):
     def f(h, w, sums, th, tw, token, mask, weight):
-        rest = dict(cfg=cfg, temperature=0.7, mask=mask)
+        contexts = Contexts(student=Context(hidden=h, head=w),
+                            teachers={TEACHER: Context(hidden=th, head=tw)})
+        tokens = Tokens(token=token, mask=mask, known=weight)
+        spec = HeadSpec(loss=cfg, temperature=0.7)
         if way == "sums":
-            return token_loss(of_token, h, w, th, tw, token, weight, head_sums=sums, **rest)
+            return token_loss(of_token, contexts, tokens, spec, sums)
         if way == "loss":
-            return token_loss(of_token, h, w, th, tw, token, weight, **rest)
-        o = token_outputs(h, w, th, tw, token, **rest)
+            return token_loss(of_token, contexts, tokens, spec)
+        o = token_outputs(contexts, tokens, spec)
         return jnp.sum(of_token(o, weight)), o
     return jax.value_and_grad(f, (0, 2 if way == "sums" else 1), has_aux=True)
 

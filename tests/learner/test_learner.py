@@ -73,7 +73,7 @@ def test_gradients_summed_in_place_are_those_of_the_whole(remat, tie):
 @pytest.mark.heavy
 def test_the_gradient_taken_in_the_forward_pass_is_the_differentiated_one(monkeypatch):
     forward = gradient("blend")
-    monkeypatch.setattr(learning.loss, "_needs_whole_completions", lambda cfg: True)
+    monkeypatch.setattr(learning.objective.Objective, "needs_whole_completions", True)
     assert_same(forward, gradient.__wrapped__("blend"))
 
 
@@ -89,16 +89,8 @@ def test_a_live_teacher_without_a_reprompt_pushes_nowhere():
         [learning.TeacherPrompt(tokens=g.prompt, demonstration=0, feedback_used=False)] * 4
         for g in groups
     ]
-    batch = learning.batches.pack(
-        groups,
-        same,
-        microbatch=8,
-        distillation=1.0,
-        policy=cfg.policy,
-        longest=32,
-        pad_id=0,
-        epistemic=[np.zeros(len(c.tokens), bool) for g in groups for c in g.completions],
-    )
+    epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
+    batch = learning.packed(cfg, groups, same, epistemic)
     metrics = learning.Learner(cfg, learning.make_mesh()).update(batch)
     assert abs(metrics["loss/total"]) < 1e-6
     assert metrics["optim/grad_norm"] < 1e-5
@@ -113,16 +105,7 @@ def test_an_update_without_any_demonstration_has_no_loss_and_no_gradient():
         for g in groups
     ]
     epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
-    batch = learning.batches.pack(
-        groups,
-        plain,
-        microbatch=8,
-        distillation=1.0,
-        policy=cfg.policy,
-        longest=32,
-        pad_id=0,
-        epistemic=epistemic,
-    )
+    batch = learning.packed(cfg, groups, plain, epistemic)
     metrics = learning.Learner(cfg, learning.make_mesh()).update(batch)
     assert metrics["loss/total"] == 0 and metrics["optim/grad_norm"] == 0
 

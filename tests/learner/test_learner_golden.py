@@ -10,7 +10,7 @@ from paths import GOLDEN
 
 from sdjax import config
 from sdjax.learner import adamw
-from sdjax.teacher import kinds
+from sdjax.learner.state import moved_teacher
 
 EMA = np.load(GOLDEN / "ema.npz")
 SCHEDULES = json.loads((GOLDEN / "lr_schedule.json").read_text())["lr"]
@@ -29,12 +29,11 @@ def test_the_ema_teacher_is_the_reference_s_step_by_step(run):
     # The file's runs share one buffer: each starts where the one before it ended, and its
     # "teacher_init" holds the end of the last. The first run's own start is therefore unknown.
     rates = [float(r) for r in EMA["rates"]]
-    cfg = config.Teacher(kind="ema", ema_rate=rates[run])
     first = 1 if run == 0 else 0
     teacher = recorded(rates[0], 0) if run == 0 else recorded(rates[run - 1], 4)
     for step in range(first, 5):
         student = state([EMA[f"student_sequence/{k}"][step] for k in range(3)])
-        teacher = kinds.moved(teacher, student, cfg)
+        teacher = moved_teacher(teacher, student, rates[run])
         for k, expected in recorded(rates[run], step).items():
             got = teacher[k].get_value()
             np.testing.assert_allclose(got, expected.get_value(), atol=1e-6)

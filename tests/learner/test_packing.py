@@ -11,7 +11,7 @@ import pytest
 from learning import PLAIN
 
 from sdjax import config
-from sdjax.learner import packing
+from sdjax.learner.batch import assign
 
 METHODS = {
     "sdpo": {"loss": {"token_weights": "position"}},
@@ -194,7 +194,7 @@ def test_packing_halves_the_rows_of_ragged_completions_and_wastes_little(row_tok
         alone = np.clip(50 * np.exp(rng.standard_normal(256)), 1, 450).astype(np.int64)
         student = alone + rng.integers(5, 15, 256)
         sizes = np.stack([alone, student, student + rng.integers(20, 45, 256)], axis=1)
-        rows = packing.assign(sizes, row_tokens=row_tokens, multiple=8)
+        rows = assign(sizes, row_tokens=row_tokens, multiple=8)
         assert sorted(i for row in rows for i in row) == list(range(256))
         longest = np.array([sizes[row].sum(axis=0) for row in rows]).max(axis=0)
         assert longest.max() <= row_tokens and len(rows) <= 128
@@ -205,12 +205,12 @@ def test_packing_halves_the_rows_of_ragged_completions_and_wastes_little(row_tok
 
 def test_a_completion_over_the_limit_raises_it_for_all_rows():
     sizes = np.array([[300], [100], [100], [100], [90]])
-    rows = packing.assign(sizes, row_tokens=100, multiple=1)
+    rows = assign(sizes, row_tokens=100, multiple=1)
     assert [sum(sizes[i, 0] for i in row) for row in rows] == [300, 200, 190]
 
 
 def test_a_microbatch_is_filled_with_shorter_rows_where_there_is_room():
-    rows = packing.assign(np.full((8, 1), 10), row_tokens=80, multiple=4)
+    rows = assign(np.full((8, 1), 10), row_tokens=80, multiple=4)
     assert [len(row) for row in rows] == [2, 2, 2, 2]
 
 

@@ -139,7 +139,8 @@ def test_without_a_terminal_every_step_is_a_plain_line(tmp_path, capsys):
 
 def test_on_a_terminal_a_bar_shows_step_reward_length_speed_and_time_left(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from sdjax import config\nfrom sdjax.logs import writers\n"
+        "import sys, time; from pathlib import Path\n"
+        "from sdjax import config; from sdjax.logs import writers\n"
         "out = Path(sys.argv[1]); log = config.Log(tensorboard=False)\n"
         "with writers.Writer(out, log, steps=8, primary=True, after=2) as writer:\n"
         "    for step in (3, 4, 5):\n"

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sdjax.objectives.aggregation import weights
+from sdjax.objectives.token_weights import aggregation_weights as weights
 
 LENGTH = jnp.array([4, 0, 1, 10])
 EVERYONE = jnp.ones(4, bool)

@@ -10,8 +10,8 @@ import pytest
 from paths import GOLDEN
 
 from sdjax.config import Loss, Policy
-from sdjax.objectives import aggregation, divergences, policy_gradient
-from sdjax.objectives.reductions import log_prob
+from sdjax.objectives import divergences, policy_gradient, token_weights
+from sdjax.objectives.divergences import log_prob
 
 
 @functools.cache
@@ -133,7 +133,7 @@ def weights(x, kind, average_over, counted=None, constant=1.0):
     """Returns what each token weighs in the loss, float32[B, T]."""
     length = x["response_mask"].sum(-1)
     counted = np.asarray(x["self_distillation_mask"] > 0) if counted is None else counted
-    each = aggregation.weights(
+    each = token_weights.aggregation_weights(
         jnp.asarray(length),
         jnp.asarray(counted),
         aggregation=kind,
@@ -309,6 +309,6 @@ def test_clip_fractions_are_the_references(name):
 def test_sampler_weights_are_the_references(case, upper):
     start = f"tis/case{case}/"
     x = {k[len(start) :]: v for k, v in golden("grpo_loss.npz").items() if k.startswith(start)}
-    got = policy_gradient.sampler_weights(x["old_log_prob"], x["rollout_log_prob"], upper)
+    got = policy_gradient.importance_ratio(x["old_log_prob"], x["rollout_log_prob"], upper)
     want = x[f"weights_token_{upper}_plain_f64"]
     np.testing.assert_allclose(got * x["response_mask"], want, rtol=1e-5, atol=1e-6)

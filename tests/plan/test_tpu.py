@@ -88,7 +88,9 @@ def compile_train_step(name, shape, teacher=None, optim=None):
     _, graphdef, abstract = model_parts()
     tx = learning.adamw.make(cfg.optim)
     shardings = learning.state.shardings(abstract, tx, cfg.teacher, mesh)
-    step = learning.update.make_train_step(graphdef, cfg, mesh, shardings)
+    step = learning.update.make_train_step(
+        graphdef, learning.objective.Objective.of(cfg), cfg.optim, shardings, cfg.model.remat
+    )
     init = learning.state.initialiser(tx, cfg.teacher, shardings)
     batch = learning.pack(cfg)
     state = placed(jax.eval_shape(init, abstract), shardings)

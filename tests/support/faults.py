@@ -1,7 +1,7 @@
-"""Kills trainings: a server forks a process for each, so that imports are paid for once.
+"""Kills trainings. A server forks a process for each, so that all share its imports.
 
-`Server` starts it. A child runs a config file as the command line does; where asked, it kills
-itself a while after it has entered some phase for the n-th time.
+`Server` starts the server. A child runs a config file as the command line does. It may kill itself
+a while after it has entered a phase for the n-th time.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PHASES = {
     "commit": ("sdjax.learner.checkpoint", "Checkpoints._seal"),
     "export": ("sdjax.training.loaded_model", "LoadedModel.export"),
 }
-"""Functions whose beginning is that of a phase. A save goes on after it has returned."""
+"""Functions that begin a phase. A save goes on after its function has returned."""
 
 
 class Server:
-    """The process that forks."""
+    """The process that forks the children."""
 
     def __init__(self) -> None:
         here = Path(__file__).parent
@@ -36,7 +36,7 @@ class Server:
             cwd=here,
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
-            # Of programs that take no time to compile there are many.
+            # Caches the many small programs too.
             | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -44,7 +44,7 @@ class Server:
         )
 
     def run(self, *args: str, log: Path, **kill: object) -> int:
-        """Returns the exit code of a run with these arguments; minus the signal that ended it.
+        """Runs the arguments; returns the exit code, or minus the signal that ended the run.
 
         What it prints goes to `log`. `kill`: phase, occurrence, delay (seconds) and signal.
         """
@@ -61,7 +61,7 @@ class Server:
 
 
 def serve() -> None:
-    """Answers one line of JSON after the other."""
+    """Reads requests, one line of JSON each, and prints exit codes."""
     import conftest  # noqa: F401  the flags of tests
     import runs  # noqa: F401
     import transformers
@@ -90,7 +90,7 @@ def _child(args: list[str], log: str, kill: dict) -> None:
         _arm(**kill)
     code = main(args)
     sys.stdout.flush()
-    # As a process ends whose threads are done; without the server's own clean-up.
+    # Ends as a process does after its threads, but without the clean-up of the server.
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
@@ -98,7 +98,7 @@ def _child(args: list[str], log: str, kill: dict) -> None:
 
 
 def _arm(phase: str, occurrence: int, delay: float, number: int = signal.SIGKILL) -> None:
-    """Has this process sent a signal, so many seconds after it enters the phase again."""
+    """Makes this process send itself a signal, `delay` seconds after it enters the phase."""
     module, _, name = PHASES[phase][0], None, PHASES[phase][1]
     owner = sys.modules[module] if module in sys.modules else __import__(module, fromlist=["_"])
     *classes, attribute = name.split(".")

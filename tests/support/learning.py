@@ -7,9 +7,9 @@ import numpy as np
 from flax import nnx
 
 from sdjax import config
-from sdjax.learner import adamw, objective, state, update  # noqa: F401
+from sdjax.learner import adamw, objective, state, update
 from sdjax.learner import batch as batches
-from sdjax.learner.update_metrics import of_step  # noqa: F401
+from sdjax.learner.objective import step_metrics as of_step  # noqa: F401
 from sdjax.models.network.model_config import LayerKind, ModelConfig
 from sdjax.models.network.transformer import Transformer
 from sdjax.parallel import mesh as meshes
@@ -108,17 +108,15 @@ def pack(cfg, of_groups=None, of_reprompts=None):
     of_groups = groups() if of_groups is None else of_groups
     of_reprompts = reprompts(of_groups) if of_reprompts is None else of_reprompts
     rng = np.random.default_rng(2)
-    return batches.pack(
-        of_groups,
-        of_reprompts if cfg.loss.distillation > 0 else None,
-        microbatch=cfg.optim.microbatch,
-        distillation=cfg.loss.distillation,
-        policy=cfg.policy,
-        longest=32,
-        pad_id=0,
-        epistemic=[rng.random(len(c.tokens)) < 0.2 for g in of_groups for c in g.completions],
-        row_tokens=cfg.optim.row_tokens,
-    )
+    read = of_reprompts if cfg.loss.distillation > 0 else None
+    marked = [rng.random(len(c.tokens)) < 0.2 for g in of_groups for c in g.completions]
+    return packed(cfg, of_groups, read, marked)
+
+
+def packed(cfg, of_groups, of_reprompts, epistemic):
+    """Returns the batch of these groups and reprompts, with these tokens of epistemic words."""
+    samples = batches.samples_of(of_groups, of_reprompts, cfg.loss, cfg.policy, 32)
+    return batches.pack(of_groups, of_reprompts, samples, epistemic, cfg.optim, 0)
 
 
 def by_completion(batch, values):
@@ -148,8 +146,11 @@ class Learner:
         )
         tx = adamw.make(cfg.optim)
         self.shardings = state.shardings(self.abstract, tx, cfg.teacher, mesh)
-        self.step = update.make_train_step(self.graphdef, cfg, mesh, self.shardings)
-        self.score = update.make_score(self.graphdef, cfg, mesh)
+        self.objective = objective.Objective.of(cfg)
+        self.step = update.make_train_step(
+            self.graphdef, self.objective, cfg.optim, self.shardings, cfg.model.remat
+        )
+        self.score = update.make_score(self.graphdef, self.objective, mesh)
         self.after = update.make_after_step(cfg.teacher, self.shardings)
         params = jax.device_put(
             random_params(self.abstract), rules.param_shardings(self.abstract, mesh)

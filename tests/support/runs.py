@@ -1,4 +1,4 @@
-"""Runs of the train job that cost little, and what makes two of them equal."""
+"""Small runs of the train job, and a comparison of two of them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ _programs = functools.cache(sampler.slots.programs)
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Makes runs of this process share their compiled functions where their configs allow it."""
+    """Makes runs of this process share their compiled functions if their configs allow it."""
     make, kept = host_step.make_steps, jax.config.jax_persistent_cache_min_compile_time_secs
 
     def steps(cfg: config.Train, model: loaded_model.LoadedModel) -> host_step.StepFunctions:
@@ -121,7 +121,7 @@ def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def assert_equal(a: Path, b: Path, step: int = 6) -> None:
-    """Asserts that two runs wrote the same, but for times."""
+    """Asserts that two runs wrote the same, except times."""
     assert timeless(a) == timeless(b)
     for folder in ("answers", "model"):
         names = sorted(p.name for p in (a / folder).glob("*"))

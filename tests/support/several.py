@@ -1,7 +1,7 @@
-"""The real command in several processes of one machine, joined on loopback (gloo).
+"""Runs the command in several processes of one machine, joined on loopback (gloo).
 
-Run as a program it does the jobs of several config files one after the other, joined once: what
-they share is imported and compiled once.
+As a program, this file runs the jobs of several config files one after the other. Its processes
+join once, and import and compile once what the jobs share.
 """
 
 import os
@@ -30,7 +30,7 @@ def free_port():
 
 
 class Run:
-    """Started processes, each with its own folder to work in where `cwd` names some."""
+    """Started processes; `cwd` may name a working directory for each."""
 
     def __init__(self, args, *, processes=2, devices=4, cwd=None, program=("-m", "sdjax.main")):
         flags = []
@@ -56,7 +56,7 @@ class Run:
             self.processes.append(started)
 
     def ended(self, timeout=500):
-        """Waits for all; returns how each ended. None outlives the timeout."""
+        """Waits for all processes, kills them after the timeout, and returns how each ended."""
         results = []
         try:
             for process in self.processes:
@@ -74,12 +74,12 @@ def run(args, **how):
 
 
 def jobs(files, **how):
-    """Returns how the processes ended that did the jobs of these config files."""
+    """Runs the jobs of these config files; returns how each process ended."""
     return run([str(f) for f in files], program=(str(Path(__file__)),), **how)
 
 
 if __name__ == "__main__":
-    # transformers would import it, for nothing that is needed here: half of a process's start.
+    # Keeps transformers from importing torch, which takes half of the start and is not needed.
     sys.modules["torch"] = None  # type: ignore[assignment]
     from sdjax.jobs import evaluate_job, train_job
     from sdjax.main import launch_flags, load

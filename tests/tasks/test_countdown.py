@@ -20,7 +20,7 @@ from sdjax.models.files.resolve import resolve
 from sdjax.records import Completion, Grade, Group
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import Voice, direct, reaches, search, solutions, stated, terms
-from sdjax.tasks.countdown_traces import conversation
+from sdjax.tasks.countdown_traces import trace_row
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
 
@@ -45,7 +45,7 @@ def graded(text, answer="3 4 5 = 17", **more):
 
 @functools.cache
 def numbered(i):
-    return conversation(list(ALL.values())[i % len(ALL)], TRACES, Random(f"{i}"))
+    return trace_row(list(ALL.values())[i % len(ALL)], TRACES, Random(f"{i}"))
 
 
 def conversations(count):

@@ -1,4 +1,4 @@
-"""What a run says where a step has nothing to learn from, and when it says so."""
+"""Warnings of a step that has nothing to learn from: what they say, and when."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_nothing_is_said_of_a_step_that_can_be_learned_from():
     reprompts = plain(mixed)
     reprompts[1][0] = replace(reprompts[1][0], demonstration=1)
     assert said(mixed, reprompts) == {}
-    # The reward of a completion alone in its group is its advantage.
+    # In a group of one, the advantage is the reward.
     one = {"rollout": {"group_size": 1}, "optim": {"microbatch": 4}}
     assert said([group(0.0)], loss={"distillation": 0.0}, **one) == {}
 
@@ -89,7 +89,7 @@ def test_a_signal_is_what_the_loss_has_a_gradient_on():
     for distillation, expected in ((0.0, [True, False, False]), (1.0, [True, True, False])):
         cfg = learning.train_config(loss={"distillation": distillation})
         assert [alerts.has_signal(g, cfg) for g in (mixed, right, wrong)] == expected
-    # Two rewards under the threshold differ: a blend learns from them by its policy part.
+    # A blend learns by its policy part, because two rewards under the threshold differ.
     cfg = learning.train_config(loss={"distillation": 0.5})
     assert alerts.has_signal(group(0.0, 0.2), cfg)
 

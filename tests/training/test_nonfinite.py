@@ -1,4 +1,4 @@
-"""Numbers that go wrong and batches without anything in them: skipped, counted, shown."""
+"""Updates that are not finite, and batches that teach nothing."""
 
 import json
 from dataclasses import dataclass, replace
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned(runs.Letters):
-    """Letters whose answers to some questions have no number for a reward."""
+    """Letters with a NaN reward for the answers to some questions."""
 
     poisoned: tuple[str, ...] = ()
     system: str = ""
     long: tuple[str, ...] = ()
-    """Examples whose system prompt has a character more."""
+    """Examples whose system prompt has one more character."""
 
 
 def load(cfg: Poisoned, data: config.Data) -> Task:
@@ -67,7 +67,7 @@ def second_step():
 
 
 def replayed(model, out, file, capsys, **changes):
-    """Returns what --replay prints of a file, its last two lines."""
+    """Returns the last two lines that --replay prints of a file."""
     cfg = job(model, out, **changes)
     train_job.run(replace(cfg, replay=str(file)))
     return capsys.readouterr().out.strip().splitlines()[-2:]
@@ -182,7 +182,7 @@ def test_completions_that_are_all_empty_teach_nothing_and_are_counted(model, tmp
     train_job.run(job(silent, tmp_path / "out", steps=1))
     last = runs.lines(tmp_path / "out" / "metrics.jsonl")[-1]
     assert last["rollout/empty"] == 1.0 and last["rollout/length"] == 1.0
-    # They succeeded, by the threshold, but there is nothing to show of them.
+    # By the threshold they succeed, but an empty completion shows nothing.
     assert last["reprompt/success_group_fraction"] == 1.0
     assert last["reprompt/demonstration_group_fraction"] == 0.0
     assert last["reprompt/masked_fraction"] == 1.0
@@ -195,7 +195,7 @@ def test_completions_that_are_all_empty_teach_nothing_and_are_counted(model, tmp
 def test_a_prompt_as_long_as_the_context_allows_is_trained_on_and_a_longer_one_is_counted(
     model, tmp_path, capsys
 ):
-    # A token a byte: 512 positions, 6 of them for the completion.
+    # Each byte is a token. Of the 512 positions, 6 are for the completion.
     longest = {
         "rollout": {"max_prompt_tokens": 506},
         "reprompt": {"max_tokens": 506},
@@ -206,7 +206,7 @@ def test_a_prompt_as_long_as_the_context_allows_is_trained_on_and_a_longer_one_i
     tokenizer = Tokenizer.load(str(model))
 
     def task(length):
-        """Returns a task whose prompts have so many tokens, but for one, which has one more."""
+        """Returns a task whose prompts have `length` tokens; one of them has one more."""
         one = load(Poisoned(held_out=4, system="x"), config.Data()).train[0]
         tokens = len(tokenizer.encode_prompt(one.messages, enable_thinking=None))
         return Poisoned(held_out=4, system="x" * (1 + length - tokens), long=("train-5",))
@@ -216,7 +216,7 @@ def test_a_prompt_as_long_as_the_context_allows_is_trained_on_and_a_longer_one_i
     rows = runs.lines(tmp_path / "out" / "rollouts.jsonl")
     assert {len(tokenizer.encode(row["prompt"])) for row in rows} == {506}
     last = runs.lines(tmp_path / "out" / "metrics.jsonl")[-1]
-    # No room is left for a demonstration, so only the policy's part of the loss learns.
+    # A demonstration does not fit, so only the policy part of the loss learns.
     assert last["reprompt/dropped_fraction"] == 1.0 and last["optim/grad_norm"] > 0
     with pytest.raises(UserError, match="every one of the 64 prompts is longer"):
         train_job.run(job(model, tmp_path / "longer", task=task(507), **longest))

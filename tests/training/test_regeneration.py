@@ -1,4 +1,4 @@
-"""SDPO with a regenerated solution: what is asked again, and what the teachers then read."""
+"""SDPO with a regenerated solution: what the model answers, and what the teachers then read."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ STEPS, PROMPTS, THRESHOLD = 4, 4, 0.9
 
 @pytest.fixture(scope="module")
 def steps(model, tmp_path_factory):
-    """Returns of each step of a run what was asked again, its groups' rows, and its metrics."""
+    """Returns the regeneration, the rows of the groups and the metrics of each step of a run."""
     out = tmp_path_factory.mktemp("run") / "out"
     asked, collect = [], regeneration.collect
 
@@ -96,9 +96,9 @@ def test_each_step_asks_as_many_and_samples_as_the_rollout_does(steps):
 
 
 def regenerate(model: Path, rewards, texts, **asked):
-    """Returns the reprompts of groups with these rewards, which answer with these texts.
+    """Returns the reprompts of groups with these rewards, and the metrics of regeneration.
 
-    A text that holds "yes" is right.
+    The groups answer with `texts`. A text that holds "yes" is right.
     """
     tokenizer = Tokenizer.load(model)
 
@@ -168,5 +168,5 @@ def test_the_new_answer_is_stripped_of_its_thinking(model):
     (first, second), metrics = regenerate(model, [[1.0, 0.0]] * 2, texts, strip_thinking=True)
     assert metrics == {"reprompt/regenerated": 1.0}
     assert all("It is so." in text and "yes?" not in text for text in first)
-    # Nothing is left of the other.
+    # Nothing is left of the second text.
     assert all("Correct solution" not in text for text in second)

@@ -1,4 +1,4 @@
-"""What a run says of itself: every metric has its place on the page, and alarms are raised."""
+"""Metrics and alarms of a run: docs/metrics.md lists every metric, and alarms are raised."""
 
 import json
 import re
@@ -24,7 +24,7 @@ PAGE = ROOT / "docs" / "metrics.md"
 
 @dataclass(frozen=True, kw_only=True)
 class Parity(config.TaskConfig):
-    """A text is right whose code points have an even sum; after `right_until` texts, none is."""
+    """A text is right if its code points have an even sum; after `right_until` texts, none is."""
 
     held_out: int = 4
     right_until: int = 1_000_000
@@ -54,7 +54,7 @@ def load(cfg: Parity, data: config.Data) -> Task:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Returns the directory of a run and what it printed: its alarm stops it at step 2 of 4.
+    """Returns the directory of a run and its output: its alarm stops it at step 2 of 4.
 
     The other task finds all 8 answers of the first evaluation right, and none of the second.
     """

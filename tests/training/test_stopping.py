@@ -1,4 +1,4 @@
-"""A signal stops a run where nothing is lost; a second one stops it at once."""
+"""A first signal saves and stops a run; a second one ends it at once."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ config = runs.job(Path({model!r}), Path({out!r}), checkpoint={{"every": {every}}
 
 @pytest.fixture(scope="module")
 def whole(model, tmp_path_factory):
-    """Returns the directory of a run that nothing disturbed."""
+    """Returns the directory of an undisturbed run."""
     out = tmp_path_factory.mktemp("run") / "whole"
     train_job.run(runs.job(model, out))
     return out
@@ -34,7 +34,7 @@ def whole(model, tmp_path_factory):
 
 @pytest.fixture
 def start(model, tmp_path, monkeypatch):
-    """Returns a function that runs a config by the command line's way and gives its exit code."""
+    """Returns a function that runs a config through main and returns exit code and directory."""
 
     def run(*args, every=3):
         out = tmp_path / "out"
@@ -46,14 +46,14 @@ def start(model, tmp_path, monkeypatch):
 
 
 def send_in(patch, owner, name, call, number=signal.SIGTERM):
-    """Sends this process a signal as a function is entered for the n-th time."""
+    """Sends this process a signal at call number `call` of a function."""
     function, calls = getattr(owner, name), []
 
     def called(*args):
         calls.append(name)
         if len(calls) == call:
             os.kill(os.getpid(), number)
-            time.sleep(0.1)  # until the thread that listens has heard
+            time.sleep(0.1)  # until the listening thread has read it
         return function(*args)
 
     patch.setattr(owner, name, called)
@@ -62,10 +62,10 @@ def send_in(patch, owner, name, call, number=signal.SIGTERM):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "saved", "number"),
     [
-        # During a rollout the run goes back to the end of the step before.
+        # A rollout is lost, so the checkpoint is that of the step before.
         pytest.param(host_step, "sample_groups", 2, [1], signal.SIGTERM, marks=pytest.mark.heavy),
         (host_step, "take_updates", 5, [3, 5], signal.SIGINT),
-        # An evaluation is done again: its step is not, nor is its line written twice.
+        # An evaluation is repeated, but its step is not, and its line is written once.
         pytest.param(
             *(evaluation.EvaluationHistory, "measure", 3, [3, 4], signal.SIGTERM),
             marks=pytest.mark.heavy,
@@ -121,7 +121,7 @@ def send():
 
 with Stop().listening(True):
     threading.Thread(target=send, daemon=True).start()
-    # The main thread runs no instruction of Python meanwhile, as when it waits for devices.
+    # The main thread runs no Python meanwhile, as when it waits for devices.
     hashlib.pbkdf2_hmac("sha512", b"", b"", 200_000_000)
 print("came back")
 """
@@ -147,7 +147,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     model, tmp_path, process, number
 ):
     out = tmp_path / "out"
-    # More steps than both could do before the signal.
+    # More steps than both processes finish before the signal.
     text = CONFIG.format(model=str(model), out=str(out), every=100)
     text += "from dataclasses import replace\nconfig = replace(config, steps=60)\n"
     (tmp_path / "config.py").write_text(text)
@@ -161,5 +161,5 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     [step] = [int(p.name) for p in (out / "checkpoints").iterdir()]
     said = f"stopped: the checkpoint of step {step} is written"
     assert all(said in e.err for e in ended) and 3 <= step < 60
-    # Its line is still to come where its evaluation is.
+    # If its evaluation was interrupted, the line of the last step is not written yet.
     assert runs.lines(out / "metrics.jsonl")[-1]["step"] in (step - 1, step)

@@ -1,4 +1,4 @@
-"""What rollouts.jsonl holds: by contract, which completions, and that it makes nothing wait."""
+"""rollouts.jsonl: its fields, the completions with every token, and its writing thread."""
 
 import re
 import threading
@@ -27,7 +27,7 @@ TEXT |= {"feedback", "details"}
 
 @pytest.fixture(scope="module")
 def run(model, tmp_path_factory):
-    """Returns the rows of a run of 2 steps, 10 of 16 completions with everything, 3 with tops."""
+    """Returns the rows of 2 steps: 10 of 16 completions have every token, 3 have alternatives."""
     out = tmp_path_factory.mktemp("run") / "sdpo"
     log = {"rollouts_per_step": 10, "alternatives_of": 3, "alternatives_tokens": 5}
     eval_ = {"every": 0, "examples": 1, "k": 1, "batch": 1}
@@ -49,7 +49,7 @@ def test_every_completion_has_text_and_grade_and_a_chosen_few_every_token(run):
 def test_the_pieces_of_a_completion_make_its_text_and_numbers_stand_for_each(run, model):
     tokenizer = Tokenizer.load(model)
     for r in (r for r in run if "tokens" in r):
-        # Bytes that are no character by themselves may be fewer signs together.
+        # Several bytes that are no characters may become one replacement character.
         made, whole = "".join(r["pieces"]), tokenizer.decode_raw(r["tokens"])
         assert re.sub("\ufffd+", "\ufffd", made) == re.sub("\ufffd+", "\ufffd", whole)
         sizes = {k: len(r[k]) for k in r if k.endswith(("_logprobs", "_entropy", "_top"))}
@@ -66,7 +66,7 @@ def test_alternatives_hold_the_sampled_token_at_its_log_probability(run):
             tops, given = r[f"{who}_top"][:5], r[f"{who}_logprobs"]
             for piece, logprob, top in zip(r["pieces"], given, tops, strict=False):
                 assert len(top) == 5 and [p for _, p in top] == sorted((p for _, p in top))[::-1]
-                # Two bytes that are no character by themselves have one text.
+                # All bytes that are no characters have the same text.
                 own = [p for text, p in top if text == piece != "\N{REPLACEMENT CHARACTER}"]
                 found += len(own)
                 assert not own or own[0] == pytest.approx(logprob, abs=1.1e-3)
@@ -85,9 +85,20 @@ def test_grpo_has_no_teacher_and_each_update_its_own_completions(model, tmp_path
     for i, r in scored:
         assert len(r["student_entropy"]) == r["length"]
         near = np.allclose(r["student_logprobs"], r["sampler_logprobs"], atol=2e-4)
-        # The second update's are those of parameters that the first has moved.
+        # The second update reports log-probabilities after the first one has moved the parameters.
         assert near == (i < 8)
         assert ("student_top" in r) <= (i < 8)
+
+
+def make_alternatives(learner):
+    """Returns the jitted function to the alternatives of rows."""
+    return alternatives.make_alternatives(
+        learner.graphdef,
+        learner.objective,
+        learner.cfg.log.alternatives,
+        learner.mesh,
+        learner.shardings,
+    )
 
 
 KINDS = {
@@ -108,7 +119,7 @@ def test_alternatives_are_of_the_distributions_that_the_update_compares(kind):
     learner.update(batch)
     with jax.set_mesh(learner.mesh):
         learner.state = learner.after(learner.state)  # now the teachers differ
-    score = alternatives.make_alternatives(learner.graphdef, cfg, learner.mesh, learner.shardings)
+    score = make_alternatives(learner)
     few = np.flatnonzero(batch.samples.learned)[[0, 3, -1]].tolist()
     with jax.set_mesh(learner.mesh):
         made = alternatives.scored(score, learner.state, batch, few, learner.mesh, 4)
@@ -142,9 +153,7 @@ def compare_with_one_device():
     found = []
     for sizes in ((1, 1, 1), (2, 2, 2)):
         learner = learning.Learner(cfg, learning.make_mesh(*sizes))
-        score = alternatives.make_alternatives(
-            learner.graphdef, cfg, learner.mesh, learner.shardings
-        )
+        score = make_alternatives(learner)
         with jax.set_mesh(learner.mesh):
             made = alternatives.scored(score, learner.state, batch, few, learner.mesh, 5)
             found.append(made.by_completion())
@@ -156,7 +165,7 @@ def compare_with_one_device():
 def test_alternatives_compile_once_for_batches_of_one_shape():
     cfg = learning.train_config()
     learner = learning.Learner(cfg, learning.make_mesh())
-    score = alternatives.make_alternatives(learner.graphdef, cfg, learner.mesh, learner.shardings)
+    score = make_alternatives(learner)
     batch = learning.pack(cfg)
     learned = np.flatnonzero(batch.samples.learned).tolist()
     with jax.set_mesh(learner.mesh):

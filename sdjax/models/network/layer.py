@@ -172,13 +172,22 @@ def gated(x: jax.Array, w: LayerWeights) -> jax.Array:
 
 
 def to_residual(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:
-    """Returns float32[B, S, embed], the product of x [B, S, ...] that is added to the residual."""
-    step_of_gpu = jax.default_backend() == "gpu" and x.shape[1] == 1 and shards("tensor") == 1
-    if step_of_gpu and x.dtype != jnp.float32:
+    """Returns float32[B, S, embed], the product of x [B, S, ...] that is added to the residual.
+
+    On a GPU the product stands behind a barrier, so that XLA cannot fuse the addition into the
+    matrix product. This avoids a fault in cuBLASLt 13 on an H100: its kernel that adds a product
+    to a float32 matrix ends the process with "unspecified launch failure", about once in 20,000
+    launches. Blocks of that kernel signal blocks of their cluster that have already ended. (It is
+    nvjet_sm90_tss_192x64_64x6_1x4_h_bx_NNT, from a core dump of the device.) The barrier costs
+    nothing, because the addition is fused into the next norm instead.
+    """
+    on_gpu = jax.default_backend() == "gpu"
+    if on_gpu and x.shape[1] == 1 and shards("tensor") == 1 and x.dtype != jnp.float32:
         out = in_parts(x.reshape(x.shape[0], -1), w.reshape(-1, w.shape[-1])).sum(0)[:, None]
         return out if bias is None else out + bias
     out = wide_product(equation, x, w)
-    return _apart(out if bias is None else out + bias)
+    out = out if bias is None else out + bias
+    return jax.lax.optimization_barrier(out) if on_gpu else out
 
 
 def in_parts(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -187,7 +196,7 @@ def in_parts(x: jax.Array, w: jax.Array) -> jax.Array:
     A product of few rows is cut along K until its tiles keep a GPU's processors reading. XLA cuts
     it too, but adds the parts up in a separate kernel; the caller adds these up where it uses
     them. With it, Qwen3-1.7B on an H200 decodes 64 rows 3 % faster. More rows are not cut, because
-    256 rows would decode 6 % slower.
+    256 rows would decode 6 % slower. The barrier is that of `to_residual`.
     """
     rows, inner = x.shape
     parts = 1
@@ -195,19 +204,7 @@ def in_parts(x: jax.Array, w: jax.Array) -> jax.Array:
         while parts * w.shape[1] < 64 * 256 and inner % (2 * parts) == 0 and inner // parts > 256:
             parts *= 2
     x, w = x.reshape(rows, parts, -1), w.reshape(parts, -1, w.shape[1])
-    return _apart(product("bsk,skn->sbn", x, w, jnp.float32))
-
-
-def _apart(out: jax.Array) -> jax.Array:
-    """Returns `out`; on a GPU behind a barrier, so that XLA cannot fuse an addition into a matmul.
-
-    The barrier avoids a fault in cuBLASLt 13 on an H100: its kernel that adds a product to a
-    float32 matrix ends the process with "unspecified launch failure", about once in 20,000
-    launches. Its blocks signal blocks of their cluster that have already ended (the kernel is
-    nvjet_sm90_tss_192x64_64x6_1x4_h_bx_NNT, from a core dump of the device). The barrier costs
-    nothing: the addition is fused into the next norm instead.
-    """
-    return jax.lax.optimization_barrier(out) if jax.default_backend() == "gpu" else out
+    return jax.lax.optimization_barrier(product("bsk,skn->sbn", x, w, jnp.float32))
 
 
 def _by_columns(out: jax.Array, axes: Axes, columns: int) -> jax.Array:

@@ -143,7 +143,7 @@ def hidden_states(
     how, mlp = attention.choose(cfg.attention, dtype, cfg.head_dim), FAMILIES[cfg.family].mlp
     # A window that no row of this length fills is no window.
     rows = tokens.shape[1]
-    windows = [None if w is None or w >= rows else w for w in cfg.windows]
+    windows = [w if w is not None and w < rows else None for w in (k.window for k in cfg.layers)]
     ropes = [kind.rope for kind in cfg.layers]
     some_windows, some_ropes = list(dict.fromkeys(windows)), list(dict.fromkeys(ropes))
     attend = partial(attention.attention, implementation=how)
@@ -338,7 +338,8 @@ def decode_step(
     """
     index, length = cache.length, cache.length + 1
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
-    write, mlp = partial(_write, axis=attention.SLOT_AXIS[how]), FAMILIES[cfg.family].mlp
+    write = jax.vmap(partial(_write, axis=attention.SLOT_AXIS[how]))
+    mlp = FAMILIES[cfg.family].mlp
     kernels = decode_gpu.fits(cfg, how)
     if kernels and mlp is dense_mlp:
         mlp = decode_gpu.dense_mlp
@@ -364,11 +365,10 @@ def decode_step(
     return rms_norm(x[:, 0], weights.norm, cfg), cache
 
 
-def _write(slots: jax.Array, new: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-    """Returns the cache with row b's slot `index[b]` of an axis replaced by `new[b, 0]`, [K, h]."""
+def _write(row: jax.Array, new: jax.Array, index: jax.Array, *, axis: int) -> jax.Array:
+    """Returns one row of a cache with its slot `index` replaced by new [1, K, h].
 
-    def one(row: jax.Array, x: jax.Array, i: jax.Array) -> jax.Array:
-        at = row.at[i] if axis == 1 else row.at[:, i]
-        return at.set(x[0], mode="drop", unique_indices=True, indices_are_sorted=True)
-
-    return jax.vmap(one)(slots, new, index)
+    `axis` is that of the slots in the whole cache. An index beyond the row writes nothing.
+    """
+    at = row.at[index] if axis == 1 else row.at[:, index]
+    return at.set(new[0], mode="drop", unique_indices=True, indices_are_sorted=True)

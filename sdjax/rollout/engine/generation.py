@@ -89,6 +89,13 @@ def slots_that_fit(
     """Returns how many slots of a capacity fit into `free` bytes per device, per batch shard.
 
     The number is a power of two, so that small changes of the free memory do not change it.
+
+    Args:
+        cfg: the model's sizes.
+        mesh: the mesh of rollouts, which splits the cache's heads over its tensor axis.
+        capacity: tokens per slot.
+        schedule: its prefill takes memory too.
+        free: None if devices do not report it; the result is then MOST_SLOTS.
     """
     most = MOST_SLOTS
     if free is not None:

@@ -44,7 +44,16 @@ class Engine(Protocol):
         sampling: Sampling,
         stop_ids: Sequence[int],
     ) -> list[Reply]:
-        """Returns one completion of the prompt per seed."""
+        """Returns one completion of the prompt per seed.
+
+        Args:
+            client: sends the request.
+            model: the name that `model_name` returned.
+            prompt: token ids.
+            seeds: one number in [0, 2^31) per completion.
+            sampling: temperature, top-p, top-k and the limit of tokens.
+            stop_ids: the tokens that end a completion.
+        """
 
     def load(self, client: Client, folder: str) -> None:
         """Makes the server read its weights from a Hugging Face folder."""

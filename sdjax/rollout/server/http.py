@@ -41,7 +41,10 @@ class Retry(urllib3.Retry):
         _pool: urllib3.connectionpool.ConnectionPool | None = None,
         _stacktrace: TracebackType | None = None,
     ) -> Retry:
-        """Returns the retries that are left; raises the last error if none is left."""
+        """Returns the retries that are left; raises the last error if none is left.
+
+        The arguments are those of urllib3.Retry.increment.
+        """
         if isinstance(error, ReadTimeoutError):
             raise error
         return super().increment(method, url, response, error, _pool, _stacktrace)

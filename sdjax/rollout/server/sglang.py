@@ -33,6 +33,14 @@ def draw(
 
     The prompt is sent once per seed, because SGLang gives all n completions of one prompt the same
     seed.
+
+    Args:
+        client: sends the request.
+        model: unused.
+        prompt: token ids.
+        seeds: one number in [0, 2^31) per completion.
+        sampling: temperature, top-p, top-k and the limit of tokens.
+        stop_ids: the tokens that end a completion.
     """
     del model
     settings = {

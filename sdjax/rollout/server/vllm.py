@@ -39,6 +39,14 @@ def draw(
 
     vLLM takes one seed per request and adds the completion's index to it, so only the first seed
     is sent.
+
+    Args:
+        client: sends the request.
+        model: the name that `model_name` returned.
+        prompt: token ids.
+        seeds: one number in [0, 2^31) per completion.
+        sampling: temperature, top-p, top-k and the limit of tokens.
+        stop_ids: the tokens that end a completion.
     """
     # Greedy completions of a prompt are all the same, and vLLM refuses to draw more than one.
     n = 1 if sampling.temperature == 0 else len(seeds)
@@ -89,5 +97,5 @@ def load(client: Client, folder: str) -> None:
     if isinstance(answer, dict) and answer.get("success") is False:
         raise UserError(
             f"{client.base}/reset_prefix_cache: refused: the server has other requests running; "
-            "give the training one of its own"
+            "start another server for the training"
         )
