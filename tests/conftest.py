@@ -25,6 +25,15 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
+def pytest_collection_modifyitems(items):
+    """Puts whole runs first.
+
+    A worker without tests takes the last ones of another, and repeats the fixtures of their module.
+    """
+    whole_runs = ("e2e", "training")
+    items.sort(key=lambda item: item.path.parent.name not in whole_runs)
+
+
 @pytest.fixture(autouse=True)
 def logs():
     """Logs, also after a test of what runs in the graders' own processes, where none may."""

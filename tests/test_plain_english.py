@@ -1,11 +1,10 @@
 """No sentence of a page or a docstring is longer than 30 words (dev/plain_english.py)."""
 
 import runpy
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 CHECK = runpy.run_path(str(ROOT / "dev" / "plain_english.py"))
 # Rooms with sentences that are still to be reworded; an empty table checks all.
 NOT_YET = {

@@ -52,6 +52,7 @@ def test_the_divergence_of_readme_keeps_the_contract():
     contracts.check_divergence(made["hellinger"], config.Loss(divergence="hellinger"))
 
 
+@pytest.mark.heavy
 def test_the_divergence_of_readme_trains():
     defined(block_with("DIVERGENCES["))
     cfg = learning.train_config(loss={"divergence": "hellinger"})

@@ -324,6 +324,7 @@ def test_the_command_writes_a_report_and_prints_its_tables(seeds, tmp_path, caps
     assert "First -> last value" in capsys.readouterr().out and out.exists()
 
 
+@pytest.mark.heavy  # a fresh environment has no cache of fonts
 def test_every_chart_is_a_png_too(seeds, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     made(tmp_path, *seeds, plots=str(tmp_path / "plots"))

@@ -1,13 +1,13 @@
 """docs/reference/config.md is what the dataclasses of sdjax.config say."""
 
 import runpy
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from sdjax.config.load import job_classes
 
-DEV = Path(__file__).parents[2] / "dev"
+DEV = ROOT / "dev"
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """Arguments override the fields of a config file, booleans in each of their forms."""
 
-from pathlib import Path
-
 import pytest
+from paths import ROOT
 
 from sdjax.config import SFT
 from sdjax.config.load import BOOLEANS, boolean_fields, load, override, with_boolean_values
 from sdjax.errors import UserError
 
-CONFIG = load(Path(__file__).parents[2] / "configs/tiny/sdpo.py")
+CONFIG = load(ROOT / "configs/tiny/sdpo.py")
 
 
 def overridden(*args):

@@ -6,9 +6,9 @@ import re
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from sdjax import graders
 from sdjax.errors import UserError
@@ -19,7 +19,6 @@ from sdjax.graders.math import grade_math, paper_grade
 from sdjax.graders.workers.grade_batch import Attempt, each
 from sdjax.records import Grade
 
-ROOT = Path(__file__).parents[2]
 GENERATOR = {"name": "spell_backward", "options": {"seed": 0, "size": 10}}
 
 

@@ -2,9 +2,9 @@
 
 import json
 import time
-from pathlib import Path
 
 import pytest
+from paths import GOLDEN
 
 from sdjax.errors import UserError
 from sdjax.graders import tool_calls
@@ -15,8 +15,6 @@ from sdjax.graders.math import grade_math as math_rules
 from sdjax.graders.math.symbolic import same
 from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.records import Grade
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")

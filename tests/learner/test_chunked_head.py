@@ -1,12 +1,12 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import GOLDEN
 
 from sdjax.config import Loss
 from sdjax.learner.chunked_head import (
@@ -23,7 +23,6 @@ from sdjax.learner.chunked_head import (
 from sdjax.objectives import divergences
 
 R, C, D, V = 3, 20, 16, 200
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def given(seed=0, dtype=jnp.float32):

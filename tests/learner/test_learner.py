@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import jax
 import learning
+import marks
 import numpy as np
 import other_process
 import pytest
@@ -50,7 +51,8 @@ def assert_same(one, two, rtol=1e-5):
 @pytest.mark.parametrize(
     ("method", "microbatches"),
     [
-        ("sdpo", (1, 2)),
+        ("sdpo", (2,)),
+        pytest.param("sdpo", (1,), marks=pytest.mark.heavy),
         pytest.param("blend", (2,), marks=pytest.mark.heavy),
         *(pytest.param(m, (1, 2), marks=pytest.mark.slow) for m in METHODS if m != "sdpo"),
     ],
@@ -62,14 +64,8 @@ def test_metrics_and_gradients_are_equal_for_any_microbatch(method, microbatches
         assert_same(gradient(method, microbatch=microbatch), whole)
 
 
-@pytest.mark.parametrize(
-    ("remat", "tie"),
-    [
-        pytest.param("none", True, marks=pytest.mark.heavy),
-        pytest.param("dots", True, marks=pytest.mark.heavy),
-        ("dots", False),
-    ],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize(("remat", "tie"), [("none", True), ("dots", True), ("dots", False)])
 def test_gradients_summed_in_place_are_those_of_the_whole(remat, tie):
     assert_same(gradient(microbatch=2, tie=tie), gradient(microbatch=2, remat=remat, tie=tie))
 
@@ -200,24 +196,24 @@ def test_means_over_no_tokens_are_left_out(others, left):
     }
 
 
-def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never():
-    for kind, rate in (("ema", 0.25), ("initial", 0.0)):
-        cfg = learning.train_config(
-            teacher={"kind": kind, "ema_rate": rate, "dtype": "float32"}, optim={"lr": 0.01}
-        )
-        learner = learning.Learner(cfg, learning.make_mesh())
-        start = jax.device_get(learner.state.teacher_params)
-        learner.update(learning.pack(cfg))
-        after = jax.device_get(learner.state.teacher_params)
-        jax.tree.map(np.testing.assert_array_equal, after, start)
-        with jax.set_mesh(learner.mesh):
-            learner.state = learner.after(learner.state)
-        expected = jax.tree.map(
-            lambda t, p, rate=rate: (1 - rate) * t + rate * p, start, learner.params()
-        )
-        moved = jax.device_get(learner.state.teacher_params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), moved, expected)
-        assert int(learner.state.step) == 1
+@pytest.mark.parametrize(
+    ("kind", "rate"), marks.heavy_but([("ema", 0.25)], [("ema", 0.25), ("initial", 0.0)])
+)
+def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never(kind, rate):
+    cfg = learning.train_config(
+        teacher={"kind": kind, "ema_rate": rate, "dtype": "float32"}, optim={"lr": 0.01}
+    )
+    learner = learning.Learner(cfg, learning.make_mesh())
+    start = jax.device_get(learner.state.teacher_params)
+    learner.update(learning.pack(cfg))
+    after = jax.device_get(learner.state.teacher_params)
+    jax.tree.map(np.testing.assert_array_equal, after, start)
+    with jax.set_mesh(learner.mesh):
+        learner.state = learner.after(learner.state)
+    expected = jax.tree.map(lambda t, p: (1 - rate) * t + rate * p, start, learner.params())
+    moved = jax.device_get(learner.state.teacher_params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), moved, expected)
+    assert int(learner.state.step) == 1
 
 
 @pytest.mark.heavy

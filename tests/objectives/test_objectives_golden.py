@@ -2,18 +2,16 @@
 
 import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import GOLDEN
 
 from sdjax.config import Loss, Policy
 from sdjax.objectives import divergences, policy_gradient, token_weights
 from sdjax.objectives.divergences import log_prob
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import learning
+import marks
 import numpy as np
 import other_process
 import pytest
@@ -129,8 +130,10 @@ def recorded(made):
     return replace(made, programs=replace(made.programs, decode=decode)), shapes
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("slots", [1, 5, 24, 40])
+@pytest.mark.parametrize(
+    ("slots", "temperature"),
+    marks.heavy_but([(5, 1.0), (40, 0.0)], itertools.product([1, 5, 24, 40], [0.0, 1.0])),
+)
 def test_tokens_are_those_of_the_plain_loop(setting, slots, temperature):
     sampling = replace(HOT, temperature=temperature)
     engine = setting.engine(sampling=replace(sampling, slots=slots))
@@ -171,6 +174,7 @@ def test_starting_a_completion_changes_no_bit_of_another_slot(setting):
         np.testing.assert_array_equal(np.delete(x, 3, axis=0), np.delete(y, 3, axis=0))
 
 
+@pytest.mark.heavy
 def test_pairs_of_tokens_follow_the_model_s_distribution():
     """4,096 completions of two tokens through 64 slots: chi-square over all 256 pairs."""
     cfg = replace(learning.CFG, vocab_size=16)
@@ -237,6 +241,7 @@ def test_a_group_shares_one_prefill_whenever_its_members_start(setting):
     assert len(ended) == 42 and run.counts.prefilled == len(PROMPTS)
 
 
+@pytest.mark.heavy
 def test_lengths_compile_few_programs_and_each_once():
     """Sizes of the cache and of the slots add up: two of each, and the last of both is one."""
     fresh = Setting(stop_ids=())

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import learning
+import marks
 import numpy as np
 import other_process
 import pytest
@@ -141,7 +142,7 @@ def test_a_certain_token_is_drawn_with_logprob_zero():
     assert token.tolist() == [1, 1] and np.allclose(logprob, 0)
 
 
-@pytest.mark.parametrize("size", [7, 300])
+@pytest.mark.parametrize("size", marks.heavy_but([300], [7, 300]))
 def test_draws_follow_the_distribution(size):
     rng = np.random.default_rng(size)
     raw = jnp.asarray(rng.normal(0, 2, size), jnp.float32)

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 
-def heavy_but(light: Iterable[str], every: Iterable[str]) -> list[Any]:
-    """Returns every parameter, all but the light ones marked heavy."""
+def heavy_but(light: Iterable[Any], every: Iterable[Any]) -> list[Any]:
+    """Returns every parameter, or tuple of them, all but the light ones marked heavy."""
     light = set(light)
-    return [v if v in light else pytest.param(v, marks=pytest.mark.heavy) for v in every]
+
+    def heavy(value: Any) -> Any:
+        values = value if isinstance(value, tuple) else (value,)
+        return pytest.param(*values, marks=pytest.mark.heavy)
+
+    return [value if value in light else heavy(value) for value in every]

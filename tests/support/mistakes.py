@@ -22,7 +22,8 @@ config = Train(out="OUT", steps=1, task=TASK, model=Model(path="MODEL", compute_
                     max_completion_tokens=8),
     reprompt=Reprompt(max_tokens=450), optim=Optim(microbatch=2),
     eval=Eval(k=1, examples=2, max_completion_tokens=8),
-    log=Log(progress=False, tensorboard=False), checkpoint=Checkpoint(export=False))
+    log=Log(progress=False, tensorboard=False, alternatives_of=0),
+    checkpoint=Checkpoint(export=False))
 """
 EVALUATE = """
 from sdjax.config import *

@@ -2,16 +2,16 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from sdjax import config, tasks
 from sdjax.config.load import load, override
 from sdjax.errors import UserError
 from sdjax.main import main
 
-DOCS = (Path(__file__).parents[2] / "docs" / "tasks.md").read_text("utf-8")
+DOCS = (ROOT / "docs" / "tasks.md").read_text("utf-8")
 
 
 @pytest.fixture

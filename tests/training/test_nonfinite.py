@@ -176,6 +176,7 @@ def mute(source, folder):
     return folder
 
 
+@pytest.mark.heavy
 def test_completions_that_are_all_empty_teach_nothing_and_are_counted(model, tmp_path):
     silent = mute(model, tmp_path / "mute")
     train_job.run(job(silent, tmp_path / "out", steps=1))

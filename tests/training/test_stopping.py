@@ -66,7 +66,10 @@ def send_in(patch, owner, name, call, number=signal.SIGTERM):
         pytest.param(host_step, "sample_groups", 2, [1], signal.SIGTERM, marks=pytest.mark.heavy),
         (host_step, "take_updates", 5, [3, 5], signal.SIGINT),
         # An evaluation is repeated, but its step is not, and its line is written once.
-        (evaluation.EvaluationHistory, "measure", 3, [3, 4], signal.SIGTERM),
+        pytest.param(
+            *(evaluation.EvaluationHistory, "measure", 3, [3, 4], signal.SIGTERM),
+            marks=pytest.mark.heavy,
+        ),
     ],
     ids=["rollout", "update", "evaluation"],
 )
@@ -88,6 +91,7 @@ def test_a_signal_saves_and_the_run_that_goes_on_ends_the_same(
     runs.assert_equal(whole, out)
 
 
+@pytest.mark.heavy
 def test_a_signal_before_the_first_update_leaves_nothing_to_go_on_from(start, whole, capfd):
     with pytest.MonkeyPatch.context() as patch:
         send_in(patch, evaluation.EvaluationHistory, "measure", 1)
