@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from sdjax.config import Optim
-
-Params = Any
+from sdjax.learner.state import TrainState
 
 
 def make(cfg: Optim) -> optax.GradientTransformation:
@@ -22,36 +22,23 @@ def make(cfg: Optim) -> optax.GradientTransformation:
 
 
 def apply(
-    params: Params,
-    opt_state: optax.OptState,
-    grads: Params,
-    lr: jax.Array,
-    cfg: Optim,
-    loss: jax.Array,
-) -> tuple[Params, optax.OptState, jax.Array]:
-    """Returns parameters and state after an update, and the norm of the gradients before clipping.
+    state: TrainState, grads: nnx.State, cfg: Optim, loss: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Returns the state after an update by float32 gradients, and the metrics optim/...
 
-    Where the norm or the loss is not finite, parameters and state are those given. Matrices of
-    layers are updated in place, layer by layer, because the update of all layers at once needs
-    memory: 7 GB for 1.7B parameters.
-
-    Args:
-        params: The trained parameters.
-        opt_state: The state of `make`.
-        grads: The gradients, float32, shaped like `params`.
-        lr: The learning rate.
-        cfg: The config of the optimizer.
-        loss: The loss of the update.
+    Where the loss or the norm of the gradients before clipping is not finite, parameters and
+    moments stay as they are. Matrices of layers are updated in place, layer by layer, because the
+    update of all layers at once needs memory: 7 GB for 1.7B parameters.
     """
-    tx = make(cfg)
+    tx, lr, params = make(cfg), learning_rate(state.step, cfg), state.params
     norm = optax.tree.norm(grads)
     ok = jnp.isfinite(norm) & jnp.isfinite(loss)
     scale = jnp.where(norm > cfg.clip_norm, cfg.clip_norm / norm, 1.0)
-    adam, *rest = opt_state
+    adam, *rest = state.opt_state
 
     def whole(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:
-        state = (optax.ScaleByAdamState(count=adam.count, mu=m, nu=v), *rest)
-        update, (new, *_) = tx.update(g * scale, state, p)
+        moments = (optax.ScaleByAdamState(count=adam.count, mu=m, nu=v), *rest)
+        update, (new, *_) = tx.update(g * scale, moments, p)
         pairs = ((p - lr * update, p), (new.mu, m), (new.nu, v))
         return tuple(jnp.where(ok, after, before) for after, before in pairs)
 
@@ -72,7 +59,13 @@ def apply(
         jax.tree.structure(params), jax.tree.structure((0, 0, 0)), updated
     )
     count = jnp.where(ok, optax.safe_increment(adam.count), adam.count)
-    return params, (optax.ScaleByAdamState(count=count, mu=mu, nu=nu), *rest), norm
+    metrics = {
+        "optim/grad_norm": norm,
+        "optim/skipped": 1.0 - ok.astype(jnp.float32),
+        "optim/lr": lr,
+    }
+    opt_state = (optax.ScaleByAdamState(count=count, mu=mu, nu=nu), *rest)
+    return replace(state, params=params, opt_state=opt_state), metrics
 
 
 def learning_rate(step: jax.Array, cfg: Optim) -> jax.Array:

@@ -79,6 +79,9 @@ class GradientSums:
     """For token_loss or token_outputs, [D, V] or [V, D] as head_matrix returns a head."""
 
 
+NO_SUMS = GradientSums()
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Sums:
@@ -300,8 +303,8 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
     """Returns the sums of a microbatch, each divided by the token count of the whole update.
 
     `distill/...` is over tokens of distilled completions, the rest over tokens of all completions
-    that have a row. `epistemic/...` is over tokens of distilled ones where there is a teacher; its
-    _sum are over the tokens that are part of an epistemic word.
+    with a row. `epistemic/...` is over distilled ones where a teacher runs; its _sum are over
+    tokens of epistemic words.
     """
     rows, samples = micro.rows, micro.samples
     mask = rows.sample >= 0
@@ -326,22 +329,19 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
         "sampler/abs_gap_max": jnp.max(jnp.where(mask, jnp.abs(gap), 0.0)),
     }
     if objective.loss.distillation < 1:
+        policy, number = objective.policy, samples.length.shape[0]
         ratio = policy_gradient.log_ratio(
-            outputs.student_logprob,
-            old,
-            objective.policy,
-            sample=rows.sample,
-            num_samples=samples.length.shape[0],
+            outputs.student_logprob, old, policy, sample=rows.sample, num_samples=number
         )
-        clips = policy_gradient.was_clipped(ratio, known.advantage, objective.policy)
+        clips = policy_gradient.was_clipped(ratio, known.advantage, policy)
         by_clip, by_dual_clip = (x.astype(jnp.float32) for x in clips)
         total |= {"policy/clipped": mean(by_clip), "policy/dual_clipped": mean(by_dual_clip)}
-    compared, number = (mask, count) if rows.teacher is None else (distilled, distilled_count)
-    inside = partial(mean, where=compared & rows.epistemic, count=number)
+    compared, over = (mask, count) if rows.teacher is None else (distilled, distilled_count)
+    inside = partial(mean, where=compared & rows.epistemic, count=over)
     one = jnp.ones_like(gap)
     total |= {
         "epistemic/token_share": inside(one),
-        "epistemic/others_share": mean(one, compared & ~rows.epistemic, number),
+        "epistemic/others_share": mean(one, compared & ~rows.epistemic, over),
         "epistemic/student_entropy_sum": inside(outputs.student_entropy),
     }
     if rows.teacher is not None:

@@ -1,7 +1,11 @@
 """Compiles an update: microbatches of rows in, new train state out, once per shape.
 
 Reinforcement learning and supervised finetuning share `make_update`; each brings the loss of a
-microbatch.
+microbatch. A batch has `rows`, a pytree of arrays [M, R, ...]; `microbatches`, the number of those
+that are not empty, which come first and alone run; and `padding`.
+
+An update without a completion to learn from has gradient 0, as in the reference: the momentum of
+Adam and the weight decay still move the parameters.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from sdjax.learner import adamw
 from sdjax.learner.batch import Batch
 from sdjax.learner.chunked_head import Tokens, token_outputs
 from sdjax.learner.objective import (
+    NO_SUMS,
     GradientSums,
     Objective,
     TokenRecord,
@@ -56,12 +61,7 @@ def make_update(
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics, Any]]:
     """Returns the jitted function from state and batch to state, metrics and the tokens' record.
 
-    It donates the state, and leaves it as it is where the loss or the gradient is not finite. An
-    update without a completion to learn from has gradient 0, as in the reference: the momentum of
-    Adam and the weight decay still move the parameters.
-
-    A batch has `rows`, a pytree of arrays [M, R, ...]; `microbatches`, the number of those that
-    are not empty, which come first and alone run; and `padding`.
+    It donates the state, and leaves it as it is where the loss or the gradient is not finite.
 
     Args:
         graphdef: The model's structure.
@@ -73,52 +73,40 @@ def make_update(
     """
 
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics, Any]:
-        near = replace(state, teacher_params=teacher_on_device(state, state_shardings))
+        on_device = replace(state, teacher_params=teacher_on_device(state, state_shardings))
 
-        def microbatch(i: jax.Array, grads: nnx.State) -> tuple[nnx.State, Any]:
+        def add_gradient(i: jax.Array, grads: nnx.State) -> tuple[nnx.State, Any]:
             at = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
             micro = replace(batch, rows=jax.tree.map(at, batch.rows))
             if remat == "full":
-                return _add_in_place(grads, loss, graphdef, near, micro)
-            added, reported = jax.grad(loss, has_aux=True)(
-                state.params, GradientSums(), near, micro
-            )
+                return _add_in_place(grads, loss, graphdef, on_device, micro)
+            added, reported = jax.grad(loss, has_aux=True)(state.params, NO_SUMS, on_device, micro)
             return jax.tree.map(jnp.add, grads, added), reported
 
-        def step(i: jax.Array, carry: tuple[nnx.State, list]) -> tuple[nnx.State, list]:
-            grads, reported = one(i, carry[0])
+        def microbatch(i: jax.Array, carry: tuple[nnx.State, list]) -> tuple[nnx.State, list]:
+            grads, reported = traced_once(i, carry[0])
             new = jax.tree.leaves(reported)
             return grads, [x.at[i].set(y) for x, y in zip(carry[1], new, strict=True)]
 
-        # As a jitted function it is traced once: the loop needs the shapes of what it reports.
-        one = jax.jit(microbatch, inline=True)
-        grads = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), state.params)
-        grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
-        first = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)  # as fori_loop counts
-        like, tree = jax.tree.flatten(jax.eval_shape(one, first, grads)[1])
-        number = jax.tree.leaves(batch.rows)[0].shape[0]
-        zeros = [jnp.zeros((number, *x.shape), x.dtype) for x in like]
-        grads, leaves = jax.lax.fori_loop(0, batch.microbatches, step, (grads, zeros))
-        sums, record = jax.tree.unflatten(tree, leaves)
+        zeros = jax.tree.map(partial(jnp.zeros_like, dtype=jnp.float32), state.params)
+        zeros = jax.lax.with_sharding_constraint(zeros, state_shardings.params)
+        # The loop needs the shapes of all reports. A jitted function is traced once for both.
+        traced_once = jax.jit(add_gradient, inline=True)
+        index = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)  # as fori_loop counts
+        shapes, tree = jax.tree.flatten(jax.eval_shape(traced_once, index, zeros)[1])
+        m = jax.tree.leaves(batch.rows)[0].shape[0]
+        reports = [jnp.zeros((m, *x.shape), x.dtype) for x in shapes]
+        grads, reports = jax.lax.fori_loop(0, batch.microbatches, microbatch, (zeros, reports))
+        sums, record = jax.tree.unflatten(tree, reports)
         total, metrics = metrics_of(sums, batch)
-        lr = adamw.learning_rate(state.step, optim)
-        params, opt_state, norm = adamw.apply(
-            state.params, state.opt_state, grads, lr, optim, total
-        )
-        metrics |= {
-            "optim/grad_norm": norm,
-            "optim/skipped": 1.0 - (jnp.isfinite(norm) & jnp.isfinite(total)).astype(jnp.float32),
-            "optim/lr": lr,
-            "update/padding": batch.padding,
-        }
-        return replace(state, params=params, opt_state=opt_state), metrics, record
+        state, of_optim = adamw.apply(state, grads, optim, total)
+        return state, metrics | of_optim | {"update/padding": batch.padding}, record
 
-    whole = state_shardings.step
     return jax.jit(
         update,
         donate_argnums=0,
         in_shardings=(state_shardings, None),
-        out_shardings=(state_shardings, whole, whole),
+        out_shardings=(state_shardings, state_shardings.step, state_shardings.step),
         compiler_options=AS_WRITTEN,
     )
 
@@ -161,7 +149,15 @@ def make_train_step(
     state_shardings: TrainState,
     remat: str,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, TokenRecord]]:
-    """Returns the jitted update of reinforcement learning; see make_update."""
+    """Returns the jitted update of reinforcement learning.
+
+    Args:
+        graphdef: The model's structure.
+        objective: What the update minimises.
+        optim: As in make_update, like the following arguments.
+        state_shardings: The sharding of every leaf of the state.
+        remat: As in config.Model.
+    """
     loss = partial(microbatch_loss, graphdef, objective)
     return make_update(graphdef, loss, update_metrics, optim, state_shardings, remat)
 

@@ -26,7 +26,7 @@ from sdjax.learner import adamw, update
 from sdjax.learner import state as states
 from sdjax.learner.batch import Batch, Packed, Rows, Samples
 from sdjax.learner.checkpoint import Checkpoints, abstract
-from sdjax.learner.objective import GradientSums, Objective, microbatch_loss
+from sdjax.learner.objective import NO_SUMS, Objective, microbatch_loss
 from sdjax.learner.state import TrainState
 from sdjax.parallel import hosts, rules
 from sdjax.training import loaded_model, resume
@@ -175,7 +175,7 @@ def _not_finite(
         teacher_params = update.teacher_on_device(state, shardings)
         near = dataclasses.replace(state, teacher_params=teacher_params)
         loss = partial(microbatch_loss, model.graphdef, Objective.of(cfg))
-        return jax.grad(loss, has_aux=True)(state.params, GradientSums(), near, micro)
+        return jax.grad(loss, has_aux=True)(state.params, NO_SUMS, near, micro)
 
     on_all = rules.replicated(model.mesh)
     gradient_of = jax.jit(gradient, out_shardings=(shardings.params, on_all))
