@@ -40,12 +40,12 @@ def grade(
     """Returns the grade of one completion.
 
     Args:
-        rule: a name in RULES, or a function (completion, answer, *, truncated, **options) -> Grade.
-        completion: any text.
-        answer: the text that the rule compares with, in the form that the rule reads.
-        truncated: whether the length limit cut the completion off.
-        id: the example's id; only the rule "reasoning_gym" reads it.
-        options: options of the rule; docs/graders.md lists them.
+        rule: A name in RULES, or a function (completion, answer, *, truncated, **options) -> Grade.
+        completion: Any text.
+        answer: The text that the rule compares with, in the form that the rule reads.
+        truncated: Whether the length limit cut the completion off.
+        id: The example's id; only the rule "reasoning_gym" reads it.
+        options: Options of the rule; docs/graders.md lists them.
 
     Raises UserError for an unknown rule.
     """

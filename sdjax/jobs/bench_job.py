@@ -59,7 +59,7 @@ def _kind() -> str:
 
 
 def _about(cfg: config.Bench, best: peaks.Peaks) -> dict:
-    """Returns what a reader of the figures must know: command, devices, versions, config."""
+    """Returns the facts that a reader of the figures needs: command, devices, versions, config."""
     return {
         "command": redact(shlex.join(["python", "-m", "sdjax.main", *sys.argv[1:]])),
         "device": _kind(),

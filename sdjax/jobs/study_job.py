@@ -47,7 +47,7 @@ class _Study:
     model: LoadedModel
     out: Path
     weights: Callable[[], Any]
-    """Returns what the sampler reads."""
+    """Returns the sampler's weights."""
     answers: dict[str, Problems] = field(default_factory=dict)
     """The answers by condition."""
     shown: dict[str, dict[str, str]] = field(default_factory=dict)

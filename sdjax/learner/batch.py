@@ -128,7 +128,7 @@ def samples_of(
     policy: Policy,
     longest: int,
 ) -> Samples:
-    """Returns what the learner knows of each completion of an update, on the host.
+    """Returns the facts about each completion of an update that the learner reads, on the host.
 
     Args:
         groups: The graded groups.

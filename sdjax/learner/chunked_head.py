@@ -8,8 +8,8 @@ Two functions lead to the same gradient:
     token_loss      For a loss that is a sum over tokens. The forward pass takes its gradient while
                     the logits of a chunk exist (8 N V D operations).
 
-The batch rule splits rows over devices. Rows do not move: every device scans its own tokens, and
-the gradients of the head are summed over devices once, at the end; each shard of fsdp keeps its
+The batch rule splits rows over devices. Rows do not move: every device scans its own tokens. The
+gradients of the head are summed over devices once, at the end, and each shard of fsdp keeps its
 part. The vocabulary may be split by its own rule: it is reduced over, never gathered.
 """
 
@@ -61,7 +61,7 @@ class Contexts:
     """The student in its own context, and every other model or context by name.
 
     `teachers` has the entry TEACHER where a teacher runs, and LIVE where the teacher is a mixture
-    with the student's weights. A further context is a further entry.
+    with the student's weights. A further context is a further entry, which `logits` must then read.
     """
 
     student: Context
@@ -132,7 +132,7 @@ TokenLoss = Callable[[TokenOutputs, Any], jax.Array]
 def token_outputs(
     contexts: Contexts, tokens: Tokens, spec: HeadSpec, head_sums: jax.Array | None = None
 ) -> TokenOutputs:
-    """Returns what student and teacher say of each token.
+    """Returns the outputs of student and teacher at each token.
 
     Gradients go to the student's context only. Heads are cast to the dtype of the hidden states,
     and products accumulate in float32. The gradient of the head is summed in float32 and comes
@@ -231,9 +231,10 @@ def _loss_and_gradient(
     spec: HeadSpec,
     head_sums: jax.Array | None,
 ) -> tuple[tuple[jax.Array, TokenOutputs], Any]:
-    """Returns what token_loss does; and the gradient by the contexts, the new sums, the dtype.
+    """Returns the results of token_loss, and for its backward pass: gradient, new sums, dtype.
 
-    The gradient of the head is float32. With `head_sums` it is in the new sums.
+    The gradient of the head is float32. With `head_sums` it is in the new sums. The dtype is the
+    head's, held by an empty array.
     """
     axes, (hidden, heads) = _row_axes(), contexts.arrays(tokens.mask)
     embed_axis = 1 if spec.vocab_first else 0
@@ -284,7 +285,7 @@ def _loss_backward(
     (grads, sums, like_head), scale, student = saved, g[0], saved[0].student
     if sums is None:
         student = replace(student, head=(scale * student.head).astype(like_head.dtype))
-    else:  # The sums hold the head's gradient unscaled, so a factor would scale one of the two.
+    else:  # The sums hold the head's gradient unscaled, so a factor would miss it.
         scale = jnp.where(scale == 1, 1.0, jnp.nan)
     student = replace(student, hidden=(scale * student.hidden).astype(student.hidden.dtype))
     return replace(grads, student=student), None, sums

@@ -85,7 +85,7 @@ NO_SUMS = GradientSums()
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Scalars of a microbatch: microbatches add up `total`, and of `largest` the maximum counts."""
+    """Scalars of a microbatch: an update adds up `total` and takes the maximum of `largest`."""
 
     total: dict[str, jax.Array]
     largest: dict[str, jax.Array]
@@ -204,7 +204,7 @@ def _known(rows: Rows, samples: Samples, cfg: config.Loss) -> Known:
 def _parts(
     objective: Objective, num_samples: int, outputs: TokenOutputs, known: Known
 ) -> dict[str, jax.Array]:
-    """Returns what each token adds to the distillation and to the policy loss, where they run."""
+    """Returns each token's part of the distillation loss and of the policy loss, where they run."""
     cfg, logprob = objective.loss, outputs.student_logprob
     old = jax.lax.stop_gradient(logprob) if known.old_logprobs is None else known.old_logprobs
     sampler_weight = _sampler_weight(known, old, cfg)

@@ -1,4 +1,4 @@
-"""Holds all arrays that a run needs to go on exactly: the train state, and the teacher's in it."""
+"""The train state: all arrays that a run needs to go on exactly, the teacher's among them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def initialiser(
 def _has_own_params(cfg: Teacher, adapters: bool) -> bool:
     """Returns whether the state holds separate parameters for the teacher.
 
-    With `adapters` only those are trained: an initial teacher is then the model without them.
+    With `adapters` only those are trained, so an initial teacher is the model without them.
     """
     return cfg.kind == "ema" if adapters else cfg.kind != "live"
 

@@ -1,7 +1,7 @@
-"""Finetunes on conversations: rows of one shape, and the cross-entropy of the assistant's turns.
+"""Packs conversations into rows of one shape, and computes the loss of the assistant's turns.
 
-The loss is the mean over the learned tokens of the whole update. So neither microbatches, chunks
-and devices nor the conversations that share a row change the result.
+The loss is the mean over the learned tokens of the whole update. So microbatches, chunks, devices
+and the conversations that share a row do not change the result.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SFTShape:
     microbatches: int
     rows: int
     width: int
-    row_tokens: int  # that conversations may fill together; 0: one conversation per row
+    row_tokens: int  # the most that conversations fill together; 0: one each
 
     @classmethod
     def of(cls, conversations: Sequence[Conversation], batch: int, cfg: config.Optim) -> SFTShape:

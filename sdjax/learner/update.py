@@ -117,8 +117,8 @@ def _add_in_place(
     """Returns `grads` plus those of a microbatch, and what its loss reports.
 
     hidden_states, which recomputes whole layers, adds the gradients of the layers in place, and
-    the chunked head those of the head. A second set of either never exists; except for the head's
-    where rows are split over devices, because each device then has its own.
+    the chunked head those of the head. So no second set of these gradients exists. One exception
+    is the head's where rows are split over devices, because each device then has its own.
     """
     own = dict(state.params.items())
     head = "head" if "head" in own else "embedding"
@@ -165,7 +165,7 @@ def make_train_step(
 def make_score(
     graphdef: nnx.GraphDef, objective: Objective, mesh: Mesh
 ) -> Callable[[nnx.State, Batch], jax.Array]:
-    """Returns the jitted function to the log-probabilities of a batch's tokens, [M, R, C].
+    """Returns the jitted function from params and batch to its log-probabilities, [M, R, C].
 
     They are the `old_logprobs` of a step that makes several updates.
     """

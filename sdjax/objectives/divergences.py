@@ -65,7 +65,7 @@ def sampled(student: jax.Array, teacher: jax.Array, token: jax.Array, cfg: Loss)
     """Returns a loss at the sampled token only: c log S(y), where c carries no gradient.
 
     For y drawn from the student, the expectation of its gradient is that of `full` with the same
-    alpha and scale: grad GJSD = (1 - alpha) E_S[log(S / M) grad log S], so
+    alpha and scale. Since grad GJSD = (1 - alpha) E_S[log(S / M) grad log S], c is
 
         alpha 0        c = 1 - T/S   (E[grad log S] = 0 lets the 1 in: less variance)
         0 < alpha < 1  c = (1 - alpha) log(S/M); scale "continuous": log(S/M) / alpha
@@ -100,7 +100,7 @@ def get(name: str) -> Divergence:
 
 
 def _shares(a: jax.Array, b: jax.Array, cfg: Loss) -> tuple[jax.Array, jax.Array]:
-    """Returns each bin's share of the divergence, and its derivative by a = log S, at b = log T.
+    """Returns each bin's share of the divergence, and its derivative by a: a = log S, b = log T.
 
     Adding s - t to each bin leaves a KL unchanged, because both sum to 1. It makes every share
     non-negative, so a pointwise clip cannot make the divergence negative. Scale "reference" leaves
@@ -171,9 +171,9 @@ def _over_bins_forward(
 def _over_bins_backward(cfg: Loss, saved: Any, g: jax.Array) -> tuple[jax.Array, None, None]:
     student, teacher, kept, norm_s, norm_t, total, each = saved
     if jax.default_backend() == "gpu":
-        # Without the barrier XLA would keep the slopes of the forward pass, because they are the
-        # same values: one pass that writes float32 and one that reads it. Computing them a second
-        # time costs nothing next to reading the logits.
+        # Without the barrier XLA would keep the slopes of the forward pass, because their values
+        # are the same. That costs one pass that writes float32 and one that reads it. Computing
+        # them a second time costs nothing next to reading the logits.
         student, teacher = jax.lax.optimization_barrier((student, teacher))
     a, b = student - norm_s[..., None], teacher - norm_t[..., None]
     p = jnp.exp(a)
@@ -243,7 +243,7 @@ class Comparison:
     q_entropy: jax.Array
     kl: jax.Array  # KL(p || q)
     q_log_prob: jax.Array  # of the token
-    same_top: jax.Array  # bool[...]: some entry is the likeliest, or one of them, in both
+    same_top: jax.Array  # bool[...]: whether an entry has the largest logit in both
 
 
 def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Comparison:

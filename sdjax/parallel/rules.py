@@ -86,7 +86,8 @@ def bucket(n: int) -> int:
     """Returns n, padded to one of few sizes, so that a run compiles only a handful of programs.
 
     The size is a multiple of 32. Above 128 it is at most a quarter more than n, and always less
-    than 2,048 more: a quarter of a row of 43,008 tokens is the memory of a chip.
+    than 2,048 more. Without this second bound a row of 43,008 tokens could be a quarter too long,
+    which takes the memory of a chip.
     In: 1 32 33 100 300 1000 43008 -> out: 32 32 64 128 320 1024 43008.
     """
     step = min(max(32, 1 << max((n - 1).bit_length() - 3, 0)), 2048)

@@ -35,12 +35,12 @@ def collect(
     """Returns one graded group of completions per example, in the order of the examples.
 
     Args:
-        sampler: draws the completions.
-        weights: what `sampler.weights` returned.
-        request: the prompts, one per example, and how to draw from them.
-        examples: what the grader compares the completions with.
-        tokenizer: decodes the completions.
-        grade_many: the grader. A second thread calls it, one call at a time, with all completions
+        sampler: Draws the completions.
+        weights: What `sampler.weights` returned.
+        request: The prompts, one per example, and how to draw from them.
+        examples: What the grader compares the completions with.
+        tokenizer: Decodes the completions.
+        grade_many: The grader. A second thread calls it, one call at a time, with all completions
             that have ended since the last call. Each of several processes grades its share.
     """
     run = sampler.stream(weights, request)

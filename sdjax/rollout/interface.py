@@ -31,7 +31,7 @@ class Sampler(Protocol):
     """Draws completions in this process (LocalSampler) or on a server (RemoteSampler)."""
 
     def weights(self, params: nnx.State, /) -> Any:
-        """Returns what `stream` reads of the params; call it once per step."""
+        """Returns the weights that `stream` reads, made from params; call it once per step."""
 
     def stream(self, weights: Any, request: SamplingRequest) -> Iterable[tuple[int, Sampled]]:
         """Yields (i, completion i of the request), each as soon as it ends."""

@@ -2,9 +2,9 @@
 
 Pure functions on records, in three stages:
 
-choose    which demonstrations of its group, and which feedback, a completion's teacher is shown
-messages  renders them into the user message of the conversation
-fit       shortens them until the rendered reprompt has at most `reprompt.max_tokens` tokens
+    choose    chooses the demonstrations that a completion's teacher reads
+    messages  renders them, and the feedback, into the last message of the conversation
+    fit       shortens them until the rendered reprompt has at most `reprompt.max_tokens` tokens
 
 `build` runs the stages for every completion of every group.
 """
@@ -207,12 +207,12 @@ def fit(
     shows the feedback and shortens that.
 
     Args:
-        example: the question.
-        demonstrations: their texts, in the order in which the teacher reads them.
-        feedback: its text, or "".
-        tokenizer: renders conversations into tokens.
-        cfg: templates, limit and truncation.
-        enable_thinking: an option of the chat template; None leaves it out.
+        example: The question.
+        demonstrations: Their texts, in the order in which the teacher reads them.
+        feedback: Its text, or "".
+        tokenizer: Renders conversations into tokens.
+        cfg: Templates, limit and truncation.
+        enable_thinking: An option of the chat template; None leaves it out.
     """
     encode = functools.partial(tokenizer.encode_prompt, enable_thinking=enable_thinking)
     count = len(demonstrations)
@@ -266,12 +266,12 @@ def build(
     plain prompt, whatever its length.
 
     Args:
-        groups: the completions and their grades.
-        tokenizer: renders conversations into tokens.
-        cfg: what to show and how.
-        enable_thinking: an option of the chat template; None leaves it out.
-        seed: of the run.
-        step: of the training.
+        groups: The completions and their grades.
+        tokenizer: Renders conversations into tokens.
+        cfg: What to show and how.
+        enable_thinking: An option of the chat template; None leaves it out.
+        seed: The seed of the run.
+        step: The number of the training step.
     """
     built = []
     for group in groups:
@@ -305,15 +305,15 @@ def metrics(
 ) -> dict[str, float]:
     """Returns shares of groups and completions; each is 0 if there are no completions.
 
-    success_group_fraction       groups with at least one success
-    demonstration_group_fraction groups in which a teacher reads a demonstration
-    success_sample_fraction      completions with a demonstration (not: successful completions)
-    feedback_available_fraction  completions with feedback; 0 unless reprompt.feedback is True
-    feedback_used_fraction       completions whose teacher reads feedback
-    reprompt_sample_fraction     completions that are distilled
-    masked_fraction              completions that are not distilled
-    truncated_fraction           completions whose reprompt was over max_tokens
-    dropped_fraction             completions that are not distilled because of max_tokens
+        success_group_fraction       groups with at least one success
+        demonstration_group_fraction groups in which a teacher reads a demonstration
+        success_sample_fraction      completions with a demonstration (not: successful completions)
+        feedback_available_fraction  completions with feedback; 0 unless reprompt.feedback is True
+        feedback_used_fraction       completions whose teacher reads feedback
+        reprompt_sample_fraction     completions that are distilled
+        masked_fraction              completions that are not distilled
+        truncated_fraction           completions whose reprompt was over max_tokens
+        dropped_fraction             completions that are not distilled because of max_tokens
 
     The names of success_group, success_sample, feedback_available, feedback_used and
     reprompt_sample are those of the reference.

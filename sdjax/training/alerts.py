@@ -45,7 +45,7 @@ def warnings(
     """Returns a line with likely causes and remedies for each kind of problem of a step.
 
     The kind "masked" says that no completion is distilled. The kind "flat" says that the rewards
-    of every group are equal; it is left out of a step that is msection.
+    of every group are equal; it is left out of a step that is masked.
     """
     if reprompts is not None and not any(r.distilled for of in reprompts for r in of):
         return {"masked": f"every completion is masked: {_why_masked(groups, reprompts, cfg)}"}

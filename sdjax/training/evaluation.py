@@ -338,7 +338,7 @@ def resumed(
         cfg: How completions are sampled, and how many per example.
         thinking: Whether the chat template enables thinking; None leaves that to the template.
         before: Called before each sampled batch but the first, with its index among these, from 0.
-        weights: Returns what the sampler reads; called only if a batch is sampled. None reads the
+        weights: Returns the sampler's weights; called only if a batch is sampled. None reads the
             stored model.
     """
     primary = jax.process_index() == 0

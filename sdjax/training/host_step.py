@@ -62,11 +62,11 @@ class StepInputs:
     """What one step learns from."""
 
     sampled: SampledGroups
-    """The graded groups, and all groups that were sampled to have them."""
+    """The graded groups, and all groups that were sampled to get them."""
     reprompts: Sequence[Sequence[TeacherPrompt]] | None
     """What the teacher reads for each completion of each group; None: no teacher runs."""
     metrics: dict[str, float]
-    """Of regeneration; {} without it."""
+    """The metrics of regeneration; {} without it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ class Skips:
 def make_setup(
     cfg: config.Train, task: Task, model: LoadedModel, examples: Sequence[Example]
 ) -> StepSetup:
-    """Returns what the steps of a run read; compiles nothing yet."""
+    """Returns the setup that the steps of a run share; compiles nothing yet."""
     return StepSetup(
         cfg=cfg,
         task=task,
@@ -247,11 +247,11 @@ def _pack_updates(
 def _alternatives(
     setup: StepSetup, train_state: TrainState, full: Sequence[int], packed: Batch
 ) -> alternatives.Scored | None:
-    """Returns the likeliest tokens at each place of a few completions; None: there are none.
+    """Returns the likeliest tokens at each place of a few completions; None without completions.
 
-    They are among `full`, the completions whose lines have everything, and in `packed`, the first
-    update of the step. The log-probabilities of that update are reported under the parameters that
-    the step starts with, and so are these.
+    The completions are the first of `full` that have a row in `packed`, the batch of the step's
+    first update. That update reports log-probabilities under the parameters that the step starts
+    with, and these must be under the same.
     """
     log = setup.cfg.log
     places = batches.places(packed)
@@ -273,7 +273,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """Returns the metrics of a step; `seconds` are those of its timers.
 
-    Metrics of the rollout count all sampled groups, also those that the step does not learn from.
+    Metrics of the rollout count all sampled groups, even those that the step does not learn from.
     Otherwise they would depend on which groups dynamic sampling chooses.
     """
     groups = inputs.sampled.sampled

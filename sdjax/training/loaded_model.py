@@ -73,7 +73,7 @@ class LoadedModel:
         return weights.load(self.folder, self.cfg, shardings)
 
     def stored_weights(self) -> Any:
-        """Returns what the sampler reads of the stored model; None for a server, which loads it."""
+        """Returns the sampler's weights of the stored model; None for a server, which loads it."""
         if isinstance(self.sampler, RemoteSampler):
             return None
         return self.sampler.weights(self.load())

@@ -1,4 +1,4 @@
-"""The training loop, one step after the other, and the beginning and the end of a run."""
+"""The training loop, step by step, and the beginning and the end of a run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunOutputs:
 
 
 def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> None:
-    """Takes the steps that are left and moves `progress` along; raises Stopped after a signal."""
+    """Takes the remaining steps and updates `progress`; raises Stopped after a signal."""
     cfg, model = setup.cfg, setup.model
     with profiler.rounds(cfg.profile) as begin_round:
         weights = model.sampler.weights(progress.state.model_params())
@@ -57,7 +57,7 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
                 with timers("regenerate"):
                     inputs = regeneration.regenerate(setup, weights, inputs, progress.step)
 
-            # Update the parameters. The sampler's weights go first, to make room.
+            # Update the parameters. The sampler's weights are freed first, to make room.
             weights = None
             with timers("update"):
                 result = host_step.take_updates(setup, progress.state, inputs, progress.step)
@@ -73,7 +73,7 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
             if any(result.skipped):
                 warnings |= alerts.skipped_updates(result.skipped, WHERE)
 
-            # Advance. The step's batches and records go before the sampler's new weights come.
+            # Advance. The step's batches and records are freed before new weights are made.
             progress.state = setup.functions.after(result.state)
             progress.data, progress.unscored = setup.order.get_state(), metrics
             progress.step += 1
@@ -100,9 +100,10 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
 def running(
     setup: StepSetup, sets: Sequence[HeldOut], folder: Folder, saved: Checkpoints
 ) -> Iterator[tuple[Progress, RunOutputs]]:
-    """Yields where a run starts and its outputs; exports the model at the end of the block.
+    """Yields a run's progress and its outputs; exports the model at the end of the block.
 
-    If a signal ends the block, the run is saved, and the message of Stopped says how to go on.
+    If a signal ends the block, a checkpoint is saved where the config has checkpoints. The message
+    of Stopped says how to go on.
 
     Args:
         setup: What every step reads.
@@ -154,7 +155,7 @@ def is_due(number: int, every: int) -> bool:
 def evaluate(
     out: RunOutputs, progress: Progress, weights: Any, alarm: config.Alarm
 ) -> AlarmOutcome:
-    """Scores the model; returns what to log of the scores, and the alarms that they raise.
+    """Returns the metrics of an evaluation of the model, and the alarms that they raise.
 
     `weights` are the sampler's. Step 0 raises no alarm, because later scores are compared with it.
     """
@@ -168,7 +169,7 @@ def evaluate(
 def checkpoint(
     setup: StepSetup, progress: Progress, out: RunOutputs, score: float | None = None
 ) -> None:
-    """Starts saving where the run is; before, it writes the lines that a resumed run keeps."""
+    """Writes the pending lines of the rollout log, then starts to save a checkpoint."""
     out.rollouts.flush()
     host = resume.host_part(progress, setup)
     resume.save(out.saved, out.folder, progress.step, progress.state, host, score)
@@ -177,10 +178,10 @@ def checkpoint(
 def _finish_pending_step(
     setup: StepSetup, progress: Progress, out: RunOutputs, weights: Any
 ) -> bool:
-    """Evaluates and logs the step that a run starts at, if that is still to do.
+    """Evaluates and logs the pending step, if any; returns whether it is the last of the run.
 
-    That is step 0 of a new run, or a step whose evaluation a signal interrupted: its checkpoint
-    holds its metrics. Returns whether that step is the last one.
+    Pending is step 0 of a new run, or a step whose evaluation a signal interrupted. The checkpoint
+    of such a step holds its metrics.
     """
     if progress.unscored is None:
         return False

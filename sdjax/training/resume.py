@@ -129,7 +129,7 @@ def save(
 
 
 def base_of(state: TrainState, source: config.Model) -> dict[str, Any]:
-    """Returns what a checkpoint of adapters says of the frozen model; {} without adapters."""
+    """Returns the part of a checkpoint that names the frozen model; {} without adapters."""
     if state.frozen is None:
         return {}
     return {"base": {"path": source.path, "checksum": lora.checksum(state.frozen)}}
@@ -156,7 +156,7 @@ def load_base(model: LoadedModel, host: dict[str, Any]) -> nnx.State:
 
 
 def how_to_resume(progress: Progress, cfg: config.Train) -> str:
-    """Returns what to tell the user after a signal has ended the run."""
+    """Returns the message of Stopped: where a signal ended the run, and how to go on."""
     if not cfg.checkpoint.every:
         return f"after step {progress.step}, without a checkpoint, since checkpoint.every is 0"
     if not progress.step:

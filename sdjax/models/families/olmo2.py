@@ -30,7 +30,7 @@ def differences(fields: hf.Fields) -> dict[str, Any]:
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model of a config.json."""
+    """Returns the ModelConfig of a config.json."""
     hf.check_known(fields, {"attention_bias"})
     sizes = hf.sizes(fields, rms_norm_eps=1e-5, max_position_embeddings=2048)
     rope = hf.rope(fields)

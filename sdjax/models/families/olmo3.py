@@ -35,7 +35,7 @@ def ropes(fields: hf.Fields) -> tuple[Rope, Rope]:
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model of a config.json."""
+    """Returns the ModelConfig of a config.json."""
     hf.check_known(fields, {"attention_bias", "sliding_window", "layer_types"})
     sizes = hf.sizes(fields, rms_norm_eps=1e-5, max_position_embeddings=2048)
     layers = range(1, sizes["num_layers"] + 1)

@@ -33,7 +33,7 @@ def window_fields(cfg: ModelConfig) -> dict[str, Any]:
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model of a config.json."""
+    """Returns the ModelConfig of a config.json."""
     hf.check_known(fields, WINDOW_FIELDS)
     sizes = hf.sizes(
         fields, rms_norm_eps=1e-6, max_position_embeddings=32768, num_key_value_heads=32

@@ -16,7 +16,7 @@ NAMES = llama.NAMES | {
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model of a config.json."""
+    """Returns the ModelConfig of a config.json."""
     hf.check_known(fields, qwen2.WINDOW_FIELDS | {"attention_bias"})
     sizes = hf.sizes(
         fields,

@@ -27,7 +27,10 @@ def family(model_type: str) -> Family:
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
-    """Returns the model of a config.json. `runtime`: compute_dtype, remat, attention, lora."""
+    """Returns the ModelConfig of a config.json.
+
+    `runtime` are compute_dtype, remat, attention and lora.
+    """
     return family(fields.get("model_type", "")).from_hf(fields, **runtime)
 
 

@@ -59,7 +59,7 @@ class LayerWeights:
 
     @classmethod
     def of(cls, arrays: Mapping[str, jax.Array]) -> LayerWeights:
-        """Returns arrays as the weights that their names say."""
+        """Returns the weights of a layer from its arrays by name."""
         named = {f.name for f in fields(cls)}
         others = {name: x for name, x in arrays.items() if name not in named}
         return cls(**{n: x for n, x in arrays.items() if n in named}, others=others)
@@ -104,8 +104,8 @@ def cast(weights: LayerWeights, dtype: jnp.dtype) -> LayerWeights:
 def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Returns `x` divided by its root mean square, times `scale`, in the dtype of `scale`.
 
-    The mean is over the axes that `scale` has. It computes in float32; `cfg.norm_cast` says whether
-    the cast back comes before or after the product.
+    The mean is over the axes that `scale` has. The computation is in float32; `cfg.norm_cast` says
+    whether the cast back comes before or after the product.
     """
     axes = tuple(range(-scale.ndim, 0))
     wide = x.astype(jnp.float32)
@@ -195,7 +195,7 @@ def in_parts(x: jax.Array, w: jax.Array) -> jax.Array:
 
     A product of few rows is cut along K until its tiles keep a GPU's processors reading. XLA cuts
     it too, but adds the parts up in a separate kernel; the caller adds these up where it uses
-    them. With it, Qwen3-1.7B on an H200 decodes 64 rows 3 % faster. More rows are not cut, because
+    them. Cut so, Qwen3-1.7B on an H200 decodes 64 rows 3 % faster. More rows are not cut, because
     256 rows would decode 6 % slower. The barrier is that of `to_residual`.
     """
     rows, inner = x.shape
@@ -208,13 +208,13 @@ def in_parts(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _by_columns(out: jax.Array, axes: Axes, columns: int) -> jax.Array:
-    """Returns a product [B, S, ...], for short rows pinned to be split by columns over `tensor`.
+    """Returns a product [B, S, ...]; if it has few tokens, split by columns over `tensor`.
 
-    Hidden states are split by tokens. Over `tensor` either they or the matrix must be gathered; a
-    gathered matrix also has its whole gradient summed. Gathering costs 6 bytes x embed for each
-    of the MLP's `columns`, or for each token: bfloat16 gathered, float32 scattered. With fewer
-    tokens than columns the tokens are cheaper, and the compiler does not always see it. With more,
-    the choice is the compiler's.
+    Hidden states are split by tokens, so over `tensor` either they or the matrix must be gathered.
+    A gathered matrix also has its whole gradient summed. Either way costs 6 bytes x embed: for each
+    token, or for each of the MLP's `columns`. (bfloat16 is gathered, float32 is scattered.) With
+    fewer tokens than columns it is cheaper to gather tokens. The split is then pinned, because the
+    compiler does not always see this. With more tokens the compiler chooses.
     """
     tokens = out.shape[0] * out.shape[1] // shards(*BATCH)
     return constrain(out, axes) if tokens <= columns else out

@@ -90,7 +90,7 @@ def _param(
 
 
 def trained_layers(model: Transformer) -> tuple[lora.Trained, LayerWeights | None]:
-    """Returns the trained arrays of all layers, stacked, and the frozen ones below adapters."""
+    """Returns the trained arrays of all layers, stacked, and those that adapters freeze, if any."""
     params = (item for item in vars(model.layers).items() if isinstance(item[1], nnx.Param))
     weights = LayerWeights.of({name: param.get_value() for name, param in params})
     if hasattr(model, lora.NAME):
@@ -141,7 +141,7 @@ def hidden_states(
     cfg = model.cfg
     dtype = jnp.dtype(cfg.compute_dtype)
     how, mlp = attention.choose(cfg.attention, dtype, cfg.head_dim), FAMILIES[cfg.family].mlp
-    # A window that no row of this length fills is no window.
+    # A window at least as long as a row hides nothing, so it counts as none.
     rows = tokens.shape[1]
     windows = [w if w is not None and w < rows else None for w in (k.window for k in cfg.layers)]
     ropes = [kind.rope for kind in cfg.layers]
@@ -294,7 +294,8 @@ def decode_shardings(cfg: ModelConfig, mesh: Mesh) -> DecodeWeights:
 
     layer = {name: placed(*axes) for name, (_, axes) in layer_shapes(cfg).items()}
     return DecodeWeights(
-        # By columns, which are joined after a lookup. By rows, the whole table would be gathered.
+        # The table is split by columns, which are joined after a lookup. Split by rows, it would
+        # be gathered whole.
         embedding=placed(None, "column"),
         head=placed("embed", "vocab"),
         norm=placed(None),

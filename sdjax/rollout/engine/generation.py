@@ -90,10 +90,10 @@ def slots_that_fit(
     The number is a power of two, so that small changes of the free memory do not change it.
 
     Args:
-        cfg: the model's sizes.
-        mesh: the mesh of rollouts, which splits the cache's heads over its tensor axis.
-        capacity: tokens per slot.
-        schedule: its prefill takes memory too.
+        cfg: The model's sizes.
+        mesh: The mesh of rollouts, which splits the cache's heads over its tensor axis.
+        capacity: Tokens per slot.
+        schedule: Its prefill takes memory too.
         free: None if devices do not report it; the result is then MOST_SLOTS.
     """
     most = MOST_SLOTS
@@ -178,12 +178,12 @@ class Generation:
         """Prepares the generation; runs nothing on the devices.
 
         Args:
-            setup: the parts of the sampler.
-            weights: what decoding reads, on the setup's mesh.
-            request: the prompts, and how to draw from them.
+            setup: The parts of the sampler.
+            weights: What decoding reads, on the setup's mesh.
+            request: The prompts, and how to draw from them.
             limits: int32[B], the most tokens of each completion.
-            slots: their number over all shards, a multiple of `setup.shards`.
-            longest: the most tokens of a sequence, padded.
+            slots: Their number over all shards, a multiple of `setup.shards`.
+            longest: The most tokens of a sequence, padded.
         """
         assert slots % setup.shards == 0, (slots, setup.shards)
         self.counts = EngineCounts()
@@ -275,7 +275,7 @@ class Generation:
         self.counts.prefilled += len(part)
 
     def _resize(self) -> None:
-        """Gives the next loop a cache that it cannot outgrow, and removes slots without use."""
+        """Gives the next loop a cache that it cannot outgrow, and removes slots that none needs."""
         schedule, setup = self._setup.schedule, self._setup
         live = [x for x in self._live if x is not None]
         # The tokens that each live completion has in the cache after the next loop.

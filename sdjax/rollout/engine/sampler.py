@@ -77,14 +77,14 @@ def make(
     """Returns the sampler of a model whose params are on a mesh.
 
     Args:
-        graphdef: the model without its params.
-        cfg: its sizes.
-        mesh: the mesh of training, whose devices the sampler uses.
-        stop_ids: the tokens that end a completion.
-        pad_id: the token behind the end of a prompt or completion.
-        schedule: when the host looks at the slots; None for the defaults.
+        graphdef: The model without its params.
+        cfg: Its sizes.
+        mesh: The mesh of training, whose devices the sampler uses.
+        stop_ids: The tokens that end a completion.
+        pad_id: The token behind the end of a prompt or completion.
+        schedule: When the host looks at the slots; None for the defaults.
         tensor: config.Mesh.rollout_tensor, over how many devices to split a copy of the weights.
-        between: called before every loop of the devices; an exception in it ends the sampling.
+        between: Called before every loop of the devices; an exception in it ends the sampling.
     """
     mesh = meshes.for_rollouts(mesh, tensor)
     shardings = transformer.decode_shardings(cfg, mesh)

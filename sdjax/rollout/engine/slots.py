@@ -264,16 +264,18 @@ def _decode(
     steps: int,
     setup: DecodeSetup,
 ) -> tuple[Slots, Drawn]:
-    """Draws up to `steps` tokens in every slot, and stops when `enough` slots are done.
+    """Returns the slots after up to `steps` more tokens in each, and these tokens.
+
+    The loop ends early when `enough` slots are done.
 
     Args:
-        weights: the model.
-        slots: donated. No live slot may outgrow the cache's capacity in `steps` steps.
-        key: token t of completion i draws with fold_in(fold_in(key, i), t).
-        how: temperature, top-p and top-k.
+        weights: The model.
+        slots: Donated. No live slot may outgrow the cache's capacity in `steps` steps.
+        key: Token t of completion i draws with fold_in(fold_in(key, i), t).
+        how: Temperature, top-p and top-k.
         enough: int32[], a number of slots.
-        steps: static.
-        setup: static.
+        steps: Static.
+        setup: Static.
     """
     rows = slots.done.shape[0]
     keys = jax.vmap(partial(jax.random.fold_in, key))(slots.index)

@@ -47,12 +47,12 @@ class Engine(Protocol):
         """Returns one completion of the prompt per seed.
 
         Args:
-            client: sends the request.
-            model: the name that `model_name` returned.
-            prompt: token ids.
-            seeds: one number in [0, 2^31) per completion.
-            sampling: temperature, top-p, top-k and the limit of tokens.
-            stop_ids: the tokens that end a completion.
+            client: Sends the request.
+            model: The name that `model_name` returned.
+            prompt: Token ids.
+            seeds: One number in [0, 2^31) per completion.
+            sampling: Temperature, top-p, top-k and the limit of tokens.
+            stop_ids: The tokens that end a completion.
         """
 
     def load(self, client: Client, folder: str) -> None:
@@ -202,11 +202,11 @@ def make(
     """Returns the sampler for the server of a config section; sends no request yet.
 
     Args:
-        cfg: the config section; its url is not None.
-        stop_ids: the tokens that end a completion.
-        vocab_size: the model's; larger token ids in an answer are an error.
-        write: writes params into a Hugging Face folder that the server can read; returns its path.
-        between: called whenever a prompt is done; an exception in it ends the sampling.
+        cfg: The config section; its url is not None.
+        stop_ids: The tokens that end a completion.
+        vocab_size: The model's; larger token ids in an answer are an error.
+        write: Writes params into a Hugging Face folder that the server can read; returns its path.
+        between: Called whenever a prompt is done; an exception in it ends the sampling.
 
     Raises UserError where several processes run, because a server samples for one process.
     """

@@ -35,12 +35,12 @@ def draw(
     seed.
 
     Args:
-        client: sends the request.
-        model: unused.
-        prompt: token ids.
-        seeds: one number in [0, 2^31) per completion.
-        sampling: temperature, top-p, top-k and the limit of tokens.
-        stop_ids: the tokens that end a completion.
+        client: Sends the request.
+        model: Unused.
+        prompt: Token ids.
+        seeds: One number in [0, 2^31) per completion.
+        sampling: Temperature, top-p, top-k and the limit of tokens.
+        stop_ids: The tokens that end a completion.
     """
     del model
     settings = {

@@ -41,12 +41,12 @@ def draw(
     is sent.
 
     Args:
-        client: sends the request.
-        model: the name that `model_name` returned.
-        prompt: token ids.
-        seeds: one number in [0, 2^31) per completion.
-        sampling: temperature, top-p, top-k and the limit of tokens.
-        stop_ids: the tokens that end a completion.
+        client: Sends the request.
+        model: The name that `model_name` returned.
+        prompt: Token ids.
+        seeds: One number in [0, 2^31) per completion.
+        sampling: Temperature, top-p, top-k and the limit of tokens.
+        stop_ids: The tokens that end a completion.
     """
     # Greedy completions of a prompt are all the same, and vLLM refuses to draw more than one.
     n = 1 if sampling.temperature == 0 else len(seeds)
