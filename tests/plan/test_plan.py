@@ -214,7 +214,7 @@ def test_a_plan_without_the_tpu_compiler_says_how_to_install_it(tmp_path):
 TRAIN = """
 from sdjax.config import *
 config = Train(
-    out="unused", task=Task(), model=Model(path={folder!r}),
+    out="unused", task=TaskConfig(), model=Model(path={folder!r}),
     rollout=Rollout(prompts_per_step=16, group_size=4, max_prompt_tokens=128,
                     max_completion_tokens={completion}),
     reprompt=Reprompt(max_tokens=128 + {completion}), optim=Optim(microbatch=8),

@@ -67,11 +67,12 @@ def extreme():
 def value_and_gradient(f, cfg, student, teacher, token):
     """Returns the divergence of each token, and its gradient by the student's logits."""
 
-    def total(s):
-        each = f(s, teacher, token, cfg)
+    def total(student, teacher, token):
+        each = f(student, teacher, token, cfg)
         return jnp.sum(each), each
 
-    (_, value), grad = jax.jit(jax.value_and_grad(total, has_aux=True))(student)
+    both = jax.jit(jax.value_and_grad(total, has_aux=True))
+    (_, value), grad = both(student, teacher, token)
     return value, np.asarray(grad)
 
 
