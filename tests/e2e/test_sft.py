@@ -295,6 +295,7 @@ def test_a_resumed_finetuning_equals_an_uninterrupted_one(finished, bare, sums, 
     assert timeless(finished) == timeless(tmp_path / "parts")
 
 
+@pytest.mark.heavy
 def test_a_skipped_update_of_a_finetuning_is_said_on_the_terminal(bare, sums, tmp_path, capsys):
     out = tmp_path / "out"
     far = config.Optim(lr=1e25, warmup_steps=0, microbatch=2, row_tokens=128)

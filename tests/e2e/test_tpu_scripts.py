@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 
+import marks
 import pytest
 from paths import ROOT
 
@@ -53,21 +54,20 @@ def test_a_run_creates_trains_copies_and_deletes(call):
     assert "--config configs/math/sdpo_qwen3_8b.py --out ~/bucket/sdpo_qwen3_8b --resume" in launch
 
 
-@pytest.mark.parametrize(
-    "plan",
-    [
-        {"look": ["running\nrunning", "75\nrunning"]},
-        {"describe": ["well", "well", "well", "PREEMPTED"]},
-        {"look": ["unreachable"] * 5},
-        {"setup": ["unreachable"]},
-        {"launch": ["unreachable"]},
-        {"create": ["refused"]},
-        {"create": ["half"]},
-    ],
-    ids=["told to stop", "preempted", "unreachable", "no setup", "no launch", "refused", "half"],
-)
-def test_a_run_goes_on_with_the_next_slice(call, plan):
-    done = call("run.sh", plan=plan)
+TROUBLES = {
+    "told to stop": {"look": ["running\nrunning", "75\nrunning"]},
+    "preempted": {"describe": ["well", "well", "well", "PREEMPTED"]},
+    "unreachable": {"look": ["unreachable"] * 5},
+    "no setup": {"setup": ["unreachable"]},
+    "no launch": {"launch": ["unreachable"]},
+    "refused": {"create": ["refused"]},
+    "half": {"create": ["half"]},
+}
+
+
+@pytest.mark.parametrize("trouble", marks.heavy_but(["preempted", "no launch"], TROUBLES))
+def test_a_run_goes_on_with_the_next_slice(call, trouble):
+    done = call("run.sh", plan=TROUBLES[trouble])
     assert done.returncode == 0 and not done.left, done.stderr
     assert done.kinds.count("create") == 2 and done.kinds[-len(END) :] == END
     # The script deletes the first slice before it creates the second.

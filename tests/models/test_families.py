@@ -105,7 +105,7 @@ def test_the_mlp_of_a_family_runs_in_training_and_in_decoding(folder):
     cfg, _, params = tiny.load(folder)
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 13)).astype(np.int32)
     assert_decoding_agrees(cfg, params, tokens)
-    grads = jax.grad(lambda p: hidden_of(cfg, p, tokens)[..., 0].sum())(params)
+    grads = jax.jit(jax.grad(lambda p: hidden_of(cfg, p, tokens)[..., 0].sum()))(params)
     for name in ("router", "gate", "up", "down"):
         of_layers = np.asarray(grads["layers"][name].get_value())
         assert (np.abs(of_layers).reshape(cfg.num_layers, -1).max(1) > 0).all(), name

@@ -66,14 +66,19 @@ def extreme():
 
 def value_and_gradient(f, cfg, student, teacher, token):
     """Returns the divergence of each token, and its gradient by the student's logits."""
+    (_, value), grad = compiled(f, cfg)(student, teacher, token)
+    return value, np.asarray(grad)
+
+
+@functools.cache
+def compiled(f, cfg):
+    """Returns the jitted function behind `value_and_gradient`, which compiles once per shape."""
 
     def total(student, teacher, token):
         each = f(student, teacher, token, cfg)
         return jnp.sum(each), each
 
-    both = jax.jit(jax.value_and_grad(total, has_aux=True))
-    (_, value), grad = both(student, teacher, token)
-    return value, np.asarray(grad)
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
 def check_teacher(f, cfg):
