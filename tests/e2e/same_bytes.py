@@ -117,7 +117,7 @@ def start(checkout: Path, name: str, folder: Path, steps: int) -> subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-m", "sdjax.main", "--config", str(file)],
         cwd=checkout,
-        env=os.environ | {"PYTHONPATH": str(checkout)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(checkout), *sys.path])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
