@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -68,11 +70,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"sdjax: stopped: {stopped}", file=sys.stderr)
+        said = redact.redact(
+            f"{stopped}: {resume_command(list(sys.argv[1:] if argv is None else argv))}"
+        )
+        print(f"sdjax: stopped: {said}", file=sys.stderr)
         return RESUME
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return 130
+
+
+def resume_command(argv: Sequence[str]) -> str:
+    """Returns the command line, quoted for a shell, that goes on with the run of `argv`."""
+    rest: list[str] = []
+    for arg in argv:
+        after_flag = rest and rest[-1] == "--resume" and arg in ("True", "False")
+        if after_flag or re.fullmatch(r"--(no[-_])?resume(=.*)?", arg):
+            arg = "--resume"
+        rest.append(arg)
+    return shlex.join([*PROG.split(), *(arg for arg in rest if arg != "--resume"), "--resume"])
 
 
 def launch_flags(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
