@@ -126,7 +126,7 @@ def test_an_evaluation_that_fails_before_its_first_batch_leaves_no_answers(model
 def test_resuming_under_another_config_is_refused(model, finished):
     before = (finished / "answers.jsonl").read_bytes()
     other = replace(job(model, finished).eval, temperature=0.9)
-    with pytest.raises(UserError, match=r"eval.temperature is 0.9: .* was made with 0.6"):
+    with pytest.raises(UserError, match=r"made with other fields: eval.temperature 0.6 -> 0.9; "):
         evaluate_job.run(job(model, finished, resume=True, eval=other))
     with pytest.raises(UserError, match="holds a run; pass --resume"):
         evaluate_job.run(job(model, finished))
