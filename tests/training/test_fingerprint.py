@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -82,11 +81,9 @@ def test_a_copy_of_a_model_has_its_fingerprints_and_each_changed_file_another(
     assert changed(weights, other_number) == {"weights"}
 
     def other_template(file):
-        fields = json.loads(file.read_text())
-        fields["chat_template"] = fields["chat_template"].replace("assistant", "helper")
-        file.write_text(json.dumps(fields))
+        file.write_text(file.read_text().replace("assistant", "helper"))
 
-    assert changed("tokenizer_config.json", other_template) == {"template"}
+    assert changed("chat_template.jinja", other_template) == {"template"}
 
     def other_words(file):
         fields = json.loads(file.read_text())
@@ -101,10 +98,3 @@ def test_a_snapshot_of_the_hub_has_its_revision(model, tmp_path):
     folder = tmp_path / "models--me--m" / "snapshots" / "0123abc"
     shutil.copytree(model, folder)
     assert fingerprint.of_run(opened(folder))["revision"] == "0123abc"
-
-
-def test_sixty_thousand_rows_take_little_time(whole):
-    rows = [example(i, solution="so " * 100) for i in range(60_000)]
-    begun = time.process_time()
-    fingerprint.of_run(whole, rows)
-    assert time.process_time() - begun < 5
