@@ -1,4 +1,4 @@
-"""Tells what a run is made with: versions of the program and of its libraries, and the commit."""
+"""Tells the versions of the program and of its libraries, and the commit."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _commit(root: Path) -> tuple[str | None, bool | None]:
 
 
 def _git(root: Path, *args: str) -> str | None:
-    """Returns what git prints; None where it cannot tell."""
+    """Returns the output of git; None where it fails."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10

@@ -145,7 +145,7 @@ def write(folder: Path, cfg: config.Job, after: int, fingerprints: Mapping[str, 
 
 
 def _now() -> dict[str, Any]:
-    """Returns what runs the program now: time, command, versions and devices."""
+    """Returns the time, the command, the versions and the devices."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": redact(shlex.join(["python", "-m", "sdjax.main", *sys.argv[1:]])),

@@ -137,6 +137,10 @@ BAD_ARGUMENTS = {
     "--loss.alpha 1.5": ["loss.alpha is 1.5: must lie in [0, 1]"],
     "--optim.microbatch 7": ["optim.microbatch is 7: must divide the 256 completions"],
     "--reprompt.demonstration frist": ["'frist'", "--reprompt.demonstration", "'first'"],
+    "--reprompt.template {prompt}": ["reprompt.template is '{prompt}': needs {solution}"],
+    "--reprompt.template {prompt}{solution} --reprompt.feedback": ["needs {feedback}"],
+    "--reprompt.template {prompt}{feedback} --reprompt.feedback": ["needs {solution}"],
+    "--reprompt.template {prompt}{feedback} --reprompt.demonstration none": ["reprompt.feedback"],
     "--resume yes": ["yes", "--help"],
     "stray": ["stray", "--help"],
 }

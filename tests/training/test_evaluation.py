@@ -133,6 +133,25 @@ def test_resuming_under_another_config_is_refused(model, finished):
     assert (finished / "answers.jsonl").read_bytes() == before
 
 
+def test_an_allowed_change_is_recorded_with_the_answers_before_it(model, finished, tmp_path):
+    out = tmp_path / "allowed"
+    shutil.copytree(finished, out)
+    rows = (out / "answers.jsonl").read_text().splitlines(keepends=True)
+    (out / "answers.jsonl").write_text("".join(rows[:6]))
+    other = replace(job(model, out).eval, temperature=0.9)
+    evaluate_job.run(job(model, out, resume=True, eval=other, allow=("eval",)))
+    assert len(lines(out / "answers.jsonl")) == len(rows)
+    record = json.loads((out / "run.json").read_text())
+    change = {"after": 6, "name": "eval.temperature", "old": 0.6, "new": 0.9}
+    assert record["changes"] == [change] and len(record["starts"]) == 2
+    # Scores are counted anew by another lexicon, and the record says by which.
+    evaluate_job.run(job(model, out, resume=True, eval=other, lexicon="word"))
+    assert json.loads((out / "config.json").read_text())["lexicon"] == "word"
+    before = (out / "run.json").read_bytes()
+    evaluate_job.run(job(model, out, resume=True, eval=other, lexicon="word"))
+    assert (out / "run.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

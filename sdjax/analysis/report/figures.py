@@ -45,9 +45,9 @@ def page(runs: Sequence[RunRecord], groups: Sequence[RunFamily], changes: Sequen
 
 
 def about(run: RunRecord) -> dict[str, str]:
-    """Returns what a run is of, and what made it: model, task, learning rate, program, devices.
+    """Returns the model, task, learning rate, program and devices of a run.
 
-    What its files do not tell is "".
+    A fact that its files do not tell is "".
     """
     known, made = run_families.fields(run), (run.record.get("starts") or [{}])[-1]
     model, task = (known.get(name, "").strip('"') for name in ("model.path", "task.class"))
