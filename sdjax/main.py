@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ from pathlib import Path
 from sdjax import config as configs
 from sdjax.config.load import job_classes, load, override
 from sdjax.errors import RESUME, Stopped, UserError
-from sdjax.io import redact
+from sdjax.io import environment, redact
 
 PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
@@ -68,11 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"sdjax: stopped: {stopped}", file=sys.stderr)
+        command = resume_command(sys.argv[1:] if argv is None else argv)
+        print(redact.redact(f"sdjax: stopped: {stopped}: {command}"), file=sys.stderr)
         return RESUME
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return 130
+
+
+def resume_command(argv: Sequence[str]) -> str:
+    """Returns the command line, quoted for a shell, that goes on with the run of `argv`."""
+    rest: list[str] = []
+    for arg in argv:
+        after_flag = rest and rest[-1] == "--resume" and arg in ("True", "False")
+        if after_flag or re.fullmatch(r"--(no[-_])?resume(=.*)?", arg):
+            arg = "--resume"
+        rest.append(arg)
+    return shlex.join([*PROG.split(), *(arg for arg in rest if arg != "--resume"), "--resume"])
 
 
 def launch_flags(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -105,7 +119,13 @@ def split(args: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _without_config(args: Sequence[str]) -> int:
-    """Prints the usage for --help; raises UserError for anything else."""
+    """Prints the usage for --help, or the --version; raises UserError for anything else."""
+    if "--version" in args:
+        made = environment.versions()
+        commit = f", commit {made['commit'][:12]}" if made["commit"] else ""
+        changed = " (changed)" if made["dirty"] else ""
+        print(f"sdjax {made['sdjax']}{commit}{changed}, jax {made['jax']}, Python {made['python']}")
+        return 0
     if not {"--help", "-h"} & set(args):
         raise UserError(f"no config: {PROG} --config FILE, or --help")
     kinds = "\n".join(f"  {job.__name__:<10}{inspect.getdoc(job)}" for job in job_classes())
@@ -115,7 +135,7 @@ def _without_config(args: Sequence[str]) -> int:
         "FILE is Python that binds `config` to one of these classes of sdjax.config:\n"
         f"{kinds}\n\n"
         "--config FILE --help lists every field with its default.\n"
-        "--debug shows the traceback behind an error.\n"
+        "--debug shows the traceback behind an error; --version alone shows the version.\n"
         "--coordinator, --processes and --process make this process I (from 0) of a run of N\n"
         "that meet at HOST:PORT of process 0. On a TPU slice, with Slurm, Open MPI or Kubernetes\n"
         "none is needed: run the same command on every host; --processes 1 runs alone."

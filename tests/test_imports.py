@@ -26,6 +26,8 @@ ALLOWED = {
     "io.files": ("errors",),
     "io.storage": ("errors",),
     "io.hub": ("errors",),
+    "io.environment": ("",),  # the version
+    "io.run_record": ("config", "errors", "io"),
     "io.run_dir": ("config", "errors", "io", "parallel"),
     "records": (),
     "config": ("errors", "io.redact"),
@@ -54,7 +56,7 @@ ALLOWED = {
         *("config", "errors", "records", "tokenizer", "io", "logs", "data", "tasks", "analysis"),
         *("objectives", "parallel", "models", "rollout", "teacher", "learner"),
     ),
-    "main": ("config", "errors", "parallel.launch", "io.redact"),
+    "main": ("config", "errors", "parallel.launch", "io.redact", "io.environment"),
 }
 # Rooms and modules that neither import jax nor load it, directly or through others.
 WITHOUT_JAX = (

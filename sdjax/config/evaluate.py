@@ -21,6 +21,10 @@ class Evaluate:
     """Other tasks; their keys name their scores."""
     resume: bool = False
     """Continue after the last batch in `out`; without one, start from the beginning."""
+    allow: tuple[str, ...] = ()
+    """With resume: fields, or whole sections, in which the run may differ from here on, such as
+    optim.lr or eval. Also data, held_out, tokenizer, template, weights and revision, which stand
+    for what the run has read. See docs/command-line.md."""
     profile: str | None = None
     """Directory for a profiler trace of the second and third batch; the first one compiles. None
     writes no trace."""

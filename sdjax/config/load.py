@@ -28,6 +28,8 @@ from sdjax.errors import UserError
 
 MODULE = "sdjax_config_file"
 """Module name of the loaded config file, so that Python finds the classes that it defines."""
+COMMON = {"", "max", "min", "num", "of", "at", "by", "from", "size", "is"}
+"""Parts of names that say nothing about what a name means."""
 BOOLEANS = (
     "A boolean field takes True or False, as in `--log.progress False`. Without a value it is "
     "True; with no_ before its name, as in `--log.no_progress`, it is False."
@@ -119,10 +121,25 @@ def _nearest(word: str, names: Iterable[str], otherwise: str = "") -> str:
     If none is like it, lists all names after the text `otherwise`; without that, is empty.
     """
     names = list(names)
-    near = difflib.get_close_matches(word, names, n=1)
+    near = difflib.get_close_matches(word, names, n=1) or _akin(word, names)
     if near:
-        return f"; perhaps you meant {near[0]}"
+        return f"; perhaps you meant {' or '.join(near)}"
     return f";{otherwise} {', '.join(names)}" if otherwise else ""
+
+
+def _akin(word: str, names: Sequence[str]) -> list[str]:
+    """Returns the names that abbreviate or complete a word: lr of learning_rate, steps of
+    max_steps.
+
+    Names may be paths. Those of the word's own section are preferred.
+    """
+    section, _, own = word.rpartition(".")
+    parts = own.split("_")
+    initials = "".join(part[:1] for part in parts)
+    ends = {name: name.rpartition(".")[2] for name in names}
+    found = [name for name in names if ends[name] == initials]
+    found += [name for name in names if {*ends[name].split("_")} & {*parts} - COMMON]
+    return ([n for n in found if n.rpartition(".")[0] == section] or found)[:3]
 
 
 def type_problems(section: Any, prefix: str = "") -> Iterator[str]:
@@ -212,7 +229,8 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
     except SystemExit as stop:
         if not stop.code:
             return None
-    raise UserError(_one_line(printed.getvalue(), prog))
+    paths = [n for n in configs.flat(configs.to_dict(job)) if n.rpartition(".")[2] != "class"]
+    raise UserError(_one_line(printed.getvalue(), prog, paths))
 
 
 def boolean_fields(section: Any, prefix: str = "") -> Iterator[str]:
@@ -264,8 +282,11 @@ def _list_tables(section: Any) -> None:
             type(section).__annotations__[f.name] = typing.Annotated[str, tyro.conf.arg(help=text)]
 
 
-def _one_line(printed: str, prog: str) -> str:
-    """Returns the message and the suggested names of the text that tyro prints in a frame."""
+def _one_line(printed: str, prog: str, paths: Sequence[str]) -> str:
+    """Returns the message and the suggested names of the text that tyro prints in a frame.
+
+    `paths` are those of all fields; tyro suggests only names that are spelled alike.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     inside = [line.strip(" │|") for line in plain.splitlines()[1:]]
     parts: list[list[str]] = [[]]
@@ -282,5 +303,8 @@ def _one_line(printed: str, prog: str) -> str:
         re.match(r"(?:Perhaps you meant|Arguments similar to \S+): (--\S+)", o) for o in others
     ]
     names = ", ".join(found[1].rstrip(",") for found in likely if found)
+    if not names and message.startswith("Unrecognized"):
+        unknown = [w.replace("-", "_") for w in re.findall(r"--([\w.-]+)", message)]
+        names = ", ".join(f"--{near}" for word in unknown for near in _akin(word, paths))
     remedy = f"perhaps you meant {names}" if names else f"{prog} --help lists every field"
     return f"{message.rstrip('.')}; {remedy}"

@@ -49,6 +49,10 @@ class SFT:
     """Passed to the chat template; None passes nothing."""
     resume: bool = False
     """Continue from the newest checkpoint in `out`; without one, start from the beginning."""
+    allow: tuple[str, ...] = ()
+    """With resume: fields, or whole sections, in which the run may differ from here on, such as
+    optim.lr or eval. Also data, held_out, tokenizer, template, weights and revision, which stand
+    for what the run has read. See docs/command-line.md."""
     profile: str | None = None
     """Directory for a profiler trace of the second and third update; the first one compiles. None
     writes no trace."""
@@ -135,6 +139,10 @@ class Study:
     of each problem, so that they differ in the answers alone."""
     resume: bool = False
     """Continue after the last batch in `out`; without one, start from the beginning."""
+    allow: tuple[str, ...] = ()
+    """With resume: fields, or whole sections, in which the run may differ from here on, such as
+    optim.lr or eval. Also data, held_out, tokenizer, template, weights and revision, which stand
+    for what the run has read. See docs/command-line.md."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     max_prompt_tokens: int = 1024
@@ -169,6 +177,7 @@ class Study:
             "must be 0 unless conditions have guided, with which the chain begins",
         )
         require(bool(self.conditions), "conditions", self.conditions, "needs at least one")
+        self.reprompt.check_shown(demonstrations=True, feedback=False)
         require(
             self.server.reload == "none",
             "server.reload",
@@ -226,6 +235,7 @@ class Traces:
 
     def __post_init__(self) -> None:
         require(bool(self.tasks), "tasks", self.tasks, "needs at least one")
+        self.reprompt.check_shown(demonstrations=self.guided > 0, feedback=False)
         for name, share in self.shares.items():
             require(name in self.tasks, "shares", name, f"must be one of {', '.join(self.tasks)}")
             require(share > 0, f"shares.{name}", share, "must be positive")

@@ -35,11 +35,18 @@ class Sweep:
     resume: bool = False
     """Continue in `out`: finished trainings stay as they are; an interrupted one continues from its
     newest checkpoint."""
+    allow: tuple[str, ...] = ()
+    """With resume: fields, or whole sections, in which the run may differ from here on, such as
+    optim.lr or eval. Also data, held_out, tokenizer, template, weights and revision, which stand
+    for what the run has read. See docs/command-line.md."""
 
     def __post_init__(self) -> None:
         require(bool(self.runs), "runs", sorted(self.runs), "needs at least one training")
         require_names("runs", self.runs)
         require(bool(self.values), "values", self.values, "needs at least one")
+        for name, run in self.runs.items():
+            at_ends = run.eval.at_ends
+            require(at_ends, f"runs.{name}.eval.at_ends", at_ends, "must be True: it is compared")
         repeated = len(set(map(str, self.values))) < len(self.values)
         require(not repeated, "values", self.values, "must be different ones")
         for value in self.values:

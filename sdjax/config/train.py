@@ -30,6 +30,10 @@ class Train:
     resume: bool = False
     """Continue from the newest complete checkpoint in `out`; without one, start from the
     beginning."""
+    allow: tuple[str, ...] = ()
+    """With resume: fields, or whole sections, in which the run may differ from here on, such as
+    optim.lr or eval. Also data, held_out, tokenizer, template, weights and revision, which stand
+    for what the run has read. See docs/command-line.md."""
     replay: str | None = None
     """Repeat one saved update: OUT/nonfinite/STEP.npz, written by optim.most_skipped. Prints its
     loss, its gradient's norm and the first value that is not finite."""
@@ -91,6 +95,9 @@ class Train:
             self.reprompt.demonstration,
             "needs reprompt.feedback, or no teacher knows more than the student",
         )
+        if self.loss.distillation > 0:
+            shown = self.reprompt.demonstration != "none"
+            self.reprompt.check_shown(demonstrations=shown, feedback=self.reprompt.feedback)
         require(
             not self.reprompt.regenerate or self.loss.distillation > 0,
             "reprompt.regenerate",

@@ -1,50 +1,74 @@
-"""Claims the run directory of a job and writes the resolved config into it."""
+"""Claims the run directory of a job and keeps its record."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError
-from sdjax.io import storage
-from sdjax.io.files import write_text
+from sdjax.io import run_record, storage
 from sdjax.parallel import hosts
 
 # The first result of each job. A directory with one of these holds a run.
 RESULTS = ("metrics.jsonl", "answers.jsonl", "bench.json", "collected.jsonl", "coverage.json")
 
 
-def claim(out: str, job: config.Job, *, resume: bool) -> Path:
+def claim(
+    out: str,
+    job: config.Job,
+    *,
+    resume: bool,
+    after: int = 0,
+    fingerprints: Mapping[str, str] = MappingProxyType({}),
+) -> storage.Folder:
     """Returns the run directory of a job that writes to local directories only.
 
     Raises UserError as `claim_folder` does, and for a bucket.
     """
     if storage.is_remote(out):
         raise UserError(f"out is {out!r}: this job writes to a local directory only; name one")
-    return claim_folder(out, job, resume=resume).local
+    return claim_folder(out, job, resume=resume, after=after, fingerprints=fingerprints)
 
 
 def claim_folder(
-    out: str, job: config.Job, *, resume: bool, shared: bool = False
+    out: str,
+    job: config.Job,
+    *,
+    resume: bool,
+    shared: bool = False,
+    after: int = 0,
+    fingerprints: Mapping[str, str] = MappingProxyType({}),
 ) -> storage.Folder:
     """Creates the run directory with the resolved config, and returns it.
 
-    Raises UserError for a directory that holds a run, unless `resume`. One without a first result
-    holds none. A resumed run keeps its config until `rewrite_config`. With `shared`, each process
-    writes or reads there, so each must see what the first one wrote.
+    A directory without a first result holds no run.
+
+    Args:
+        out: The directory, or the address of a bucket.
+        job: Its config.
+        resume: Whether the directory may hold a run.
+        shared: Whether each process writes or reads there, so that each must see what the first
+            one wrote.
+        after: How much of a run there goes on: steps or answers. If it is 0 the run begins, and its
+            record is written. Otherwise `record` writes it when new work begins.
+        fingerprints: Of data and model.
+
+    Raises:
+        UserError: The directory holds a run and `resume` is False, a fingerprint differs from that
+            of the run, or the directory cannot be written.
     """
     folder = storage.folder(out)
     if jax.process_index() == 0:
         _check_profile(getattr(job, "profile", None))
-        _claim(folder, job, resume=resume)
+        _claim(folder, job, resume, after, fingerprints)
     if jax.process_count() > 1:
         file = folder.local / "config.json"
         first = jax.process_index() == 0 and file.exists()
@@ -54,19 +78,27 @@ def claim_folder(
     return folder
 
 
-def _claim(folder: storage.Folder, job: config.Job, *, resume: bool) -> None:
-    """Creates the directory, and its config unless it holds a run; raises UserError."""
+def _claim(
+    folder: storage.Folder,
+    job: config.Job,
+    resume: bool,
+    after: int,
+    fingerprints: Mapping[str, str],
+) -> None:
+    """Creates the directory, and its record unless a run goes on there; raises UserError."""
     out = str(folder.place)
     try:
         held = folder.holds(RESULTS)
         if held and not resume:
             resume_or = "pass --resume or " if hasattr(job, "resume") else "choose "
             raise UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
+        if held:
+            run_record.check_fingerprints(folder.place, job, after, fingerprints)
         folder.local.mkdir(parents=True, exist_ok=True)
         if resume:
             folder.pull()
-        if not held:
-            rewrite_config(folder, job)
+        if not held or not after:
+            record(folder, job, 0, fingerprints)
     except WriteError as e:
         raise UserError(f"out is {out!r}: {e}; name another directory") from e
     except OSError as e:
@@ -75,15 +107,39 @@ def _claim(folder: storage.Folder, job: config.Job, *, resume: bool) -> None:
         ) from e
 
 
-def rewrite_config(folder: storage.Folder, job: config.Job) -> None:
-    """Writes the resolved config.
+def check_same(cfg: config.Job, after: int) -> list[run_record.FieldChange]:
+    """Returns the fields in which a resumed job differs from the run in its directory.
 
-    Call it after a resume has succeeded, so that a failed resume leaves the old config in place.
+    Call it before anything is loaded. Raises UserError for fields that may not change; `after` is
+    as in `claim_folder`. Returns [] without `resume`, without a run, and on all processes but the
+    first.
+    """
+    place = storage.place(cfg.out)  # type: ignore[union-attr]
+    resume = getattr(cfg, "resume", False) and jax.process_index() == 0
+    if not resume or not storage.holds(place, RESULTS):
+        return []
+    return run_record.check_config(place, cfg, after)
+
+
+def record(
+    folder: storage.Folder, job: config.Job, after: int, fingerprints: Mapping[str, str]
+) -> None:
+    """Writes the record of a run that begins, or that goes on from `after`.
+
+    Call it after a resume has succeeded and when there is work to do. A failed resume, and one with
+    nothing left to do, then leave the old record in place.
     """
     if jax.process_index() == 0:
-        text = json.dumps(config.to_public(job), indent=2) + "\n"
-        write_text(folder.local / "config.json", text)
+        run_record.write(folder.local, job, after, fingerprints)
         folder.push()
+
+
+def answers(out: str, *names: str) -> int:
+    """Returns the number of answers in files of a run directory, which a resumed job reads."""
+    if jax.process_index() != 0:
+        return 0
+    files = [file for name in names for file in sorted(storage.place(out).glob(name))]
+    return sum(file.read_bytes().count(b"\n") for file in files)
 
 
 @contextmanager
@@ -112,31 +168,6 @@ def _check_seen(file: Any, text: str, patience_s: float = 10.0) -> None:
                 "name a directory that all hosts share"
             )
         time.sleep(0.2)
-
-
-def check_same(cfg: config.Job) -> None:
-    """Raises UserError if the job's directory was made with another config."""
-    out = cfg.out  # type: ignore[union-attr]
-    file = storage.place(out) / "config.json"
-    if not file.exists():
-        return
-    try:
-        before = config.flat(json.loads(file.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{file}: not JSON ({error}); choose another --out") from None
-    given = config.flat(config.to_public(cfg))
-    for name in {**before, **given}:
-        # Ignore the settings of a server other than its url: retries and timeouts change no answer.
-        # Ignore the lexicon: it only counts words in answers that exist.
-        if name in ("out", "resume", "profile", "lexicon") or (
-            name.startswith("server.") and name != "server.url"
-        ):
-            continue
-        if before.get(name) != given.get(name):
-            raise UserError(
-                f"{name} is {given.get(name)!r}: {out} was made with "
-                f"{before.get(name)!r}; set it back or choose another --out"
-            )
 
 
 def _check_profile(folder: str | None) -> None:

@@ -96,14 +96,19 @@ class Folder:
 
     def holds(self, names: Iterable[str]) -> bool:
         """Returns whether its place has one of these files, and it is not empty."""
-        with _reported(self.place) if self.remote else nullcontext():
-            files = [self.place / name for name in names]
-            return any(f.exists() and _size(f) > 0 for f in files)
+        return holds(self.place, names)
 
     def close(self) -> None:
         """Removes the local copy of a folder in a bucket."""
         if self.remote:
             shutil.rmtree(self.local, ignore_errors=True)
+
+
+def holds(place: Any, names: Iterable[str]) -> bool:
+    """Returns whether a directory has one of these files, and it is not empty."""
+    with nullcontext() if isinstance(place, Path) else _reported(place):
+        files = [place / name for name in names]
+        return any(f.exists() and _size(f) > 0 for f in files)
 
 
 def folder(path: str) -> Folder:

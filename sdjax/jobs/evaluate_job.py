@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -13,11 +14,13 @@ from sdjax.analysis import epistemic, scores
 from sdjax.io import run_dir
 from sdjax.io.files import write_text
 from sdjax.logs import profiler
-from sdjax.training import evaluation, loaded_model
+from sdjax.training import evaluation, fingerprint, loaded_model
 
 
 def run(cfg: config.Evaluate) -> None:
     """Writes answers.jsonl, scores.json and scores.md into `cfg.out` and prints the table."""
+    after = run_dir.answers(cfg.out, "answers.jsonl") if cfg.resume else 0
+    changes = run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
@@ -32,23 +35,30 @@ def run(cfg: config.Evaluate) -> None:
     )
     evaluation.note_held_out(sets)
     plan = evaluation.batches(sets, cfg.eval.batch)
-    if cfg.resume and jax.process_index() == 0:
-        run_dir.check_same(cfg)
     loaded_model.check_server(model.sampler, None)
-    folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume)
+    fingerprints = fingerprint.of_run(model, sets=sets)
+    folder = run_dir.claim_folder(
+        cfg.out, cfg, resume=cfg.resume, after=after, fingerprints=fingerprints
+    )
     primary, file = jax.process_index() == 0, folder.local / "answers.jsonl"
+
+    def weights() -> Any:
+        loaded = model.stored_weights()
+        if after:
+            run_dir.record(folder, cfg, after, fingerprints)
+            changes.clear()
+        return loaded
+
     with (
         jax.set_mesh(model.mesh),
         run_dir.pushed(folder),
         profiler.rounds(cfg.profile) as before,
     ):
-        for number, _ in enumerate(
-            evaluation.resumed(file, plan, model, cfg.eval, thinking, before)
-        ):
-            if number == 0:
-                run_dir.rewrite_config(folder, cfg)
+        for _ in evaluation.resumed(file, plan, model, cfg.eval, thinking, before, weights):
             if primary:
                 folder.push(every_s=evaluation.PUSH_S)
+        if changes:  # The scores are computed anew, although nothing was sampled.
+            run_dir.record(folder, cfg, after, fingerprints)
         if primary:
             _report(folder.local, sets, cfg.lexicon)
 

@@ -34,7 +34,7 @@ def run(cfg: config.Plan) -> None:
     planned = [_Planned.of(cfg, file, topology) for file in cfg.train for topology in cfg.topology]
     if any(one.compiles for one in planned):
         programs.require_compiler()
-    out = run_dir.claim(cfg.out, cfg, resume=True)
+    out = run_dir.claim(cfg.out, cfg, resume=True).local
     pages, plans = [], []
     for one in planned:
         plan = _search(one) if cfg.search else _as_it_stands(one)

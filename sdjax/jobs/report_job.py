@@ -36,6 +36,7 @@ def run(cfg: Report) -> None:
                 "family": family_of[run.name],
                 "steps": int(run.metrics[-1]["step"]) if run.metrics else 0,
                 "rollouts": survey.rows,
+                **figures.about(run),
             }
             for run, survey in zip(runs, surveys, strict=True)
         ],

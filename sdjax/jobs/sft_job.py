@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,10 +30,10 @@ from sdjax.logs import profiler
 from sdjax.logs.writers import Writer
 from sdjax.parallel import hosts
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import alerts, evaluation, loaded_model, resume
+from sdjax.training import alerts, evaluation, fingerprint, loaded_model, resume
 from sdjax.training.evaluation import EvaluationHistory, HeldOut
 from sdjax.training.loaded_model import LoadedModel
-from sdjax.training.loop import is_due
+from sdjax.training.loop import evaluates, is_due
 
 # A train state without a teacher: a live teacher is the student itself.
 NO_TEACHER = config.Teacher(kind="live")
@@ -47,6 +47,8 @@ T = TypeVar("T")
 
 def run(cfg: config.SFT) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
+    after = resume.done(cfg.out) if cfg.resume else 0
+    run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
     model = loaded_model.open_model(cfg.model, cfg.mesh)
     loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
@@ -69,9 +71,12 @@ def run(cfg: config.SFT) -> None:
     tokens = [c.tokens for c in kept]
     hosts.check_same(f"{cfg.source}: its conversations", tokens, "give every host the same file")
     shared = cfg.resume or cfg.checkpoint.every > 0
-    folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
+    fingerprints = fingerprint.of_run(model, kept, sets)
+    folder = run_dir.claim_folder(
+        *(cfg.out, cfg), resume=cfg.resume, shared=shared, after=after, fingerprints=fingerprints
+    )
     with jax.set_mesh(model.mesh), run_dir.pushed(folder):
-        _train(cfg, model, kept, sets, folder)
+        _train(cfg, model, kept, sets, folder, fingerprints)
 
 
 def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
@@ -135,6 +140,7 @@ def _train(
     kept: Sequence[Conversation],
     sets: Sequence[HeldOut],
     folder: Folder,
+    fingerprints: Mapping[str, str],
 ) -> None:
     """Takes the updates that are left, and exports the model."""
     init, take_update, shardings = _functions(cfg, model)
@@ -143,15 +149,16 @@ def _train(
     done, train_state, host = resume.restore(saved, model, init, shardings, resume=cfg.resume)
     if host is not None:
         order.set_state(host["data"])
-    run_dir.rewrite_config(folder, cfg)
+    steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
+    if 0 < done < steps:
+        run_dir.record(folder, cfg, done, fingerprints)
     history = [] if host is None else host["history"]
     evaluations = _evaluations(cfg, model, sets, folder.local, history)
-    steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
     primary, after = jax.process_index() == 0, done if cfg.resume else None
     writer = Writer(folder.local, cfg.log, steps=steps, primary=primary, after=after)
     updates = _updates(order, kept, model, cfg)
     with writer, profiler.rounds(cfg.profile) as begin_round, ThreadPoolExecutor(1) as background:
-        if done == 0 and sets:
+        if done == 0 and sets and evaluates(0, cfg.eval, last=False):
             writer.write(0, evaluations.measure(0, model.sampler.weights(train_state.params)))
         ahead = prefetched(lambda: next(updates), background)
         interval = Interval()
@@ -163,12 +170,12 @@ def _train(
 
             # Evaluate, log, checkpoint.
             last = number == steps
-            evaluates = bool(sets) and (last or is_due(number, cfg.eval.every))
+            measured = bool(sets) and evaluates(number, cfg.eval, last=last)
             saves = cfg.checkpoint.every > 0 and (last or is_due(number, cfg.checkpoint.every))
             # A checkpoint ends an interval, because a resumed run begins with a new one.
-            if last or evaluates or saves or is_due(number, cfg.log_every):
+            if last or measured or saves or is_due(number, cfg.log_every):
                 values, skipped = interval.take()
-                if evaluates:
+                if measured:
                     weights = model.sampler.weights(train_state.params)
                     values |= evaluations.measure(number, weights)
                     del weights

@@ -25,7 +25,7 @@ from sdjax.parallel import hosts
 from sdjax.records import Example
 from sdjax.tasks import Task
 from sdjax.teacher import reprompt
-from sdjax.training import evaluation, loaded_model
+from sdjax.training import evaluation, fingerprint, loaded_model
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.loaded_model import LoadedModel
 
@@ -101,6 +101,8 @@ class _Study:
 
 def run(cfg: config.Study) -> None:
     """Collects problems, answers them under each condition, writes figures and data sets."""
+    after = run_dir.answers(cfg.out, "collected.jsonl", "answers/*.jsonl") if cfg.resume else 0
+    changes = run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
@@ -117,20 +119,30 @@ def run(cfg: config.Study) -> None:
     )
     loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
     candidates = _candidates(cfg, task, model)
-    if cfg.resume:
-        run_dir.check_same(cfg)
     loaded_model.check_server(model.sampler, None)
-    out = run_dir.claim(cfg.out, cfg, resume=cfg.resume)
+    fingerprints = fingerprint.of_run(model, candidates)
+    folder = run_dir.claim(cfg.out, cfg, resume=cfg.resume, after=after, fingerprints=fingerprints)
+
+    @functools.cache
+    def weights() -> Any:
+        loaded = model.stored_weights()
+        if after:
+            run_dir.record(folder, cfg, after, fingerprints)
+            changes.clear()
+        return loaded
+
     with jax.set_mesh(model.mesh):
         study = _Study(
             cfg=cfg,
             task=task,
             model=model,
-            out=out,
-            weights=functools.cache(model.stored_weights),
+            out=folder.local,
+            weights=weights,
         )
         collected, tried = _collect(study, candidates)
         _conditions(study, collected, {e.id: e for e in candidates if e.id in collected})
+    if changes:  # The scores are computed anew, although nothing was sampled.
+        run_dir.record(folder, cfg, after, fingerprints)
     if jax.process_index() == 0:
         _report(study, collected, tried)
 

@@ -19,6 +19,7 @@ from sdjax.io import run_dir
 from sdjax.io.files import write_text
 from sdjax.jobs import report_job, train_job
 from sdjax.parallel import hosts
+from sdjax.training import resume
 
 # A training writes this file at its end.
 FINISHED = "evaluations.json"
@@ -27,15 +28,17 @@ FINISHED = "evaluations.json"
 def run(cfg: config.Sweep) -> None:
     """Runs the trainings that are not finished, and writes the comparison after each."""
     plan = list(trainings(cfg))
-    for *_, one in plan:
-        if cfg.resume:
-            run_dir.check_same(one)
-    out = run_dir.claim(cfg.out, cfg, resume=cfg.resume)
+    finished = hosts.of_first([_is_finished(one) for *_, one in plan])
+    run_dir.check_same(cfg, sum(finished))
+    claimed = run_dir.claim(cfg.out, cfg, resume=cfg.resume, after=sum(finished))
+    if 0 < sum(finished) < len(plan):
+        run_dir.record(claimed, cfg, sum(finished), {})
+    out = claimed.local
     rows: list[dict[str, Any]] = []
-    for number, (name, value, one) in enumerate(plan, 1):
+    for number, ((name, value, one), is_finished) in enumerate(zip(plan, finished, strict=True), 1):
         folder = Path(one.out)
         title = f"{number} of {len(plan)}: {name}, {cfg.axis} {value}"
-        if (folder / FINISHED).exists():
+        if is_finished:
             hosts.note(f"{title}: finished before")
         else:
             hosts.note(title)
@@ -50,6 +53,15 @@ def run(cfg: config.Sweep) -> None:
         print((out / "coverage.md").read_text(encoding="utf-8").rstrip())
 
 
+def _is_finished(one: config.Train) -> bool:
+    """Returns whether a training has ended, and its number of steps is still the wanted one.
+
+    Raises UserError if it was made with another config.
+    """
+    changed = {c.name for c in run_dir.check_same(one, resume.done(one.out))} if one.resume else ()
+    return (Path(one.out) / FINISHED).exists() and "steps" not in changed
+
+
 def trainings(cfg: config.Sweep) -> Iterator[tuple[str, int | float | str, config.Train]]:
     """Yields name, value and config of each training: all trainings of a value, then the next.
 
@@ -59,14 +71,14 @@ def trainings(cfg: config.Sweep) -> Iterator[tuple[str, int | float | str, confi
         for name, base in cfg.runs.items():
             varied = _with(base, cfg.axis, value, cfg.axis)
             folder = Path(cfg.out) / name / str(value)
-            yield name, value, replace(varied, out=str(folder), resume=cfg.resume)
+            yield name, value, replace(varied, out=str(folder), resume=cfg.resume, allow=cfg.allow)
 
 
 def _with(section: Any, path: str, value: Any, axis: str) -> Any:
     """Returns the section with `value` in the field at `path`; `axis` is the whole path."""
     name, _, rest = path.partition(".")
     fields = section if isinstance(section, dict) else _fields(section)
-    known = ", ".join(f for f in fields if f not in ("out", "resume")) or "none"
+    known = ", ".join(f for f in fields if f not in ("out", "resume", "allow")) or "none"
     config.require(name in fields, "axis", axis, f"no field {name!r}; there are {known}")
     new = _with(fields[name], rest, value, axis) if rest else value
     if isinstance(section, dict):

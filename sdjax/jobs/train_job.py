@@ -8,15 +8,15 @@ import jax
 
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
-from sdjax.data.pipeline import drop_overlong
-from sdjax.errors import WriteError
+from sdjax.data.pipeline import LISTED, drop_overlong
+from sdjax.errors import UserError, WriteError
 from sdjax.io import run_dir
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.objectives import divergences, token_weights
 from sdjax.parallel import hosts
 from sdjax.records import Example
 from sdjax.tasks import Task
-from sdjax.training import evaluation, host_step, loaded_model, loop, replay, resume
+from sdjax.training import evaluation, fingerprint, host_step, loaded_model, loop, replay, resume
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
 
@@ -26,16 +26,23 @@ def run(cfg: config.Train) -> None:
     if cfg.replay is not None:
         replay.run(cfg)
         return
+    after = resume.done(cfg.out) if cfg.resume else 0
+    changes = run_dir.check_same(cfg, after)
     stop = Stop()
     task, model, examples, sets = _prepare(cfg, stop.check)
     shared = cfg.resume or cfg.checkpoint.every > 0
-    folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
+    fingerprints = fingerprint.of_run(model, examples, sets)
+    folder = run_dir.claim_folder(
+        *(cfg.out, cfg), resume=cfg.resume, shared=shared, after=after, fingerprints=fingerprints
+    )
+    if changes and after >= cfg.steps:
+        hosts.note(f"step {after} of {cfg.steps} is done: nothing is trained, nothing changes")
     saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
     listening = stop.listening(cfg.checkpoint.every > 0)
     try:
         with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
             setup = host_step.make_setup(cfg, task, model, examples)
-            with loop.running(setup, sets, folder, saved) as (progress, out):
+            with loop.running(setup, sets, folder, saved, fingerprints) as (progress, out):
                 loop.train(setup, progress, out, stop)
     except WriteError as error:
         raise WriteError(f"{error}; {resume.what_is_safe(saved)}") from error
@@ -71,6 +78,9 @@ def _prepare(
     loaded_model.check_shards("rollout.slots", cfg.rollout.slots, model.mesh)
     loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
     loaded_model.check_server(model.sampler, cfg.rollout)
+    if cfg.loss.distillation > 0 and cfg.loss.divergence == "top_k":
+        loaded_model.check_vocabulary(model.cfg, "loss.top_k", cfg.loss.top_k)
+    loaded_model.check_vocabulary(model.cfg, "log.alternatives", cfg.log.alternatives)
     thinking = cfg.rollout.enable_thinking
     limit = cfg.rollout.max_prompt_tokens
     examples, overlong = drop_overlong(
@@ -81,6 +91,7 @@ def _prepare(
     )
     if cfg.data.limit:
         examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
+    _check_solutions(cfg, examples)
     evaluation.check_same_examples(task.name, examples)
     sets = evaluation.held_out(task, others, cfg.eval, model.tokenizer, limit, thinking)
     hosts.note(
@@ -93,3 +104,23 @@ def _prepare(
             "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval
         )
     return task, model, examples, sets
+
+
+def _check_solutions(cfg: config.Train, examples: Sequence[Example]) -> None:
+    """Raises UserError if a teacher is to read solutions and no example has one.
+
+    Prints a line where some examples have none. Of a data set that is too large to be listed it
+    looks at the first ones only.
+    """
+    section = cfg.reprompt
+    if cfg.loss.distillation == 0 or section.demonstration != "solution":
+        return
+    looked = [examples[i] for i in range(min(len(examples), LISTED // 100))]
+    without = sum(not (example.solution or "").strip() for example in looked)
+    if without == len(looked) and not section.feedback:
+        raise UserError(
+            f"reprompt.demonstration is 'solution': none of the {without} training examples has a "
+            "solution; set it to 'random', or use data with solutions"
+        )
+    if without:
+        hosts.note(f"reprompt: {without} of {len(looked)} training examples have no solution")

@@ -41,6 +41,19 @@ COMMITTED = "commit_success.txt"
 BLOCK = 1 << 24
 
 
+def saved_steps(folder: Any) -> list[int]:
+    """Returns the steps of all checkpoints in a folder, oldest first. Some may be damaged."""
+    if not folder.exists():
+        return []
+    return sorted(
+        int(one.name)
+        for one in folder.iterdir()
+        if re.fullmatch(r"\d+", one.name)
+        # Without either file the save did not end.
+        and ((one / CHECKSUMS).exists() or (one / COMMITTED).exists())
+    )
+
+
 class Checkpoints:
     """The checkpoints of one run: `state` (arrays) and `host` (JSON: data position, history)."""
 
@@ -57,15 +70,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints, oldest first. Some may be damaged."""
-        if not self._folder.exists():
-            return []
-        return sorted(
-            int(folder.name)
-            for folder in self._folder.iterdir()
-            if re.fullmatch(r"\d+", folder.name)
-            # Without either file the save did not end.
-            and ((folder / CHECKSUMS).exists() or (folder / COMMITTED).exists())
-        )
+        return saved_steps(self._folder)
 
     def newest(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None where there is no checkpoint.

@@ -55,6 +55,21 @@ def warnings(
     return {}
 
 
+def no_gradient(metrics: Mapping[str, float], *, distilled: bool) -> dict[str, str]:
+    """Returns a line of the kind "zero" for a step whose gradient or divergence is exactly 0.
+
+    `distilled` tells whether a teacher taught completions of the step.
+    """
+    if distilled and metrics.get("distill/divergence") == 0:
+        return {
+            "zero": "distill/divergence is exactly 0: teacher and student read or know the same; "
+            "see reprompt in rollouts.jsonl, reprompt.template and teacher.kind"
+        }
+    if metrics["optim/grad_norm"] == 0:
+        return {"zero": "optim/grad_norm is exactly 0: nothing is learned; see rollouts.jsonl"}
+    return {}
+
+
 def skipped_updates(skipped: Sequence[bool], remedy: str) -> dict[str, str]:
     """Returns a line of the kind "skipped" for updates of which some were skipped."""
     count = f"{sum(skipped)} of {len(skipped)} updates skipped"

@@ -221,6 +221,14 @@ def check_context(cfg: ModelConfig, name: str, context: int, completion: int) ->
         )
 
 
+def check_vocabulary(cfg: ModelConfig, name: str, tokens: int) -> None:
+    """Raises UserError where a number of likeliest tokens exceeds the vocabulary."""
+    if tokens > cfg.vocab_size:
+        raise UserError(
+            f"{name} is {tokens}: the model's vocabulary has {cfg.vocab_size} tokens; lower it"
+        )
+
+
 def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh, tensor: str = "mesh.tensor") -> None:
     """Raises UserError where the mesh does not divide the model's sizes.
 

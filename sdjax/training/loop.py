@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,6 +70,8 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
                 out.writer.write(progress.step + 1, metrics)
                 replay.give_up(setup, progress, result, out.folder, resume.what_is_safe(out.saved))
             warnings = alerts.warnings(sampled.groups, inputs.reprompts, cfg)
+            if not warnings:
+                warnings = alerts.no_gradient(metrics, distilled=inputs.reprompts is not None)
             if any(result.skipped):
                 warnings |= alerts.skipped_updates(result.skipped, WHERE)
 
@@ -82,7 +84,7 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
 
             # Evaluate, log, checkpoint.
             last = progress.step == cfg.steps
-            if last or is_due(progress.step, cfg.eval.every):
+            if evaluates(progress.step, cfg.eval, last=last):
                 outcome = evaluate(out, progress, weights, cfg.alarm)
                 metrics, warnings = metrics | outcome.metrics, warnings | outcome.warnings
                 last = last or outcome.ends_run
@@ -98,7 +100,11 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
 
 @contextmanager
 def running(
-    setup: StepSetup, sets: Sequence[HeldOut], folder: Folder, saved: Checkpoints
+    setup: StepSetup,
+    sets: Sequence[HeldOut],
+    folder: Folder,
+    saved: Checkpoints,
+    fingerprints: Mapping[str, str],
 ) -> Iterator[tuple[Progress, RunOutputs]]:
     """Yields a run's progress and its outputs; exports the model at the end of the block.
 
@@ -110,10 +116,13 @@ def running(
         sets: The held-out examples of its evaluations.
         folder: The run directory.
         saved: Its checkpoints; the run starts at the newest whole one.
+        fingerprints: Of what it reads.
     """
     cfg, primary = setup.cfg, jax.process_index() == 0
     progress = resume.start(setup, saved)
-    run_dir.rewrite_config(folder, cfg)
+    # A run without a checkpoint has its record already, and a finished one keeps it.
+    if progress.step and (progress.step < cfg.steps or progress.unscored is not None):
+        run_dir.record(folder, cfg, progress.step, fingerprints)
     after = progress.step if cfg.resume else None
     logs_rollouts = primary and cfg.log.rollouts
     out = RunOutputs(
@@ -152,6 +161,11 @@ def is_due(number: int, every: int) -> bool:
     return every > 0 and number % every == 0
 
 
+def evaluates(step: int, cfg: config.Eval, *, last: bool) -> bool:
+    """Returns whether a training evaluates after this step; step 0 is before the first one."""
+    return (cfg.at_ends and (last or step == 0)) or (step > 0 and is_due(step, cfg.every))
+
+
 def evaluate(
     out: RunOutputs, progress: Progress, weights: Any, alarm: config.Alarm
 ) -> AlarmOutcome:
@@ -186,7 +200,7 @@ def _finish_pending_step(
     if progress.unscored is None:
         return False
     metrics, warnings, last = progress.unscored, {}, progress.step == setup.cfg.steps
-    if progress.step == 0 or last or is_due(progress.step, setup.cfg.eval.every):
+    if evaluates(progress.step, setup.cfg.eval, last=last):
         outcome = evaluate(out, progress, weights, setup.cfg.alarm)
         metrics, warnings = metrics | outcome.metrics, outcome.warnings
         last = last or outcome.ends_run

@@ -12,8 +12,9 @@ from flax import nnx
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError
+from sdjax.io import storage
 from sdjax.io.storage import Folder
-from sdjax.learner.checkpoint import Checkpoints, abstract
+from sdjax.learner.checkpoint import Checkpoints, abstract, saved_steps
 from sdjax.learner.state import TrainState
 from sdjax.models.network import lora
 from sdjax.rollout.engine.sampler import LocalSampler
@@ -87,6 +88,16 @@ def restore(
     return newest, with_base(state, model, host), host
 
 
+def done(out: str) -> int:
+    """Returns the step of the newest checkpoint of a run directory, or 0 without one.
+
+    Other processes than the first may not see the directory; there it is 0.
+    """
+    if jax.process_index() != 0:
+        return 0
+    return max(saved_steps(storage.place(out) / "checkpoints"), default=0)
+
+
 def host_part(progress: Progress, setup: StepSetup) -> dict[str, Any]:
     """Returns the JSON part of a training's checkpoint."""
     sampler = setup.model.sampler
@@ -156,12 +167,13 @@ def load_base(model: LoadedModel, host: dict[str, Any]) -> nnx.State:
 
 
 def how_to_resume(progress: Progress, cfg: config.Train) -> str:
-    """Returns the message of Stopped: where a signal ended the run, and how to go on."""
+    """Returns the message of Stopped: where a signal ended the run. A command follows it."""
     if not cfg.checkpoint.every:
-        return f"after step {progress.step}, without a checkpoint, since checkpoint.every is 0"
+        kept = "without a checkpoint, since checkpoint.every is 0"
+        return f"after step {progress.step}, {kept}; start again with"
     if not progress.step:
-        return "before the end of the first step; with --resume it starts again"
-    return f"the checkpoint of step {progress.step} is written; --resume goes on from it"
+        return "before the end of the first step; start again with"
+    return f"the checkpoint of step {progress.step} is written; go on with"
 
 
 def what_is_safe(saved: Checkpoints) -> str:

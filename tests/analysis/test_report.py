@@ -12,7 +12,7 @@ import pytest
 import report_runs
 from paths import ROOT
 
-from sdjax.analysis.report import blocks, read, rollouts, run_families, words
+from sdjax.analysis.report import blocks, figures, read, rollouts, run_families, words
 from sdjax.config import Report
 from sdjax.errors import UserError
 from sdjax.jobs import report_job
@@ -49,6 +49,28 @@ def test_runs_that_differ_only_in_seed_are_one_family(seeds, tmp_path):
         "data.seed": ["0", "1", "0"],
         "loss.distillation": ["1.0", "1.0", "0.0"],
     }
+
+
+def test_a_run_tells_its_model_task_rate_program_and_devices(seeds):
+    (run, *_) = read.runs([str(seeds[0])])
+    known = {"model": {"path": "me/m"}, "task": {"class": "Math"}, "optim": {"lr": 1e-4}}
+    start = {"sdjax": "1.2", "commit": "a" * 40, "dirty": True, "devices": 8, "device": "H200"}
+    changes = [{"after": 4, "name": "optim.lr", "old": 1e-3, "new": 1e-4}]
+    record = {"starts": [{}, start], "changes": changes}
+    assert figures.about(replace(run, config=known, record=record)) == {
+        "model": "me/m",
+        "task": "Math",
+        "lr": "0.001; from step 5 on 0.0001",
+        "program": f"sdjax 1.2, {'a' * 12} (changed)",
+        "devices": "8 x H200",
+    }
+    other = replace(run, config=known, record={})
+    assert set(figures.about(other)) >= {"program", "devices"}
+    changed = replace(run, name="changed", config=known, record=record)
+    assert run_families.differences([other, changed]) == {
+        "optim.lr": ["0.0001", "0.001; from step 5 on 0.0001"]
+    }
+    assert len(run_families.of([other, changed])) == 2
 
 
 def test_a_field_that_is_off_keeps_no_run_from_those_that_lack_it(seeds):

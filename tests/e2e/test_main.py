@@ -1,4 +1,5 @@
 import dataclasses
+import shlex
 import subprocess
 import sys
 import time
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+import sdjax
 from sdjax import config
 from sdjax.config.load import job_classes
 from sdjax.errors import UserError
-from sdjax.main import main
+from sdjax.main import main, resume_command
 
 HEAD = "from sdjax.config import *\nfrom sdjax.tasks.arithmetic import Arithmetic\n"
 GOOD = HEAD + 'config = Train(out="runs/x", task=Arithmetic())\n'
@@ -126,6 +128,8 @@ BAD_ARGUMENTS = {
     "--group_size 4": ["--group_size", "perhaps you meant --rollout.group_size"],
     "--optim.lrr 3 --policy.clip_hihg 1": ["--optim.lr", "--policy.clip_high"],
     "--nothing.like.it 3": ["--nothing.like.it", "--help lists every field"],
+    "--optim.learning_rate 3": ["--optim.learning_rate", "perhaps you meant --optim.lr"],
+    "--max_steps 3": ["--max_steps", "perhaps you meant --steps"],
     "--optim.lr fast": ["--optim.lr", "'fast'", "--help"],
     "--rollout.group_size 4.5": ["--rollout.group_size", "'4.5'", "--help"],
     "--rollout.group_size": ["--rollout.group_size", "Missing value"],
@@ -133,6 +137,10 @@ BAD_ARGUMENTS = {
     "--loss.alpha 1.5": ["loss.alpha is 1.5: must lie in [0, 1]"],
     "--optim.microbatch 7": ["optim.microbatch is 7: must divide the 256 completions"],
     "--reprompt.demonstration frist": ["'frist'", "--reprompt.demonstration", "'first'"],
+    "--reprompt.template {prompt}": ["reprompt.template is '{prompt}': needs {solution}"],
+    "--reprompt.template {prompt}{solution} --reprompt.feedback": ["needs {feedback}"],
+    "--reprompt.template {prompt}{feedback} --reprompt.feedback": ["needs {solution}"],
+    "--reprompt.template {prompt}{feedback} --reprompt.demonstration none": ["reprompt.feedback"],
     "--resume yes": ["yes", "--help"],
     "stray": ["stray", "--help"],
 }
@@ -169,6 +177,28 @@ def test_a_file_that_is_not_text_is_one_line(write, capsys):
     Path("configs/model.gguf").write_bytes(b"GGUF\xff\xfe\x00")
     assert "not a readable config file" in error_line(capsys, ["--config", "configs/model.gguf"])
     assert "null bytes" in error_line(capsys, ["--config", write("x = 1\x00")])
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(f"sdjax {sdjax.__version__}")
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (
+            ["--config", "my c.py", "--task.system", "Be brief."],
+            "'my c.py' --task.system 'Be brief.'",
+        ),
+        (["--resume", "True", "--config=c.py", "--steps", "3"], "--config=c.py --steps 3"),
+        (["--config", "c.py", "--no_resume", "--allow", "optim"], "--config c.py --allow optim"),
+    ],
+)
+def test_the_command_that_goes_on_has_all_arguments_and_resume_once(given, command):
+    made = resume_command(given)
+    assert made.endswith(f"{command} --resume") and made.count("--resume") == 1
+    assert shlex.split(made)[:3] == ["python", "-m", "sdjax.main"]
 
 
 def test_overrides_reach_the_job_and_the_task_keeps_its_class(write, jobs):

@@ -1,16 +1,19 @@
-"""A resumed run writes the same bytes as an uninterrupted one."""
+"""A resumed run is the same run: to the same bytes, and with the same config and data."""
 
 import json
+import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import other_process
 import pytest
 import runs
 
+from sdjax.errors import UserError
 from sdjax.jobs import train_job
-from sdjax.training import host_step
+from sdjax.training import host_step, loaded_model
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -107,3 +110,66 @@ def test_on_eight_devices_too(model):
 @pytest.mark.slow
 def test_on_eight_devices_with_the_other_teachers_too(model):
     equal_on_eight_devices(model, [kind for kind in KINDS if kind not in ("ema", "grpo")])
+
+
+SMALL = {"checkpoint": {"every": 1}, "eval": {"at_ends": False, "every": 0}}
+
+
+@pytest.fixture(scope="module")
+def two_steps(model, tmp_path_factory):
+    """Returns the directory of a run of two steps, and every file of its record."""
+    out = tmp_path_factory.mktemp("run") / "two"
+    train_job.run(runs.job(model, out, steps=2, **SMALL))
+    return out, {name: (out / name).read_bytes() for name in ("config.json", "run.json")}
+
+
+def unchanged(two_steps):
+    out, files = two_steps
+    return all((out / name).read_bytes() == whole for name, whole in files.items())
+
+
+def test_changed_fields_are_refused_before_data_and_model_are_opened(model, two_steps, monkeypatch):
+    monkeypatch.setattr(loaded_model, "open_model", lambda *_: pytest.fail("opened"))
+    optim = {"lr": 3e-4, "microbatch": 4}
+    changed = runs.job(model, two_steps[0], resume=True, steps=3, seed=4, optim=optim, **SMALL)
+    with pytest.raises(UserError, match=r"seed 0 -> 4, optim.lr 0.001 -> 0.0003; .*--allow seed"):
+        train_job.run(changed)
+    assert unchanged(two_steps)
+
+
+def test_a_finished_run_keeps_its_record_whatever_is_allowed(model, two_steps, capsys):
+    out, _ = two_steps
+    changed = runs.job(model, out, resume=True, allow=("seed",), steps=2, seed=4, **SMALL)
+    train_job.run(changed)
+    assert unchanged(two_steps)
+    assert "step 2 of 2 is done: nothing is trained, nothing changes" in capsys.readouterr().out
+
+
+def test_other_data_is_refused_before_the_weights_are_loaded(model, two_steps, monkeypatch):
+    # As if rows of the file had changed: the same config gives other questions.
+    monkeypatch.setattr(loaded_model.LoadedModel, "load", lambda _: pytest.fail("loaded"))
+    task = runs.load(runs.Letters(held_out=4), None)
+    other = replace(task, train=[*task.train[1:], replace(task.train[0], answer="x")])
+    monkeypatch.setattr(train_job.tasks, "load", lambda *_: other)
+    again = runs.job(model, two_steps[0], resume=True, steps=3, **SMALL)
+    with pytest.raises(UserError, match=r"data 64 rows, sha256 \w+ -> 64 rows, .*--allow data"):
+        train_job.run(again)
+    assert unchanged(two_steps)
+
+
+def test_an_allowed_change_is_said_recorded_with_its_step_and_trained_with(
+    model, two_steps, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    shutil.copytree(two_steps[0], out)
+    optim = {"lr": 3e-4, "warmup_steps": 0}
+    allow = ("optim.lr",)
+    train_job.run(runs.job(model, out, resume=True, allow=allow, steps=3, optim=optim, **SMALL))
+    assert "changed from step 3 on: optim.lr 0.001 -> 0.0003\n" in capsys.readouterr().out
+    rates = [row.get("optim/lr") for row in runs.lines(out / "metrics.jsonl")]
+    assert rates[1:] == pytest.approx([1e-3, 1e-3, 3e-4])
+    changes = json.loads((out / "run.json").read_text())["changes"]
+    assert {"after": 2, "name": "optim.lr", "old": 1e-3, "new": 3e-4} in changes
+    assert json.loads((out / "config.json").read_text())["optim"]["lr"] == 3e-4
+    # Without evaluations there are none of their files and metrics.
+    assert not (out / "evaluations.json").exists() and not (out / "answers").exists()

@@ -91,7 +91,7 @@ def test_a_sweep_with_other_trainings_is_not_mixed_with_the_first(finished, mode
         sweep_job.run(job(model, finished))
     changed = job(model, finished, resume=True)
     runs = {name: replace(one, seed=7) for name, one in changed.runs.items()}
-    with pytest.raises(config.UserError, match=r"seed is 7: .*sdpo/1 was made with 0"):
+    with pytest.raises(config.UserError, match=r"sdpo/1 was made with other fields: seed 0 -> 7; "):
         sweep_job.run(replace(changed, runs=runs))
 
 

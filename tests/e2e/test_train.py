@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import runs
 import tiny
 from calls import Calls
 from runs import lines
@@ -63,6 +64,20 @@ def test_a_run_writes_metrics_rollouts_evaluations_checkpoints_and_a_model(finis
     assert list((out / "tensorboard").iterdir())
     assert {p.name for p in (out / "checkpoints").iterdir()} >= {"4", "5"}
     assert (out / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"reprompt": {"demonstration": "solution"}}, "none of the 64 training examples has a"),
+        ({"loss": {"divergence": "top_k", "top_k": 999}}, "loss.top_k is 999: .* has 264 tokens"),
+        ({"log": {"alternatives": 999}}, "log.alternatives is 999: .* has 264 tokens"),
+    ],
+)
+def test_what_cannot_teach_is_refused_before_anything_is_written(model, tmp_path, changes, said):
+    with pytest.raises(config.UserError, match=said):
+        train_job.run(runs.job(model, tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_function_compiles_twice_for_one_shape(finished):

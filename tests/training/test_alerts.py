@@ -46,6 +46,17 @@ def test_nothing_is_said_of_a_step_that_can_be_learned_from():
     assert said([group(0.0)], loss={"distillation": 0.0}, **one) == {}
 
 
+def test_a_divergence_or_a_gradient_of_exactly_zero_is_said():
+    fine = {"optim/grad_norm": 0.1, "distill/divergence": 1e-9}
+    assert alerts.no_gradient(fine, distilled=True) == {}
+    same = alerts.no_gradient(fine | {"distill/divergence": 0.0}, distilled=True)
+    assert "distill/divergence is exactly 0" in same["zero"] and "reprompt.template" in same["zero"]
+    # A blend has a gradient all the same, and without a teacher there is no divergence.
+    assert alerts.no_gradient({"optim/grad_norm": 0.1}, distilled=False) == {}
+    none = alerts.no_gradient({"optim/grad_norm": 0.0}, distilled=False)
+    assert "optim/grad_norm is exactly 0" in none["zero"]
+
+
 @pytest.mark.parametrize(
     ("groups", "remedy"),
     [

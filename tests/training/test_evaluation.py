@@ -126,11 +126,30 @@ def test_an_evaluation_that_fails_before_its_first_batch_leaves_no_answers(model
 def test_resuming_under_another_config_is_refused(model, finished):
     before = (finished / "answers.jsonl").read_bytes()
     other = replace(job(model, finished).eval, temperature=0.9)
-    with pytest.raises(UserError, match=r"eval.temperature is 0.9: .* was made with 0.6"):
+    with pytest.raises(UserError, match=r"made with other fields: eval.temperature 0.6 -> 0.9; "):
         evaluate_job.run(job(model, finished, resume=True, eval=other))
     with pytest.raises(UserError, match="holds a run; pass --resume"):
         evaluate_job.run(job(model, finished))
     assert (finished / "answers.jsonl").read_bytes() == before
+
+
+def test_an_allowed_change_is_recorded_with_the_answers_before_it(model, finished, tmp_path):
+    out = tmp_path / "allowed"
+    shutil.copytree(finished, out)
+    rows = (out / "answers.jsonl").read_text().splitlines(keepends=True)
+    (out / "answers.jsonl").write_text("".join(rows[:6]))
+    other = replace(job(model, out).eval, temperature=0.9)
+    evaluate_job.run(job(model, out, resume=True, eval=other, allow=("eval",)))
+    assert len(lines(out / "answers.jsonl")) == len(rows)
+    record = json.loads((out / "run.json").read_text())
+    change = {"after": 6, "name": "eval.temperature", "old": 0.6, "new": 0.9}
+    assert record["changes"] == [change] and len(record["starts"]) == 2
+    # Scores are counted anew by another lexicon, and the record says by which.
+    evaluate_job.run(job(model, out, resume=True, eval=other, lexicon="word"))
+    assert json.loads((out / "config.json").read_text())["lexicon"] == "word"
+    before = (out / "run.json").read_bytes()
+    evaluate_job.run(job(model, out, resume=True, eval=other, lexicon="word"))
+    assert (out / "run.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

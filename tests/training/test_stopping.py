@@ -82,7 +82,10 @@ def test_a_signal_saves_and_the_run_that_goes_on_ends_the_same(
     assert code == RESUME == 75
     said = capfd.readouterr().err
     assert f"sdjax: {number.name}: saving, then stopping" in said
-    assert f"stopped: the checkpoint of step {saved[-1]} is written; --resume" in said
+    command = f"python -m sdjax.main --config {out.parent / 'config.py'} --resume"
+    assert (
+        f"stopped: the checkpoint of step {saved[-1]} is written; go on with: {command}\n" in said
+    )
     steps = sorted(int(p.name) for p in (out / "checkpoints").iterdir())
     assert steps == saved
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
@@ -97,7 +100,7 @@ def test_a_signal_before_the_first_update_leaves_nothing_to_go_on_from(start, wh
         send_in(patch, evaluation.EvaluationHistory, "measure", 1)
         code, out = start()
     assert code == RESUME and not (out / "checkpoints").exists()
-    assert "with --resume it starts again" in capfd.readouterr().err
+    assert "before the end of the first step; start again with: python" in capfd.readouterr().err
     code, out = start("--resume")
     assert code == 0
     runs.assert_equal(whole, out)

@@ -44,6 +44,26 @@ def page(runs: Sequence[RunRecord], groups: Sequence[RunFamily], changes: Sequen
     }
 
 
+def about(run: RunRecord) -> dict[str, str]:
+    """Returns the model, task, learning rate, program and devices of a run.
+
+    A fact that its files do not tell is "".
+    """
+    known, made = run_families.fields(run), (run.record.get("starts") or [{}])[-1]
+    model, task = (known.get(name, "").strip('"') for name in ("model.path", "task.class"))
+    program = f"sdjax {made['sdjax']}" if "sdjax" in made else ""
+    if made.get("commit"):
+        program += f", {made['commit'][:12]}{' (changed)' if made.get('dirty') else ''}"
+    device = f"{made['devices']} x {made['device']}" if {"device", "devices"} <= {*made} else ""
+    return {
+        "model": model,
+        "task": task or known.get("source", "").strip('"'),
+        "lr": known.get("optim.lr", ""),
+        "program": program,
+        "devices": device,
+    }
+
+
 def _plain(values: Series) -> dict[str, Any]:
     def listed(array: np.ndarray) -> list:
         if array.ndim > 1:

@@ -8,7 +8,7 @@ import logging
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -25,7 +25,8 @@ class RunRecord:
     """The files of one run directory.
 
     `metrics` are the lines of metrics.jsonl: numbers by name, with "step". `evaluations` are those
-    of evaluations.json, in order of "step". `rollouts` are files that `rows` reads.
+    of evaluations.json, in order of "step". `rollouts` are files that `rows` reads. `record` is
+    run.json: what made the run and what was changed in it; {} for a run of an earlier version.
     """
 
     name: str
@@ -34,6 +35,7 @@ class RunRecord:
     metrics: list[dict[str, float]]
     evaluations: list[dict[str, Any]]
     rollouts: tuple[Path, ...]
+    record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def lexicon(self) -> str:
@@ -85,7 +87,21 @@ def _run(folder: Path, name: str) -> RunRecord:
         metrics=sorted(metrics, key=lambda row: row["step"]),
         evaluations=_evaluations(folder),
         rollouts=rollout_files(folder),
+        record=_record(folder / "run.json"),
     )
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """Returns run.json; {} without one. Raises UserError if it is not one of sdjax."""
+    found = _json(file) if file.is_file() else {}
+    try:
+        for start in found.get("starts", []):
+            dict(start)
+        for change in found.get("changes", []):
+            str(change["name"]), int(change["after"]), change["old"], change["new"]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{file}: not a record of a run; {REMEDY}") from None
+    return found
 
 
 def rollout_files(folder: Path) -> tuple[Path, ...]:

@@ -14,8 +14,13 @@ import numpy as np
 
 from sdjax.analysis.report.read import RunRecord
 
-IGNORED = re.compile(r"(out|seed|data\.seed|resume|profile|log\..*|checkpoint\..*)(\.class)?")
+IGNORED = re.compile(
+    r"(out|seed|data\.seed|resume|allow|replay|profile|log\..*|checkpoint\..*)(\.class)?"
+)
 """Fields of a config in which runs of one family may differ."""
+
+STARTED = ("out", "resume", "allow", "replay", "profile")
+"""Fields that say how a run was started."""
 
 OFF = ("null", "false", "0", '""', "[]", "{}")
 """Values that mean the same as a missing field, so that runs of several versions compare."""
@@ -59,12 +64,28 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield prefix + name, json.dumps(inner, sort_keys=True)
 
 
+def fields(run: RunRecord) -> dict[str, str]:
+    """Returns the fields of a run's config by dotted name, with their values as JSON.
+
+    A field that was changed in a resumed run has all its values, each with the steps it held for.
+    """
+    out = dict(flat(run.config))
+    first: dict[str, str] = {}
+    for change in run.record.get("changes", []):
+        name = str(change["name"])
+        before = first.get(name, json.dumps(change["old"], sort_keys=True))
+        new = json.dumps(change["new"], sort_keys=True)
+        first[name] = f"{before}; from step {int(change['after']) + 1} on {new}"
+    return out | first
+
+
 def of(runs: Sequence[RunRecord]) -> list[RunFamily]:
     """Returns the families in the order of their first runs."""
     found: dict[tuple, list[RunRecord]] = {}
     for run in runs:
-        fields = [(k, v) for k, v in flat(run.config) if not IGNORED.fullmatch(k) and v not in OFF]
-        found.setdefault(tuple(sorted(fields)), []).append(run)
+        known = fields(run).items()
+        kept = [(k, v) for k, v in known if not IGNORED.fullmatch(k) and v not in OFF]
+        found.setdefault(tuple(sorted(kept)), []).append(run)
     taken: list[str] = []
     for members in found.values():
         name = _common([run.name for run in members])
@@ -83,9 +104,9 @@ def _common(names: Sequence[str]) -> str:
 def differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     """Returns the fields in which runs differ, with the value of every run; "" for a missing
     field."""
-    fields = [dict(flat(run.config)) for run in runs]
-    names = dict.fromkeys(name for one in fields for name in one if name != "out")
-    values = {name: [one.get(name, "") for one in fields] for name in names}
+    by_run = [fields(run) for run in runs]
+    names = dict.fromkeys(name for one in by_run for name in one if name not in STARTED)
+    values = {name: [one.get(name, "") for one in by_run] for name in names}
     return {name: each for name, each in values.items() if len(set(each)) > 1}
 
 

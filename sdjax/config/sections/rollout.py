@@ -144,7 +144,10 @@ class Eval(Sampling):
     top_p: float = 0.95
     """Draws from the smallest set of tokens that holds this probability; 1 is off."""
     every: int = 10
-    """Training steps between evaluations; 0 evaluates only before and after training."""
+    """Training steps between evaluations; 0 has none between the first and the last."""
+    at_ends: bool = True
+    """Whether a training also evaluates before its first and after its last step. False, with
+    every=0, evaluates nothing."""
     k: int = 4
     """Completions of each example, for avg@k, pass@k and maj@k."""
     examples: int = 100

@@ -2,6 +2,8 @@
 
 function showOverview(report) {
   const names = report.runs.map((run) => run.name);
+  const columns = ["run", "family", "steps", "rollouts", "directory", "model", "task"];
+  columns.push("learning rate", "program", "devices");
   const panel = document.getElementById("overview");
   const runs = report.runs.map((run) => [
     run.name,
@@ -9,10 +11,15 @@ function showOverview(report) {
     number(run.steps),
     run.rollouts ? number(run.rollouts) : "none kept",
     run.folder,
-  ]);
+    run.model,
+    run.task,
+    run.lr,
+    run.program,
+    run.devices,
+  ].map((cell) => cell || "\u2013"));
   panel.append(
     el("h2", { textContent: "Runs" }),
-    table(["run", "family", "steps", "rollouts", "directory"], runs),
+    el("div", { className: "wide" }, table(columns, runs)),
     el("p", {
       className: "help",
       textContent: "Runs of a family differ only in their seed; curves show them together.",
