@@ -9,14 +9,13 @@ import jax
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.data.pipeline import drop_overlong
-from sdjax.errors import WriteError
 from sdjax.io import run_dir
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.objectives import divergences, token_weights
 from sdjax.parallel import hosts
 from sdjax.records import Example
 from sdjax.tasks import Task
-from sdjax.training import evaluation, host_step, loaded_model, loop, replay, resume
+from sdjax.training import evaluation, host_step, loaded_model, loop, replay
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
 
@@ -32,13 +31,10 @@ def run(cfg: config.Train) -> None:
     folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
     saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
     listening = stop.listening(cfg.checkpoint.every > 0)
-    try:
-        with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
-            setup = host_step.make_setup(cfg, task, model, examples)
-            with loop.running(setup, sets, folder, saved) as (progress, out):
-                loop.train(setup, progress, out, stop)
-    except WriteError as error:
-        raise WriteError(f"{error}; {resume.what_is_safe(saved)}") from error
+    with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
+        setup = host_step.make_setup(cfg, task, model, examples)
+        with loop.running(setup, sets, folder, saved) as (progress, out):
+            loop.train(setup, progress, out, stop)
 
 
 def _prepare(
