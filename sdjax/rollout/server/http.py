@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -40,7 +40,7 @@ class Client:
     def __init__(self, cfg: Server) -> None:
         assert cfg.url is not None
         self.cfg, self.base = cfg, cfg.url.rstrip("/")
-        self.restore: Callable[[], Awaitable[None]] | None = None
+        self.restore: Callable[[], Coroutine[Any, Any, None]] | None = None
         """Gives the weights again to a server that was gone; None: the server keeps its own."""
         self.answered = time.monotonic()
         """When the server last answered, in seconds of time.monotonic."""
