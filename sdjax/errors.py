@@ -25,7 +25,8 @@ class WriteError(UserError):
     @classmethod
     def of(cls, path: str | PathLike, error: OSError) -> WriteError:
         """Returns the error that names the path, and why `error` says it cannot be written."""
-        return cls(f"{path}: cannot be written ({error.strerror or str(error)})")
+        reason = error.strerror or str(error)
+        return cls(f"{path}: cannot be written ({reason}): make room, or write elsewhere")
 
 
 class Stopped(Exception):

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal stopped the run after saving, and the same command with --resume goes on. 130:
     interrupted. Any other exception is a bug and passes through with its traceback.
     """
+    redact.guard_terminal()
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
@@ -47,9 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = override(load(Path(file)), overrides, prog=f"{PROG} --config {file}")
         if job is None:
             return 0
-        handler = logging.StreamHandler()
-        handler.setFormatter(redact.Formatter("%(message)s"))
-        logging.basicConfig(handlers=[handler])
+        logging.basicConfig(format="%(message)s")
         logging.getLogger("sdjax").setLevel(logging.INFO)
         if not debug:
             # Orbax also logs what it raises, with tracebacks.

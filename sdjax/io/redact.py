@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 HIDDEN = "***"
 SHORTEST = 8
 """Characters that a secret has at least. To hide shorter values would hide words."""
 _NAMES = re.compile(
-    r"(^|_)(api_?key|key|token|secret|password|passwd|credentials?|netrc)(_|$)", re.IGNORECASE
+    r"((token|secret|password|passwd|passphrase|api_?key|credential)s?"
+    r"|(^|_)(key|pass|pat|pwd|auth|netrc|sas|jwt|dsn|cookie|bearer))\d*(_|$)",
+    re.IGNORECASE,
 )
-# Secrets that their shape shows: user:password@ in an address, tokens of the hub and of GitHub,
-# signatures of S3 addresses, and bearer tokens.
+# Secrets that their shape shows, in groups: what stays, then the secret.
 _SHAPES = re.compile(
-    r"(?<=://)[^\s/@'\"]+(?=@)|\bhf_[A-Za-z0-9]{16,}|\bgh[opsu]_[A-Za-z0-9]{16,}"
-    r"|(?<=[?&]X-Amz-Signature=)\w+|(?<=[Bb]earer )[\w.~+/=-]{8,}"
+    # user:password@ in an address (a path of it has one slash), and parameters of signed addresses
+    r"(:/{1,2})[^\s/@'\"]+(?=@)"
+    r"|([?&](?:\w*(?:token|secret|password|passwd|signature|api_?key)|key|sig|auth|code|pwd"
+    r"|AWSAccessKeyId|X-(?:Amz|Goog)-(?:Signature|Credential|Security-Token))=)[^\s&'\"#<>]+"
+    # headers
+    r"|(\bbearer |\bauthorization: \w+ )[\w.~+/=-]{8,}"
+    # tokens of GitHub, the hub, GitLab, Slack, npm, PyPI, Google, AWS, NVIDIA, Groq, Replicate
+    r"|()\b(?:(?:github_pat|gh[opsur]|hf|api_org|npm|gsk|r8)_\w{16,}"
+    r"|(?:glpat|xox[abprs]|nvapi|pypi)-[\w-]{16,}|AIza[\w-]{30,}|ya29\.[\w.-]{16,}"
+    r"|A[KS]IA[0-9A-Z]{16}\b"
+    # keys of OpenAI, Anthropic and others, which have a digit, unlike words; web tokens
+    r"|sk-(?=[\w-]*\d)[\w-]{16,}|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]+)",
+    re.IGNORECASE,
 )
 
 
@@ -42,7 +54,7 @@ def redact(text: str) -> str:
     """Returns the text with HIDDEN in place of each secret."""
     for secret in _secrets():
         text = text.replace(secret, HIDDEN)
-    return _SHAPES.sub(HIDDEN, text)
+    return _SHAPES.sub(lambda found: "".join(g or "" for g in found.groups()) + HIDDEN, text)
 
 
 def redacted(value: Any) -> Any:
@@ -62,9 +74,29 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
-class Formatter(logging.Formatter):
-    """Formats log records without secrets."""
+class Stream:
+    """A text stream that hides secrets in what is written to it; all else is the stream's."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Returns the record's text."""
-        return redact(super().format(record))
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes the redacted text and returns the length of the given one."""
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Writes the redacted lines."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def guard_terminal() -> None:
+    """Hides secrets in all that Python prints from now on: tracebacks and warnings too."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, Stream):
+            setattr(sys, name, Stream(stream))

@@ -9,7 +9,7 @@ import jax
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.data.pipeline import LISTED, drop_overlong
-from sdjax.errors import UserError, WriteError
+from sdjax.errors import UserError
 from sdjax.io import run_dir
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.objectives import divergences, token_weights
@@ -33,19 +33,21 @@ def run(cfg: config.Train) -> None:
     shared = cfg.resume or cfg.checkpoint.every > 0
     fingerprints = fingerprint.of_run(model, examples, sets)
     folder = run_dir.claim_folder(
-        *(cfg.out, cfg), resume=cfg.resume, shared=shared, after=after, fingerprints=fingerprints
+        cfg.out,
+        cfg,
+        resume=cfg.resume,
+        shared=shared,
+        after=after,
+        fingerprints=fingerprints,
     )
     if changes and after >= cfg.steps:
         hosts.note(f"step {after} of {cfg.steps} is done: nothing is trained, nothing changes")
     saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
     listening = stop.listening(cfg.checkpoint.every > 0)
-    try:
-        with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
-            setup = host_step.make_setup(cfg, task, model, examples)
-            with loop.running(setup, sets, folder, saved, fingerprints) as (progress, out):
-                loop.train(setup, progress, out, stop)
-    except WriteError as error:
-        raise WriteError(f"{error}; {resume.what_is_safe(saved)}") from error
+    with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
+        setup = host_step.make_setup(cfg, task, model, examples)
+        with loop.running(setup, sets, folder, saved, fingerprints) as (progress, out):
+            loop.train(setup, progress, out, stop)
 
 
 def _prepare(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sdjax import config
+from sdjax.errors import UserError
 from sdjax.records import Group, TeacherPrompt
 from sdjax.teacher import reprompt
 
@@ -68,6 +69,21 @@ def no_gradient(metrics: Mapping[str, float], *, distilled: bool) -> dict[str, s
     if metrics["optim/grad_norm"] == 0:
         return {"zero": "optim/grad_norm is exactly 0: nothing is learned; see rollouts.jsonl"}
     return {}
+
+
+def check_gap(metrics: Mapping[str, float], server: config.Server) -> None:
+    """Raises UserError where a server sampled from other weights than the trainer's.
+
+    `metrics` are those of a step.
+    """
+    gap, limit = metrics["sampler/abs_gap"], server.gap_limit
+    # "not <=" is also true of NaN.
+    if server.url is not None and limit is not None and not gap <= limit:
+        raise UserError(
+            f"{server.url}: its log-probabilities differ from the trainer's by {gap:.3g} nats per "
+            "token: let it serve the model of model.path at the run's temperature, or raise "
+            f"rollout.server.max_gap ({limit:g})"
+        )
 
 
 def skipped_updates(skipped: Sequence[bool], remedy: str) -> dict[str, str]:

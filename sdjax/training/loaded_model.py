@@ -24,8 +24,6 @@ from sdjax.parallel import hosts, rules
 from sdjax.parallel import mesh as meshes
 from sdjax.rollout.engine import sampler as samplers
 from sdjax.rollout.interface import Sampler
-from sdjax.rollout.server import client
-from sdjax.rollout.server.client import RemoteSampler
 from sdjax.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -74,7 +72,7 @@ class LoadedModel:
 
     def stored_weights(self) -> Any:
         """Returns the sampler's weights of the stored model; None for a server, which loads it."""
-        if isinstance(self.sampler, RemoteSampler):
+        if not isinstance(self.sampler, samplers.LocalSampler):
             return None
         return self.sampler.weights(self.load())
 
@@ -169,6 +167,8 @@ def _server_sampler(
     """
     if server.folder is None and storage.is_remote(out):
         raise UserError("server.folder is None: out is no local directory; name one for both")
+    from sdjax.rollout.server import client  # only runs with a server need an HTTP library
+
     shared = Path(server.folder or Path(out) / "server").resolve()
     return client.make(
         server,
@@ -201,8 +201,12 @@ def check_server(sampler: Sampler, sampling: config.Sampling | None) -> None:
 
     `sampling` is that of training; None: nothing reads the log-probabilities.
     """
-    if isinstance(sampler, RemoteSampler):
-        sampler.check(sampling)
+    if isinstance(sampler, samplers.LocalSampler):
+        return
+    from sdjax.rollout.server.client import RemoteSampler
+
+    assert isinstance(sampler, RemoteSampler)
+    sampler.check(sampling)
 
 
 def check_shards(name: str, size: int, mesh: jax.sharding.Mesh) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from sdjax import config
-from sdjax.errors import Stopped
+from sdjax.errors import Stopped, UserError
 from sdjax.io import run_dir
 from sdjax.io.storage import Folder
 from sdjax.learner.checkpoint import Checkpoints
@@ -64,11 +64,12 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
             lines = update_log.lines(result.record, model.tokenizer, cfg.log)
             out.rollouts.write(progress.step + 1, lines)
             metrics = host_step.step_metrics(inputs, result, timers.take(), cfg)
+            alerts.check_gap(metrics, cfg.rollout.server)
             progress.skips = progress.skips.after(result.skipped)
             metrics["optim/skipped_total"] = float(progress.skips.total)
             if 0 < cfg.optim.most_skipped <= progress.skips.in_row:
                 out.writer.write(progress.step + 1, metrics)
-                replay.give_up(setup, progress, result, out.folder, resume.what_is_safe(out.saved))
+                replay.give_up(setup, progress, result, out.folder)
             warnings = alerts.warnings(sampled.groups, inputs.reprompts, cfg)
             if not warnings:
                 warnings = alerts.no_gradient(metrics, distilled=inputs.reprompts is not None)
@@ -109,7 +110,8 @@ def running(
     """Yields a run's progress and its outputs; exports the model at the end of the block.
 
     If a signal ends the block, a checkpoint is saved where the config has checkpoints. The message
-    of Stopped says how to go on.
+    of Stopped says how to go on. Any other exception waits for a checkpoint that is being written,
+    and the message of a UserError says which one is whole.
 
     Args:
         setup: What every step reads.
@@ -154,6 +156,11 @@ def running(
             checkpoint(setup, progress, out)
         saved.close()
         raise Stopped(resume.how_to_resume(progress, cfg)) from None
+    except UserError as error:
+        raise type(error)(f"{error}; {resume.what_is_safe(saved)}") from error
+    except BaseException:
+        resume.what_is_safe(saved)  # waits for a checkpoint that is being written
+        raise
 
 
 def is_due(number: int, every: int) -> bool:

@@ -35,17 +35,12 @@ from sdjax.training.loaded_model import LoadedModel
 from sdjax.training.resume import Progress
 
 
-def give_up(
-    setup: StepSetup, progress: Progress, result: StepResult, out: Folder, safe: str
-) -> NoReturn:
+def give_up(setup: StepSetup, progress: Progress, result: StepResult, out: Folder) -> NoReturn:
     """Saves the last update of a step and the state before it, then raises UserError.
 
-    Args:
-        setup: What the steps of the run read.
-        progress: Where the run was before the step, but with the skips of the step.
-        result: What its updates left. The last one was skipped, so its state is that before it.
-        out: The run directory.
-        safe: The end of the message: which checkpoint the run leaves.
+    `progress` is where the run was before the step, but with the skips of the step. `result` is
+    what its updates left; the last one was skipped, so its state is that before it. `out` is the
+    run directory.
     """
     step = progress.step + 1
     folder = out.local / "nonfinite"
@@ -68,7 +63,7 @@ def give_up(
     file = out.place / "nonfinite" / file.name
     raise UserError(
         f"step {step}: loss or gradient not finite in {progress.skips.in_row} updates in a row, "
-        f"the last one in {file}: look at it with --replay {file}; {safe}"
+        f"the last one in {file}: look at it with --replay {file}"
     )
 
 

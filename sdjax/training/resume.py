@@ -177,13 +177,16 @@ def how_to_resume(progress: Progress, cfg: config.Train) -> str:
 
 
 def what_is_safe(saved: Checkpoints) -> str:
-    """Returns the end of an error message: which checkpoint a failed run leaves."""
+    """Returns the end of an error message: which checkpoint a failed run leaves.
+
+    It waits for a checkpoint that is being written.
+    """
     with suppress(WriteError):
         saved.wait()
     steps = saved.steps()
     if not steps:
-        return "there is no checkpoint yet; make room or choose another out, and start again"
-    return f"the checkpoint of step {steps[-1]} is whole: make room and go on with --resume"
+        return "there is no checkpoint yet: start again after that"
+    return f"the checkpoint of step {steps[-1]} is whole: go on with --resume after that"
 
 
 def _sizes(model: LoadedModel) -> dict[str, int]:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import logging
 import os
+import subprocess
 import sys
 
 import pytest
@@ -76,13 +76,80 @@ def test_no_secret_is_in_an_error_or_a_log(planted, tmp_path, capsys, name):
     assert main(["--config", str(file)]) == 2
     said = capsys.readouterr().err
     assert not spoken(said, planted) and "./no/***" in said
-    record = logging.LogRecord("sdjax", logging.INFO, "", 1, "asked with %s", (secret,), None)
-    assert redact.Formatter("%(message)s").format(record) == "asked with ***"
+
+
+# 40 secrets that users have: variables, addresses, headers and keys of providers.
+LETTERS = "Zq7Xw2Lp9Rt4Vb6Nm1Kc8Jd3"
+NAMED = {
+    **{name: f"n{i}-{LETTERS}" for i, name in enumerate((
+        "GITHUB_PAT", "PASS", "OPENAI_KEY2", "DB_PASSWD", "MYSQL_PWD", "HFTOKEN", "API_TOKENS",
+        "CLIENT_SECRETS", "AZURE_SAS", "SENTRY_DSN", "PROXY_AUTH", "MY_JWT", "SESSION_COOKIE",
+        "key_passphrase", "GOOGLE_CREDENTIALS", "SERVICE_APIKEY",
+    ))},
+}  # fmt: skip
+SHAPED = [
+    f"https://h/x?token={LETTERS}",
+    f"https://h/x?a=1&api_key={LETTERS}",
+    f"https://h/x?sig={LETTERS}&b=2",
+    f"https://h/x?X-Goog-Signature={LETTERS}",
+    f"https://h/x?X-Amz-Signature={LETTERS}",
+    f"https://h/x?X-Amz-Security-Token={LETTERS}",
+    f"https://h/x?AWSAccessKeyId={LETTERS}",
+    f"https://h/x?access_token={LETTERS}",
+    f"https://h/x?key={LETTERS}",
+    f"https://u:{LETTERS}@h/x",
+    f"Authorization: Bearer {LETTERS}",
+    f"Authorization: Basic {LETTERS}=",
+    f"github_pat_{LETTERS}",
+    f"ghp_{LETTERS}",
+    f"hf_{LETTERS}",
+    f"glpat-{LETTERS}",
+    f"xoxb-1-{LETTERS}",
+    f"npm_{LETTERS}",
+    f"sk-{LETTERS}",
+    f"sk-ant-{LETTERS}",
+    f"gsk_{LETTERS}",
+    f"AIza{LETTERS}{LETTERS}",
+    f"nvapi-{LETTERS}",
+    f"eyJhbGciOiJI.eyJzdWIiOiIx.{LETTERS}",
+]
+
+
+def test_none_of_40_secrets_leaves_the_process(tmp_path):
+    """Looks at a run's config.json, its error with --debug and the traceback of a bug."""
+    assert len(NAMED) + len(SHAPED) == 40
+    file = tmp_path / "c.py"
+    file.write_text(
+        "import logging, os, sys, warnings\n"
+        "from sdjax.config import *\nfrom sdjax.io import run_dir\n"
+        "from sdjax.tasks.arithmetic import Arithmetic\n"
+        f"said = ' '.join([os.environ[n] for n in {list(NAMED)}] + {SHAPED})\n"
+        "print(said)\nwarnings.warn(said)\nlogging.getLogger('some.library').error(said)\n"
+        "config = Train(out='run', task=Arithmetic(), model=Model(path=said, revision=said))\n"
+        "run_dir.claim('dumped', config, resume=False)\n"
+        "if 'bug' in os.environ: raise KeyError(said)\n"
+    )
+    env = dict(os.environ) | NAMED | {"JAX_PLATFORMS": "cpu"}
+    for extra, more in ((["--debug"], {}), ([], {"bug": "1"})):
+        done = subprocess.run(
+            [sys.executable, "-m", "sdjax.main", "--config", str(file), *extra],
+            env=env | more | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        out = done.stdout + done.stderr
+        assert done.returncode != 0 and "Traceback" in out if extra else True
+        assert out.count("***") > 40 and LETTERS not in out, out
+    written = "".join(f.read_text() for f in tmp_path.rglob("*.json"))
+    assert written.count("***") >= 40 and LETTERS not in written
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        ("sk-learn-pipelines-and-more", "sk-learn-pipelines-and-more"),
+        ("a risk-free monkey=banana?key words", "a risk-free monkey=banana?key words"),
+        ("https://host/x?page=2&token=abc&b=1", "https://host/x?page=2&token=***&b=1"),
+        ("basic arithmetic", "basic arithmetic"),
         ("https://me:pw@host/a b", "https://***@host/a b"),
         ("http://user@host", "http://***@host"),
         ("mail me@host", "mail me@host"),

@@ -158,59 +158,6 @@ def test_a_server_that_is_not_there_is_one_line():
     assert "start the server, or correct server.url" in str(error.value)
 
 
-def choice(change):
-    def spoil(path, answer):
-        change(answer["choices"][-1])
-        return answer
-
-    return spoil
-
-
-def without(*names):
-    return choice(lambda c: [c.pop(n) for n in names])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda path, answer: {"choices": answer["choices"][:2]}, "2 completions in place of 3"),
-        (lambda path, answer: {"text": "hello"}, "0 completions in place of 3"),
-        (without("logprobs"), "no log-probability for each token"),
-        (choice(lambda c: c["logprobs"]["token_logprobs"].pop()), "no log-probability for each"),
-        (choice(lambda c: c["logprobs"]["token_logprobs"].__setitem__(0, None)), "not finite"),
-        (
-            choice(lambda c: (c.pop("token_ids"), c["logprobs"].update(tokens=["a", "b"]))),
-            "returns no token ids",
-        ),
-        (choice(lambda c: c["token_ids"].__setitem__(0, 10**6)), "outside the vocabulary"),
-        (choice(lambda c: c.update(finish_reason="abort")), "ended a completion with 'abort'"),
-        (
-            choice(
-                lambda c: (
-                    c.update(finish_reason="stop", token_ids=[7, 8]),
-                    c["logprobs"].update(token_logprobs=[-1.0, -1.0]),
-                )
-            ),
-            "stopped at token 8, none of the stop tokens",
-        ),
-        (
-            choice(
-                lambda c: (
-                    c.update(finish_reason="length", token_ids=[7, 8]),
-                    c["logprobs"].update(token_logprobs=[-1.0, -1.0]),
-                )
-            ),
-            "cut a completion at 2 of 16 tokens",
-        ),
-    ],
-)
-def test_a_wrong_answer_is_one_line(server, spoil, says):
-    server.spoil = spoil
-    with pytest.raises(UserError) as error:
-        draw(sampler(server.url), HOT)
-    assert says in one_line(error, server.url)
-
-
 def before_temperature(path, answer):
     """Makes an answer that of a server that reports the model's own log-probabilities."""
     for c in answer["choices"]:

@@ -8,6 +8,9 @@ from typing import ClassVar, Literal
 
 from sdjax.config.checks import require, require_one
 
+MAX_GAP = 0.2
+"""Nats per token. bfloat16 on both sides gives .01 to .03; other weights give 1 and more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -58,6 +61,10 @@ class Server:
     OUT/server."""
     off_policy: bool = False
     """Allows training while the server keeps its old weights."""
+    max_gap: float | None = None
+    """Largest mean difference in nats between the server's log-probability of a token and the
+    trainer's (sampler/abs_gap); a larger one ends the run. None is 0.2, and no limit with
+    off_policy."""
     concurrency: int = 32
     """Prompts sent to the server at the same time."""
     timeout_s: float = 600.0
@@ -76,9 +83,18 @@ class Server:
             url,
             "must be such as http://127.0.0.1:8000, without /v1",
         )
+        gap = self.max_gap
+        require(gap is None or gap > 0, "server.max_gap", gap, "must be positive")
         require_one("server.concurrency", self.concurrency)
         require(self.timeout_s > 0, "server.timeout_s", self.timeout_s, "must be positive")
         require(self.retries >= 0, "server.retries", self.retries, "must not be negative")
+
+    @property
+    def gap_limit(self) -> float | None:
+        """The limit that `max_gap` means; None: no limit."""
+        if self.max_gap is None and not self.off_policy:
+            return MAX_GAP
+        return self.max_gap
 
 
 @dataclass(frozen=True, kw_only=True)

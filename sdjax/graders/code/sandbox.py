@@ -37,6 +37,10 @@ _ENVIRONMENT = {
 }
 _TMP_BYTES = 2**26
 _REPLY_BYTES = 2**28
+START_S = 10.0
+"""Seconds in which the sandbox must have started."""
+SPARE_S = 1.0
+"""Seconds after the program's time, in which the runner reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +103,11 @@ def run(
         "output_bytes": limits.output_bytes,
         "uid": next(_UIDS) if os.geteuid() == 0 else 0,
         "reference": reference,
+        "remote": _text("sandbox_remote.py"),
     }
-    reply = _talk(json.dumps(job).encode(), time.monotonic() + limits.total_s + 10)
+    reply = _talk(json.dumps(job).encode(), limits.total_s)
     reports = []
-    for line in reply.split(b"\n")[: len(tests)]:
+    for line in reply.split(b"\n")[1 : len(tests) + 1]:
         with contextlib.suppress(ValueError, RecursionError):
             report = json.loads(line)
             if isinstance(report, dict):
@@ -110,8 +115,11 @@ def run(
     return reports + [{"died": 0}] * (len(tests) - len(reports))
 
 
-def _talk(job: bytes, deadline: float) -> bytes:
-    """Returns the runner's output until it ends, its time is over, or it writes too much."""
+def _talk(job: bytes, total_s: float) -> bytes:
+    """Returns the runner's output until it ends, its time is over, or it writes too much.
+
+    Its first byte says that it has read the job. The time of the program starts there.
+    """
     process = subprocess.Popen(
         [*_command(), sys.executable, "-I", "-c", _runner()],
         stdin=subprocess.PIPE,
@@ -128,10 +136,13 @@ def _talk(job: bytes, deadline: float) -> bytes:
             process.stdin.close()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
+            deadline = time.monotonic() + START_S
             while len(reply) < _REPLY_BYTES and selector.select(deadline - time.monotonic()):
                 chunk = os.read(process.stdout.fileno(), 2**16)
                 if not chunk:
                     break
+                if not reply:
+                    deadline = time.monotonic() + total_s + SPARE_S
                 reply += chunk
         # Usually the runner has ended and bwrap soon ends too. It then reaps its own children.
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -148,8 +159,21 @@ def _talk(job: bytes, deadline: float) -> bytes:
 
 
 @cache
+def _text(name: str) -> str:
+    return Path(__file__).with_name(name).read_text()
+
+
+@cache
 def _runner() -> str:
-    return Path(__file__).with_name("sandbox_runner.py").read_text()
+    """Returns the program that runs inside the sandbox, which cannot import this package."""
+    remote, runner = _text("sandbox_remote.py"), _text("sandbox_runner.py")
+    shared = (
+        "import sys, types\n"
+        "remote = types.ModuleType('sandbox_remote')\n"
+        f"exec({remote!r}, vars(remote))\n"
+        "sys.modules['sdjax.graders.code.sandbox_remote'] = remote\n"
+    )
+    return shared + runner
 
 
 @cache

@@ -1,23 +1,31 @@
 """Runs one program on its tests. This file's text runs only inside the sandbox.
 
 Standard input holds {"code", "tests": [{"kind", "input", "name"}], "limit_s", "total_s",
-"memory_mb", "output_bytes", "uid", "reference"}. Standard output gets one JSON object per test:
-{"stdout", "stderr", "result": JSON text, "repr", "str", "error": [text, frames...]} or
-{"timeout": true}, {"died": signal} or {"flooded": true}. The sandbox never holds the expected
-outputs. The caller compares, so that a program can neither find nor forge them.
+"memory_mb", "output_bytes", "uid", "reference", "remote"}. Standard output gets an empty line once
+the input is read. Then it gets one JSON object per test: {"stdout", "stderr", "result": JSON text,
+"repr", "str", "error": [text, frames...]} or
+{"timeout": true}, {"died": signal} or {"flooded": true}.
+
+The sandbox never holds the expected outputs of the kinds "stdin" and "functional". The caller
+compares, so that a program can neither find nor forge them. Assertions (kind "code") hold them, so
+they run in a process that the program cannot read, and call the program in its own process; see
+sandbox_remote, whose text is "remote". With "reference" they run in the program's process, as in
+the papers' code.
 """
 
 import builtins
+import ctypes
 import json
 import os
 import resource
 import selectors
 import signal
+import socket
 import sys
 import time
-import traceback
 
-FILE = "Solution.py"
+from sdjax.graders.code.sandbox_remote import FILE, described, open_channel, run_test
+
 PROCESSES = 16
 FILE_BYTES = 2**24
 
@@ -43,6 +51,9 @@ def confine(job):
         (resource.RLIMIT_NOFILE, 64),
     ):
         resource.setrlimit(limit, (value, value))
+    # Other processes of this user cannot read this process and its forks, or their open files.
+    if ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) != 0:  # PR_SET_DUMPABLE
+        os._exit(1)
 
 
 def restricted_builtins():
@@ -108,7 +119,7 @@ def execute(job, test):
             raise
     if kind == "stdin":
         return {}
-    if kind == "code":
+    if kind == "code":  # only with `reference`
         exec(compile(test["input"], "test", "exec"), names)
         return {}
     value = target(names, test["name"], reference)(*arguments(test["input"], reference))
@@ -121,9 +132,7 @@ def execute(job, test):
 def child(job, test, channels):
     """Runs one test in the current process, which must end afterwards."""
     out, err, result = channels
-    os.setsid()
-    seconds = int(job["limit_s"]) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    limit_seconds(job)
     stdin = os.memfd_create("stdin")
     os.truncate(stdin, 0)
     if test["kind"] == "stdin":
@@ -146,21 +155,39 @@ def child(job, test, channels):
         json.dump(report, stream)
 
 
-def described(error):
-    """Returns an exception's message and its last three frames in the program."""
-    if isinstance(error, MemoryError):
-        # The frames hold what filled the memory, so nothing else can run until they are gone.
-        error.__traceback__ = None
-        return ["MemoryError: "]
-    frames = [
-        f"Line {frame.lineno} in {frame.name} ({FILE})"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == FILE
-    ]
-    return [f"{type(error).__name__}: {error}"[:2000], *frames[-3:]]
+def limit_seconds(job):
+    """Makes this process the leader of a group, and limits its time on the processor."""
+    os.setsid()
+    seconds = int(job["limit_s"]) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 
 
-def collect(pid, pipes, deadline, limit):
+def program_child(job, channels, connection):
+    """Replaces this process by one that runs the program and answers its test.
+
+    The new process holds nothing of the job: neither the tests nor the channel of reports.
+    """
+    out, err, _ = channels
+    limit_seconds(job)
+    for source, destination in ((os.open(os.devnull, os.O_RDWR), 0), (out, 1), (err, 2)):
+        os.dup2(source, destination)
+    os.dup2(connection, 3)
+    os.closerange(4, 256)
+    serve = "serve_program(*open_channel(3))"
+    os.execv(sys.executable, [sys.executable, "-I", "-c", f"{job['remote']}\n{serve}\n"])
+
+
+def test_child(job, test, channels, connection):
+    """Runs the assertions of a test in the current process, which must end afterwards."""
+    limit_seconds(job)
+    for fd in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+    report = run_test(*open_channel(connection), job["code"], test["input"])
+    with os.fdopen(channels[2], "w") as stream:
+        json.dump(report, stream)
+
+
+def collect(pipes, deadline, limit):
     """Reads a child's pipes until they close, it floods them, or its time is over."""
     data = {name: bytearray() for name in pipes}
     verdict = {}
@@ -204,30 +231,51 @@ def run(job, test, deadline):
     ends = {name: os.pipe() for name in ("stdout", "stderr", "result")}
     for _, write in ends.values():
         os.set_inheritable(write, True)
-    pid = os.fork()
-    if pid == 0:
-        try:
-            for read, _ in ends.values():
-                os.close(read)
-            child(job, test, [write for _, write in ends.values()])
-        finally:
-            os._exit(0)
-    for _, write in ends.values():
+    channels = [write for _, write in ends.values()]
+    if test["kind"] == "code" and not job["reference"]:
+        ours, theirs = socket.socketpair()
+        parts = [
+            lambda: program_child(job, channels, theirs.detach()),
+            lambda: test_child(job, test, channels, ours.detach()),
+        ]
+    else:
+        parts = [lambda: child(job, test, channels)]
+    reads = [read for read, _ in ends.values()]
+    pids = [start(part, reads) for part in parts[:1]]
+    if len(parts) > 1:
+        theirs.close()  # now only the program has it, so its end is seen
+        pids += [start(part, reads) for part in parts[1:]]
+        ours.close()
+    for write in channels:
         os.close(write)
     pipes = {name: read for name, (read, _) in ends.items()}
-    data, verdict = collect(pid, pipes, deadline, job["output_bytes"])
-    for end in (lambda: os.killpg(pid, signal.SIGKILL), lambda: os.kill(pid, signal.SIGKILL)):
-        try:
-            end()
-        except OSError:
-            pass
-    _, status = os.waitpid(pid, 0)
+    data, verdict = collect(pipes, deadline, job["output_bytes"])
+    for pid in pids:
+        for end in (os.killpg, os.kill):
+            try:
+                end(pid, signal.SIGKILL)
+            except OSError:
+                pass
+    *_, status = [os.waitpid(pid, 0)[1] for pid in pids]
     for fd in pipes.values():
         os.close(fd)
     if not verdict:
         verdict = finished(bytes(data["result"]), status)
     texts = {k: data[k].decode("utf-8", "replace") for k in ("stdout", "stderr")}
     return {**texts, **verdict}
+
+
+def start(part, unused):
+    """Runs a function in a new process, which closes `unused` and ends after it; returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            for fd in unused:
+                os.close(fd)
+            part()
+        finally:
+            os._exit(0)
+    return pid
 
 
 def finished(result, status):
@@ -246,6 +294,7 @@ def main():
     channel = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     confine(job)
+    os.write(channel, b"\n")
     end = time.monotonic() + job["total_s"]
     for test in job["tests"]:
         now = time.monotonic()

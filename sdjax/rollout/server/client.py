@@ -8,9 +8,10 @@ before top-k and top-p. `check` finds out which of them a server reports.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -20,10 +21,11 @@ from flax import nnx
 
 from sdjax.config import Sampling, Server
 from sdjax.errors import UserError
-from sdjax.records import Finish, Sampled
+from sdjax.records import Sampled
 from sdjax.rollout.interface import SamplingRequest, sample
-from sdjax.rollout.server import sglang, vllm
-from sdjax.rollout.server.http import Client, Reply
+from sdjax.rollout.server import http, sglang, vllm
+from sdjax.rollout.server.http import Client
+from sdjax.rollout.server.reply import Reply, Wrong, checked
 
 
 class Engine(Protocol):
@@ -32,10 +34,10 @@ class Engine(Protocol):
     HONEST: str
     """What makes the server report log-probabilities of the distribution sampled from."""
 
-    def model_name(self, client: Client) -> str:
+    async def model_name(self, client: Client) -> str:
         """Returns the name of the model that `draw` must send."""
 
-    def draw(
+    async def draw(
         self,
         client: Client,
         model: str,
@@ -55,10 +57,13 @@ class Engine(Protocol):
             stop_ids: The tokens that end a completion.
         """
 
-    def load(self, client: Client, folder: str) -> None:
+    async def load(self, client: Client, folder: str) -> None:
         """Makes the server read its weights from a Hugging Face folder."""
 
 
+RESTART_S = 10.0
+"""A server may have restarted after so many seconds without an answer. It then gets the weights
+again before it draws."""
 ENGINES: dict[str, Engine] = {"vllm": vllm, "sglang": sglang}
 
 
@@ -80,12 +85,16 @@ class RemoteSampler:
     write: Callable[[nnx.State], str] | None
     """Writes params for the server and returns the folder; None: the server keeps its weights."""
     between: Callable[[], None] = lambda: None
-    """Called whenever a prompt is done; an exception in it ends the sampling."""
+    """Called several times per second; an exception in it ends the requests."""
 
     def weights(self, params: nnx.State) -> None:
-        """Gives the params to the server."""
-        if self.write is not None:
-            self.engine.load(self.client, self.write(params))
+        """Gives the params to the server, and again when the server restarts before the next."""
+        if self.write is None:
+            return
+        load = partial(self.engine.load, self.client, self.write(params))
+        self.client.restore = None
+        http.wait(load(), self.between)
+        self.client.restore = load
 
     def stream(self, weights: None, request: SamplingRequest) -> Iterator[tuple[int, Sampled]]:
         """Yields (i, completion i of the request), group by group, stop tokens included.
@@ -95,14 +104,19 @@ class RemoteSampler:
         """
         del weights
         assert request.limits is None, "a server takes one limit for all completions"
-        model = self.engine.model_name(self.client) if self.model is None else self.model
         sampling, size = request.sampling, request.group_size
-        seeds = _seeds(request.key, len(request.prompts), size)
+        if self.client.restore and time.monotonic() - self.client.answered > RESTART_S:
+            http.wait(self.client.restore(), self.between)
+        model = self.model
+        if model is None:
+            model = http.wait(self.engine.model_name(self.client), self.between)
+        turns = asyncio.Semaphore(self.concurrency)
 
-        def group(prompt: np.ndarray, own: np.ndarray) -> list[Sampled]:
-            replies = self.engine.draw(
-                self.client, model, prompt.tolist(), own.tolist(), sampling, self.stop_ids
-            )
+        async def group(prompt: np.ndarray, seeds: np.ndarray) -> list[Sampled]:
+            async with turns:
+                replies = await self.engine.draw(
+                    self.client, model, prompt.tolist(), seeds.tolist(), sampling, self.stop_ids
+                )
             if len(replies) != size:
                 raise UserError(
                     f"{self.client.base}: {len(replies)} completions in place of {size}: "
@@ -110,18 +124,10 @@ class RemoteSampler:
                 )
             return [self._sampled(reply, sampling) for reply in replies]
 
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            pending = {
-                pool.submit(group, p, s): i
-                for i, (p, s) in enumerate(zip(request.prompts, seeds, strict=True))
-            }
-            try:
-                for future in as_completed(pending):
-                    self.between()
-                    yield from enumerate(future.result(), pending[future] * size)
-            finally:
-                # After an error, requests that were not sent yet are not sent.
-                pool.shutdown(wait=False, cancel_futures=True)
+        seeds = _seeds(request.key, len(request.prompts), size)
+        groups = [group(*of_prompt) for of_prompt in zip(request.prompts, seeds, strict=True)]
+        for i, completions in http.each(groups, self.between):
+            yield from enumerate(completions, i * size)
 
     def check(self, sampling: Sampling | None) -> None:
         """Raises UserError where the server's answers are wrong; draws 8 tokens.
@@ -149,46 +155,17 @@ class RemoteSampler:
 
     def _sampled(self, reply: Reply, sampling: Sampling) -> Sampled:
         """Returns a completion in the form of LocalSampler; raises UserError if it is wrong."""
-        if reply.tokens is None:
-            raise self._wrong("returns no token ids", "use a vLLM or SGLang that does")
-        if reply.logprobs is None or len(reply.logprobs) != len(reply.tokens):
-            raise self._wrong(
-                "returns no log-probability for each token", "use a vLLM or SGLang that does"
-            )
-        try:
-            tokens = np.array(reply.tokens, np.int32)
-            logprobs = np.array(reply.logprobs, np.float32)
-        except (TypeError, ValueError, OverflowError):
-            raise self._wrong("returns tokens that are no numbers", "see server.engine") from None
-        if not len(tokens) or reply.finish not in ("stop", "length"):
-            raise self._wrong(
-                f"ended a completion with {reply.finish!r} after {len(tokens)} tokens",
-                "look at its log",
-            )
-        if tokens.min() < 0 or tokens.max() >= self.vocab_size or not np.isfinite(logprobs).all():
-            raise self._wrong(
-                f"returns tokens outside the vocabulary of {self.vocab_size} or log-probabilities "
-                "that are not finite",
-                "let it serve the model of model.path",
-            )
-        finish: Finish = "stop" if tokens[-1] in self.stop_ids else "length"
-        # A stop token that the server left out has no log-probability, so it cannot be restored.
-        if finish == "length" and reply.finish == "stop":
-            raise self._wrong(
-                f"stopped at token {tokens[-1]}, none of the stop tokens {list(self.stop_ids)}",
-                "let it serve the model of model.path, and return the stop token",
-            )
-        if finish == "length" and len(tokens) < sampling.max_completion_tokens:
-            raise self._wrong(
-                f"cut a completion at {len(tokens)} of {sampling.max_completion_tokens} tokens",
-                "raise its longest context",
-            )
+        made = checked(
+            reply,
+            longest=sampling.max_completion_tokens,
+            stop_ids=self.stop_ids,
+            vocab_size=self.vocab_size,
+        )
+        if isinstance(made, Wrong):
+            raise UserError(f"{self.client.base}: {made.what}: {made.remedy}")
         if sampling.temperature == 0:
-            logprobs = np.zeros_like(logprobs)
-        return Sampled(tokens=tokens, logprobs=logprobs, finish=finish)
-
-    def _wrong(self, what: str, remedy: str) -> UserError:
-        return UserError(f"{self.client.base}: {what}: {remedy}")
+            return replace(made, logprobs=np.zeros_like(made.logprobs))
+        return made
 
 
 def make(
@@ -206,7 +183,7 @@ def make(
         stop_ids: The tokens that end a completion.
         vocab_size: The model's; larger token ids in an answer are an error.
         write: Writes params into a Hugging Face folder that the server can read; returns its path.
-        between: Called whenever a prompt is done; an exception in it ends the sampling.
+        between: Called several times per second; an exception in it ends the requests.
 
     Raises UserError where several processes run, because a server samples for one process.
     """

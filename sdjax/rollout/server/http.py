@@ -1,111 +1,174 @@
-"""Sends JSON over HTTP to a server that may be busy, restarting or gone."""
+"""Sends JSON over HTTP to a server that may be busy, restarting, gone or wrong.
+
+The requests run in a thread of their own. So a caller sees signals and the errors of other requests
+while a server does not answer, and it can drop the requests that are still open.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import json
 import os
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent import futures
+from typing import Any, TypeVar
 
-import urllib3
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+import aiohttp
+import pydantic
 
 from sdjax.config import Server
 from sdjax.errors import UserError
 
+T = TypeVar("T")
+
 CONNECT_S = 10.0
+LOOK_S = 0.2
+"""Seconds between two calls of `between` while requests are open."""
 BUSY = (429, 500, 502, 503, 504)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """One completion as a server returned it, not checked yet."""
-
-    tokens: Any  # list[int], or None where the server left them out
-    logprobs: Any  # list[float], or None where the server left them out
-    finish: str  # in the server's words
-
-
-class Retry(urllib3.Retry):
-    """Retries after a refused or broken connection and after BUSY, but not after a timeout.
-
-    After a timeout of minutes, a retry would delay the run by as many minutes more.
-    """
-
-    def increment(
-        self,
-        method: str | None = None,
-        url: str | None = None,
-        response: urllib3.BaseHTTPResponse | None = None,
-        error: Exception | None = None,
-        _pool: urllib3.connectionpool.ConnectionPool | None = None,
-        _stacktrace: TracebackType | None = None,
-    ) -> Retry:
-        """Returns the retries that are left; raises the last error if none is left.
-
-        The arguments are those of urllib3.Retry.increment.
-        """
-        if isinstance(error, ReadTimeoutError):
-            raise error
-        return super().increment(method, url, response, error, _pool, _stacktrace)
+MOST_PAUSE_S = 30.0
+MOST_BYTES = 1 << 28
+"""Bytes of the longest answer: 16 completions of 100,000 tokens are some 100 MB."""
 
 
 class Client:
-    """Sends requests to one server, from up to `cfg.concurrency` threads."""
+    """Sends requests to one server. Its methods `get` and `post` run inside `each` or `wait`."""
 
     def __init__(self, cfg: Server) -> None:
         assert cfg.url is not None
         self.cfg, self.base = cfg, cfg.url.rstrip("/")
-        retries = Retry(
-            total=cfg.retries,
-            allowed_methods=None,  # all, because these POST requests can be repeated
-            status_forcelist=BUSY,
-            backoff_factor=0.5,
-            backoff_max=30,
-            raise_on_status=False,
-            respect_retry_after_header=False,  # a server may request a wait of hours
-        )
-        self.pool = urllib3.PoolManager(
-            maxsize=cfg.concurrency,
-            retries=retries,
-            timeout=urllib3.Timeout(connect=CONNECT_S, read=cfg.timeout_s),
-            headers=_authorization(cfg.key_variable),
-        )
+        self.restore: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """Gives the weights again to a server that was gone; None: the server keeps its own."""
+        self.answered = time.monotonic()
+        """When the server last answered, in seconds of time.monotonic."""
+        self._headers = _authorization(cfg.key_variable)
+        self._restored = 0
+        self._restorer: asyncio.Task | None = None
+        self._restoring = asyncio.Lock()
 
-    def get(self, path: str, *, remedy: str) -> Any:
-        """Returns the server's JSON answer; None for an empty answer.
+    async def get(self, path: str, schema: Any, *, remedy: str) -> Any:
+        """Returns the server's JSON answer, checked against a type that pydantic knows.
 
-        Raises UserError, one line with the address, for an error or no answer. `remedy` says what
-        to do about a refused request.
+        Raises UserError, one line with the address, for an error, a wrong answer or no answer.
+        `remedy` says what to do about a refused request.
         """
-        return self._ask("GET", path, None, remedy)
+        return _checked(await self._ask("GET", path, None, remedy), schema, self.base + path)
 
-    def post(self, path: str, body: dict[str, Any], *, remedy: str) -> Any:
+    async def post(self, path: str, body: dict[str, Any], schema: Any, *, remedy: str) -> Any:
         """Returns the server's answer to `body`, sent as JSON. The rest is as in `get`."""
-        return self._ask("POST", path, body, remedy)
+        return _checked(await self._ask("POST", path, body, remedy), schema, self.base + path)
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None, remedy: str) -> Any:
+    async def _ask(self, method: str, path: str, body: Any, remedy: str) -> bytes:
+        """Returns the bytes of an answer. After a try that may succeed later, it tries again."""
         url = self.base + path
+        for tries in range(1, self.cfg.retries + 2):
+            last, seen = tries > self.cfg.retries, self._restored
+            try:
+                status, data = await self._send(method, url, body)
+            except aiohttp.ClientError as error:
+                if last:
+                    raise UserError(
+                        f"{url}: not reached in {tries} tries ({_reason(error)}): start the "
+                        "server, or correct server.url"
+                    ) from None
+                await _pause(tries)
+                if isinstance(error, aiohttp.ClientConnectorError):
+                    await self._restore(seen)
+                continue
+            if 200 <= status < 300:
+                self.answered = time.monotonic()
+                return data
+            if status not in BUSY or last:
+                raise UserError(f"{url}: HTTP {status}: {_message(data)}: {remedy}")
+            await _pause(tries)
+        raise AssertionError("the last try returns or raises")
+
+    async def _send(self, method: str, url: str, body: Any) -> tuple[int, bytes]:
+        """Returns the status and the bytes of one try.
+
+        The time limit holds for the whole answer, so a server that sends a byte now and then does
+        not extend it. A redirection is an answer, because a key must not follow it.
+        """
+        limit = aiohttp.ClientTimeout(total=self.cfg.timeout_s, sock_connect=CONNECT_S)
+        options: dict[str, Any] = {} if body is None else {"json": body}
+        data = bytearray()
         try:
-            # Send no body with a GET: some servers refuse one, and urllib3 would send None as JSON.
-            answer = self.pool.request(method, url, **({} if body is None else {"json": body}))
-        except ReadTimeoutError:
+            async with aiohttp.request(
+                method, url, headers=self._headers, timeout=limit, allow_redirects=False, **options
+            ) as answer:
+                async for chunk in answer.content.iter_any():
+                    data += chunk
+                    if len(data) > MOST_BYTES:
+                        raise UserError(
+                            f"{url}: an answer of more than {MOST_BYTES >> 20} MiB: correct "
+                            "server.url"
+                        )
+                return answer.status, bytes(data)
+        except aiohttp.ConnectionTimeoutError:
+            raise
+        except TimeoutError:
             raise UserError(
                 f"{url}: no answer in {self.cfg.timeout_s:g} s: look at the server, or raise "
                 "server.timeout_s"
             ) from None
-        except HTTPError as error:
-            raise UserError(
-                f"{url}: not reached in {self.cfg.retries + 1} tries ({_reason(error)}): start "
-                "the server, or correct server.url"
-            ) from None
-        if answer.status >= 400:
-            raise UserError(f"{url}: HTTP {answer.status}: {_message(answer)}: {remedy}")
-        try:
-            return answer.json() if answer.data else None
-        except ValueError:
-            text = _short(answer.data.decode(errors="replace"))
-            raise UserError(f"{url}: answered no JSON but {text!r}: correct server.url") from None
+
+    async def _restore(self, seen: int) -> None:
+        """Gives the weights to a server that refused a connection, because it may be a new one.
+
+        Of several requests that saw the same server go, only the first does it.
+        """
+        if self.restore is None or asyncio.current_task() is self._restorer:
+            return
+        async with self._restoring:
+            if self._restored == seen:
+                self._restorer = asyncio.current_task()
+                try:
+                    await self.restore()
+                finally:
+                    self._restorer = None
+                self._restored += 1
+
+
+def each(
+    requests: Sequence[Coroutine[Any, Any, T]], between: Callable[[], None]
+) -> Iterator[tuple[int, T]]:
+    """Yields (i, result of requests[i]) as each ends, and calls `between` every LOOK_S seconds.
+
+    What `between` or a request raises ends the others at once.
+    """
+    loop = _loop()
+    pending = {asyncio.run_coroutine_threadsafe(one, loop): i for i, one in enumerate(requests)}
+    try:
+        while pending:
+            done, _ = futures.wait(pending, LOOK_S, return_when=futures.FIRST_COMPLETED)
+            between()
+            for future in done:
+                yield pending.pop(future), future.result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def wait(request: Coroutine[Any, Any, T], between: Callable[[], None]) -> T:
+    """Returns the result of one request, and calls `between` as `each` does."""
+    [(_, result)] = each([request], between)
+    return result
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """Returns the event loop of the thread that sends requests; the process's end ends it."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="requests", daemon=True).start()
+    return loop
+
+
+async def _pause(tries: int) -> None:
+    """Waits before the next try: 0 s after the first one, then 1 s, 2 s, 4 s and so on."""
+    await asyncio.sleep(0.0 if tries == 1 else min(MOST_PAUSE_S, 0.5 * 2.0 ** (tries - 1)))
 
 
 def _authorization(variable: str | None) -> dict[str, str]:
@@ -116,18 +179,54 @@ def _authorization(variable: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {os.environ[variable]}"}
 
 
-def _reason(error: HTTPError) -> str:
-    """Returns why a connection failed, without urllib3's object names and repetitions."""
-    cause = getattr(error, "reason", None) or error
-    return _short(str(cause).rsplit(": ", 1)[-1])
-
-
-def _message(answer: urllib3.BaseHTTPResponse) -> str:
-    """Returns the server's message about an error."""
-    text = answer.data.decode(errors="replace")
+def _checked(data: bytes, schema: Any, url: str) -> Any:
+    """Returns an answer's content. Numbers must be numbers: text and booleans are no numbers."""
     try:
-        fields = answer.json()
-    except ValueError:
+        return _adapter(schema).validate_json(data or b"null", strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+    if not data:
+        raise UserError(f"{url}: an empty answer: correct server.url")
+    if first["type"] == "json_invalid":
+        text = _short(data.decode(errors="replace"))
+        raise UserError(f"{url}: answered no JSON but {text!r}: correct server.url")
+    at = ".".join(map(str, first["loc"])) or "the answer"
+    says = "is missing" if first["type"] == "missing" else f"is {_short(repr(first['input']), 60)}"
+    raise UserError(f"{url}: {at} {says}: {first['msg'].lower()}: see server.engine")
+
+
+@functools.cache
+def _adapter(schema: Any) -> pydantic.TypeAdapter:
+    return pydantic.TypeAdapter(schema)
+
+
+def _reason(error: aiohttp.ClientError) -> str:
+    """Returns in plain words why a request failed."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientConnectorSSLError():
+            return "its certificate is not accepted"
+        case aiohttp.ConnectionTimeoutError():
+            return f"no connection in {CONNECT_S:g} s"
+        case aiohttp.ClientConnectorError() if isinstance(error.os_error, socket.gaierror):
+            return "no such host"
+        case aiohttp.ClientConnectorError():
+            number = error.os_error.errno
+            return os.strerror(number).lower() if number else "no connection"
+        case aiohttp.ClientPayloadError():
+            return "the answer ended early or is damaged"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
+            return "the connection broke before an answer"
+        case aiohttp.InvalidURL():
+            return "no valid address"
+    return "the answer is not HTTP"
+
+
+def _message(data: bytes) -> str:
+    """Returns the server's message about an error."""
+    text = data.decode(errors="replace")
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
         return _short(text)
     if isinstance(fields, dict) and isinstance(fields.get("error"), dict):
         fields = fields["error"]

@@ -8,20 +8,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from sdjax.config import Sampling
 from sdjax.errors import UserError
-from sdjax.rollout.server.http import Client, Reply
+from sdjax.rollout.server.http import Client
+from sdjax.rollout.server.reply import LogProb, Reply, TokenId
 
 HONEST = "start SGLang without SGLANG_RETURN_ORIGINAL_LOGPROB"
 
 
-def model_name(client: Client) -> str:
+class _Finish(BaseModel):
+    type: str
+
+
+class _Meta(BaseModel):
+    finish_reason: _Finish | None
+    output_token_logprobs: list[tuple[LogProb, TokenId, Any]]
+    """[log-probability, token id, text or None] of each token."""
+
+
+class _Generated(BaseModel):
+    meta_info: _Meta
+
+
+class _Loaded(BaseModel):
+    success: bool
+    message: str = ""
+
+
+async def model_name(client: Client) -> str:
     """Returns "", because an SGLang server serves one model and /generate takes no name."""
     del client
     return ""
 
 
-def draw(
+async def draw(
     client: Client,
     model: str,
     prompt: Sequence[int],
@@ -57,25 +79,27 @@ def draw(
         "sampling_params": [settings | {"sampling_seed": seed} for seed in seeds],
         "return_logprob": True,
     }
-    answer = client.post("/generate", body, remedy="does the server fit the config?")
-    return [_reply(one) for one in answer] if isinstance(answer, list) else []
+    answer = await client.post(
+        "/generate", body, list[_Generated], remedy="does the server fit the config?"
+    )
+    return [_reply(one.meta_info) for one in answer]
 
 
-def _reply(one: dict[str, Any]) -> Reply:
-    meta = one.get("meta_info") or {}
-    # Entries are [log-probability, token id, text or None].
-    entries = meta.get("output_token_logprobs")
+def _reply(meta: _Meta) -> Reply:
     return Reply(
-        tokens=one.get("output_ids") if entries is None else [e[1] for e in entries],
-        logprobs=None if entries is None else [e[0] for e in entries],
-        finish=str((meta.get("finish_reason") or {}).get("type")),
+        tokens=[entry[1] for entry in meta.output_token_logprobs],
+        logprobs=[entry[0] for entry in meta.output_token_logprobs],
+        finish=str(meta.finish_reason and meta.finish_reason.type),
     )
 
 
-def load(client: Client, folder: str) -> None:
+async def load(client: Client, folder: str) -> None:
     """Makes the server read weights from a Hugging Face folder and empty its cache."""
     path = "/update_weights_from_disk"
-    answer = client.post(path, {"model_path": folder}, remedy="can the server read the folder?")
-    if not isinstance(answer, dict) or not answer.get("success"):
-        reason = answer.get("message") if isinstance(answer, dict) else answer
-        raise UserError(f"{client.base}{path}: not loaded: {reason}: can the server read {folder}?")
+    answer = await client.post(
+        path, {"model_path": folder}, _Loaded, remedy="can the server read the folder?"
+    )
+    if not answer.success:
+        raise UserError(
+            f"{client.base}{path}: not loaded: {answer.message}: can the server read {folder}?"
+        )

@@ -7,27 +7,58 @@ The server must return token ids. Newer servers do so by `return_token_ids`, old
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
 
 from sdjax.config import Sampling
 from sdjax.errors import UserError
-from sdjax.rollout.server.http import Client, Reply
+from sdjax.rollout.server.http import Client
+from sdjax.rollout.server.reply import LogProb, Reply, TokenId
 
 HONEST = "start vLLM with --logprobs-mode processed_logprobs"
 DEV_MODE = "start vLLM (seen: 0.32) with VLLM_SERVER_DEV_MODE=1, or it loads no weights"
 PREFIX = "token_id:"
 
 
-def model_name(client: Client) -> str:
+class _Served(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Served]
+
+
+class _LogProbs(BaseModel):
+    tokens: list[Annotated[str, Field(pattern=rf"^{PREFIX}[0-9]{{1,9}}$")]] = []
+    token_logprobs: list[LogProb]
+
+
+class _Choice(BaseModel):
+    token_ids: list[TokenId] | None = None
+    logprobs: _LogProbs
+    finish_reason: str | None
+
+
+class _Completions(BaseModel):
+    choices: list[_Choice]
+
+
+class _Reset(BaseModel):
+    success: bool = True
+
+
+async def model_name(client: Client) -> str:
     """Returns the name under which the server serves its model."""
-    listed = client.get("/v1/models", remedy="is it a vLLM server? see server.engine")
-    try:
-        return str(listed["data"][0]["id"])
-    except (KeyError, IndexError, TypeError):
-        raise UserError(f"{client.base}/v1/models: lists no model: set server.model") from None
+    listed = await client.get(
+        "/v1/models", _Models, remedy="is it a vLLM server? see server.engine"
+    )
+    if not listed.data:
+        raise UserError(f"{client.base}/v1/models: lists no model: set server.model")
+    return listed.data[0].id
 
 
-def draw(
+async def draw(
     client: Client,
     model: str,
     prompt: Sequence[int],
@@ -69,32 +100,28 @@ def draw(
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
-    answer = client.post("/v1/completions", body, remedy="does the server fit the config?")
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    return [_reply(choice) for choice in choices or ()] * (len(seeds) // n)
+    answer = await client.post(
+        "/v1/completions", body, _Completions, remedy="does the server fit the config?"
+    )
+    return [_reply(choice) for choice in answer.choices] * (len(seeds) // n)
 
 
-def _reply(choice: dict[str, Any]) -> Reply:
-    logprobs = choice.get("logprobs") or {}
-    ids = choice.get("token_ids")
+def _reply(choice: _Choice) -> Reply:
+    ids = choice.token_ids
     if ids is None:
-        named = logprobs.get("tokens") or []
-        if all(isinstance(t, str) and t.startswith(PREFIX) for t in named):
-            ids = [int(t.removeprefix(PREFIX)) for t in named]
+        ids = [int(token.removeprefix(PREFIX)) for token in choice.logprobs.tokens]
     return Reply(
-        tokens=ids,
-        logprobs=logprobs.get("token_logprobs"),
-        finish=str(choice.get("finish_reason")),
+        tokens=ids, logprobs=choice.logprobs.token_logprobs, finish=str(choice.finish_reason)
     )
 
 
-def load(client: Client, folder: str) -> None:
+async def load(client: Client, folder: str) -> None:
     """Makes the server read its weights from a Hugging Face folder."""
     body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
-    client.post("/collective_rpc", body, remedy=DEV_MODE)
+    await client.post("/collective_rpc", body, Any, remedy=DEV_MODE)
     # The prefix cache holds keys and values of the old weights.
-    answer = client.post("/reset_prefix_cache", {}, remedy=DEV_MODE)
-    if isinstance(answer, dict) and answer.get("success") is False:
+    answer = await client.post("/reset_prefix_cache", {}, _Reset | None, remedy=DEV_MODE)
+    if answer is not None and not answer.success:
         raise UserError(
             f"{client.base}/reset_prefix_cache: refused: the server has other requests running; "
             "start another server for the training"
