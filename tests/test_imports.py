@@ -31,7 +31,7 @@ ALLOWED = {
     "config": ("errors", "io.redact"),
     "config.load": ("config", "errors"),
     "logs": ("config", "errors", "io.files", "analysis"),
-    "tokenizer": ("errors", "records", "models.files.gguf", "models.files.resolve"),
+    "tokenizer": ("errors", "records", "models.files.resolve", "models.files.tokenizer_files"),
     "tiny": (),
     "graders": ("errors", "records"),
     "data": ("config", "errors", "io.files", "io.hub", "records"),

@@ -27,7 +27,9 @@ def run(cfg: config.Train) -> None:
         replay.run(cfg)
         return
     stop = Stop()
+    cfg = loaded_model.kept_date(cfg)
     task, model, examples, sets = _prepare(cfg, stop.check)
+    cfg = model.dated(cfg)
     shared = cfg.resume or cfg.checkpoint.every > 0
     folder = run_dir.claim_folder(cfg.out, cfg, resume=cfg.resume, shared=shared)
     saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
