@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sdjax import token_pieces
 from sdjax.errors import UserError
 from sdjax.models.files import tokenizer_files
 from sdjax.models.files.resolve import resolve
@@ -31,13 +32,14 @@ TURN_MARKS = (
     *TURN_ENDS,
     *("<|im_start|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|endoftext|>"),
     *("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<start_of_turn>"),
-    *("[INST]", "[/INST]", "<s>", "</s>", "<|begin_of_text|>", "<|end_of_text|>"),
+    *("[INST]", "[/INST]", "<|begin_of_text|>", "<|end_of_text|>"),
 )
 NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # special tokens with a name
 # Tokens with such a word in them are part of a text, whatever their flag says.
 MEANING = re.compile(r"think|thought|reason|answer|solution|tool|function|python_tag", re.I)
+MARKUP = re.compile(r"[<\[]\S+[>\]]")
 CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-PART = "\N{REPLACEMENT CHARACTER}"  # a decoder's text of a part of a character
+LONGEST_EXACT = 1000  # tokens; the exact split needs a time that grows with their square
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token that stands for a byte
 # Characters that no text should have (Unicode, "noncharacters"). One marks text of the data.
 MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
@@ -272,10 +274,10 @@ class Tokenizer:
 
     def token_texts(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Returns the text that each token has inside a text. A part of a character is U+FFFD."""
-        ids = np.asarray(ids).tolist()
-        for i in set(ids) - self._texts.keys():
+        tokens: list[int] = np.asarray(ids).tolist()
+        for i in set(tokens) - self._texts.keys():
             self._texts[i] = self._inside([i])
-        return [self._texts[i] for i in ids]
+        return [self._texts[i] for i in tokens]
 
     def _inside(self, ids: Sequence[int]) -> str:
         """Returns the text of tokens behind other text: decoders drop the space before a first
@@ -288,31 +290,23 @@ class Tokenizer:
         ids = self._encoded("a")[-1:]
         return ids, self.decode_raw(ids)
 
-    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
+    def pieces(self, ids: Sequence[int] | np.ndarray, *, checked: bool = True) -> list[str]:
         """Returns one text per token; joined, they are `decode_raw` of all tokens.
 
         A character that several tokens spell belongs to the first of them; the others get "".
-        Bytes that never complete a character are U+FFFD.
+        Bytes that never complete a character are U+FFFD. Without `checked` it is several times
+        faster, but the texts may miss how a decoder treats the whole, such as its first space.
         """
-        ids = np.asarray(ids, np.int64).tolist()
-        whole = self.decode_raw(ids)
-        out = self.token_texts(ids)
-        # Tokens that hold parts of characters are decoded together.
-        torn = [PART in text or i in self._byte_ids for i, text in zip(ids, out, strict=True)]
-        start = 0
-        while start < len(ids):
-            end = start + 1
-            if torn[start]:
-                while end < len(ids) and torn[end]:
-                    end += 1
-                texts = [self._inside(ids[start:e]) for e in range(start + 1, end + 1)]
-                out[start:end] = _shares(texts)
-            start = end
-        joined = "".join(out)
-        if joined != whole and joined.removeprefix(" ") == whole and out:
-            out[0] = out[0].removeprefix(" ")  # the space that the decoder drops
-        elif joined != whole:
-            out = _shares([self.decode_raw(ids[:e]) for e in range(1, len(ids) + 1)])
+        tokens: list[int] = np.asarray(ids).tolist()
+        out = token_pieces.split(tokens, self.token_texts(tokens), self._byte_ids, self._inside)
+        if checked and (joined := "".join(out)) != (whole := self.decode_raw(tokens)):
+            if joined.removeprefix(" ") == whole:
+                out[0] = out[0].removeprefix(" ")  # the space that the decoder drops
+            elif len(tokens) <= LONGEST_EXACT:
+                beginnings = [self.decode_raw(tokens[:e]) for e in range(1, len(tokens) + 1)]
+                out = token_pieces.shares(beginnings)
+            else:
+                out = [whole] + [""] * (len(tokens) - 1)
         return out
 
     @cached_property
@@ -337,15 +331,16 @@ class Tokenizer:
     @cached_property
     def turn_ids(self) -> frozenset[int]:
         """The tokens that begin, end or pad a turn: they are no part of a decoded text."""
+        skeleton = self._skeleton
         named = {getattr(self.base, f"{name}_token_id", None) for name in NAMED}
         marks = {
             i
             for token, (i, _) in self._added.items()
-            if token in TURN_MARKS or (token in self._skeleton and not MEANING.search(token))
+            if token in TURN_MARKS
+            or (MARKUP.fullmatch(token) and token in skeleton and not MEANING.search(token))
         }
-        return frozenset(
-            {*self.stop_ids, self.pad_id} | marks | {i for i in named if i is not None}
-        )
+        known = {i for i in named if i is not None}
+        return frozenset({*self.stop_ids, self.pad_id} | marks | known)
 
     @cached_property
     def _control(self) -> frozenset[str]:
@@ -441,17 +436,3 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {key: _mapped(part, change) for key, part in value.items()}
     return [_mapped(part, change) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _shares(texts: Sequence[str]) -> list[str]:
-    """Returns the share of each token in a text, from the texts of the first 1, 2, ... tokens.
-
-    A character belongs to the first token from which on the texts reach behind its place. They
-    may grow shorter, because several parts become one character.
-    """
-    ends, end = [], len(texts[-1])
-    for text in reversed(texts):
-        end = min(end, len(text))
-        ends.append(end)
-    ends.reverse()
-    return [texts[-1][a:b] for a, b in zip([0, *ends], ends, strict=False)]
