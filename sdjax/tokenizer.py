@@ -231,10 +231,13 @@ class Tokenizer:
     def _following(self, part: str, *, first: bool, as_text: bool) -> list[int]:
         """Returns the tokens of a part of a text, as they are behind other text unless `first`."""
         encode = self._encoded_as_text if as_text else self._encoded
-        # SentencePiece adds a space to the beginning of a text, so a line end comes before a part.
-        line_end = [] if first else encode("\n")
-        ids = encode(part if first else "\n" + part)
-        ids = ids[len(line_end) :] if ids[: len(line_end)] == line_end else encode(part)
+        ids = encode(part)
+        # SentencePiece adds a space to the beginning of a text, so another text comes before it.
+        for before in () if first else ("\n", "0", "|"):
+            known, both = encode(before), encode(before + part)
+            if both[: len(known)] == known:  # they have not merged
+                ids = both[len(known) :]
+                break
         if as_text and len(part) > 1 and self.base.get_vocab().get(part) in ids:
             rest = self._following(part[1:], first=False, as_text=True)
             return self._following(part[:1], first=first, as_text=True) + rest
