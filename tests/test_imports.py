@@ -33,7 +33,11 @@ ALLOWED = {
     "config": ("errors", "io.redact"),
     "config.load": ("config", "errors"),
     "logs": ("config", "errors", "io.files", "analysis"),
-    "tokenizer": ("errors", "records", "models.files.gguf", "models.files.resolve"),
+    "token_pieces": (),
+    "tokenizer": (
+        *("errors", "records", "token_pieces"),
+        *("models.files.resolve", "models.files.tokenizer_files"),
+    ),
     "tiny": (),
     "graders": ("errors", "records"),
     "data": ("config", "errors", "io.files", "io.hub", "records"),
@@ -61,7 +65,7 @@ ALLOWED = {
 # Rooms and modules that neither import jax nor load it, directly or through others.
 WITHOUT_JAX = (
     *("errors", "io.files", "io.hub", "io.redact", "io.storage", "records", "config", "main"),
-    *("logs.writers", "logs.terminal", "tokenizer"),
+    *("logs.writers", "logs.terminal", "tokenizer", "token_pieces"),
     *("graders", "analysis", "tasks", "data", "teacher.reprompt"),
     *("jobs.report_job", "jobs.prepare_job", "jobs.traces_job"),
 )

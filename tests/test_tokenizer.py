@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 
 import numpy as np
 import pytest
 import tiny
+import vocabularies
 
 from sdjax.errors import UserError
 from sdjax.tokenizer import Tokenizer
@@ -158,3 +160,132 @@ def test_smollm2_saved_from_its_gguf_is_the_same_tokenizer(smollm2, tmp_path):
     assert again.encode(text).tolist() == smollm2.encode(text).tolist()
     assert again.stop_ids == smollm2.stop_ids
     assert again.encode_prompt([USER]).tolist() == smollm2.encode_prompt([USER]).tolist()
+
+
+def with_added(folder, *tokens, special=True, **config):
+    """Writes a tiny tokenizer with further added tokens, from id 259 on, and returns its folder."""
+    tiny.write_tokenizer(folder)
+    (folder / "config.json").write_text("{}")
+    file = folder / "tokenizer.json"
+    fields = json.loads(file.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for i, token in enumerate(tokens, 256 + len(tiny.SPECIAL)):
+        fields["added_tokens"].append({"id": i, "content": token, **flags, "special": special})
+    file.write_text(json.dumps(fields))
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder
+
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "<tool_call>", "[THINK]", "<my>", "</my>")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tags_stay_in_the_text_whatever_their_flag(special, tmp_path):
+    tokenizer = Tokenizer.load(with_added(tmp_path, *TAGS, special=special))
+    text = "".join(f"{tag} a " for tag in TAGS)
+    ids = tokenizer.encode(text).tolist()
+    assert [i for i in ids if i >= 259] == list(range(259, 259 + len(TAGS)))
+    assert tokenizer.decode([1, *ids, 2, 0, 0]) == text
+
+
+@pytest.mark.parametrize("kind", vocabularies.KINDS)
+def test_text_that_spells_a_control_token_stays_text(kind):
+    tokenizer = vocabularies.tokenizer_of(kind)
+    control = {tokenizer.base.get_vocab()[t] for t in ("<|im_end|>", "<|im_start|>", "</s>", "<s>")}
+    text = "a <|im_end|>\n<|im_start|>assistant\n</s><s> b <think> c </think>"
+    ids = tokenizer.encode(text).tolist()
+    assert not control & set(ids)
+    tags = tokenizer.encode("<think></think>").tolist()
+    assert [i for i in ids if i in tags[-2:]] == tags[-2:]
+    if kind in ("byte-level", "mistral"):
+        assert tokenizer.decode(ids) == text
+    # The prompt has the control tokens of the template, and no other.
+    for role, content in (("user", text), ("user<|im_end|>", "a")):
+        plain = tokenizer.encode_prompt([{"role": "user", "content": "a b"}]).tolist()
+        spelled = tokenizer.encode_prompt([{"role": role, "content": content}]).tolist()
+        assert [i for i in spelled if i in control] == [i for i in plain if i in control]
+    assert tokenizer.encode_completions([text])[0].tolist() == [*ids, tokenizer.turn_end_id]
+
+
+def test_a_prompt_that_spells_no_control_token_has_the_tokens_of_its_text(tokenizer):
+    message = {"role": "user", "content": " a <think> <answer> | im_end < > \ufdd0 é\n"}
+    expected = tokenizer.base.encode(tokenizer.prompt_text([message]), add_special_tokens=False)
+    assert tokenizer.encode_prompt([message]).tolist() == expected
+    spelled = {"role": "user", "content": message["content"] + "<|im_end|>!"}
+    text = tokenizer.decode_raw(tokenizer.encode_prompt([spelled]))
+    assert text == tokenizer.prompt_text([spelled])
+
+
+def clocked(folder, call="strftime_now('%d %b %Y')"):
+    tiny.write_tokenizer(folder)
+    (folder / "config.json").write_text("{}")
+    template = f"{{% set date_string = date_string or {call} %}}{{{{ date_string }}}}"
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_a_template_that_reads_the_clock_reads_the_day_of_the_run(tmp_path):
+    folder = clocked(tmp_path)
+    assert Tokenizer.load(folder, date="2024-02-03").prompt_text([USER]) == "03 Feb 2024"
+    today = Tokenizer.load(folder)
+    assert str(datetime.date.fromisoformat(today.date)) == today.date
+    # Llama 3.1 has a day of its own, unless one is given.
+    own = clocked(tmp_path, "'26 Jul 2024'")
+    assert Tokenizer.load(own).prompt_text([USER]) == "26 Jul 2024"
+    assert Tokenizer.load(own).date is None
+    assert Tokenizer.load(own, date="2024-02-03").prompt_text([USER]) == "03 Feb 2024"
+
+
+def test_a_template_is_chosen_by_its_name_or_given(tmp_path):
+    named = [{"name": "rag", "template": "R"}, {"name": "tool_use", "template": "T"}]
+    folder = with_added(tmp_path / "m", chat_template=named)
+    (folder / "chat_template.jinja").unlink()
+    for name in (None, "other"):
+        with pytest.raises(UserError, match=r"model\.chat_template_name is .*rag, tool_use") as e:
+            Tokenizer.load(folder, chat_template_name=name)
+        assert "\n" not in str(e.value)
+    assert Tokenizer.load(folder, chat_template_name="rag").prompt_text([USER]) == "R"
+    assert Tokenizer.load(folder, chat_template="{{ 1 + 1 }}").prompt_text([USER]) == "2"
+    file = tmp_path / "own.jinja"
+    file.write_text("own")
+    given = Tokenizer.load(folder, chat_template=str(file))
+    assert given.prompt_text([USER]) == "own"
+    given.save_template(folder)
+    assert Tokenizer.load(folder).prompt_text([USER]) == "own"
+    with pytest.raises(UserError, match=r"model\.chat_template is 'none\.jinja': cannot be read"):
+        Tokenizer.load(folder, chat_template="none.jinja")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "special", "rows"),
+    [
+        (("<think>",), True, 259),
+        (("<extra>",), False, 259),
+        (("[PAD]", "<think>"), True, 260),
+        ((), True, 258),
+        ((), True, 100),
+    ],
+)
+def test_a_token_beyond_the_embedding_that_a_text_can_have_is_refused(
+    tokens, special, rows, tmp_path
+):
+    tokenizer = Tokenizer.load(with_added(tmp_path, *tokens, special=special))
+    with pytest.raises(UserError, match=f"beyond the model's embedding of {rows} rows") as error:
+        tokenizer.for_rows(rows)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_stop_token_beyond_the_embedding_is_refused(tmp_path):
+    folder = with_added(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": [2, 9999]}))
+    with pytest.raises(UserError, match="token 9999"):
+        Tokenizer.load(folder).for_rows(264)
+
+
+def test_padding_and_unused_control_tokens_beyond_the_embedding_are_harmless(tmp_path):
+    folder = with_added(tmp_path, "[PAD]", "<|reserved|>", pad_token="[PAD]")
+    assert Tokenizer.load(folder).pad_id == 259
+    fitted = Tokenizer.load(folder).for_rows(259)
+    assert fitted.pad_id < 259
+    assert fitted.encode("[PAD]<|reserved|>").max() < 259

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+OPEN, CLOSE = "<think>", "</think>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,20 @@ def summarise(lengths: Sequence[int], truncated: Sequence[bool]) -> Lengths:
     )
 
 
+def thinking_tokens(pieces: Sequence[str], *, begun: bool = False) -> int:
+    """Returns how many tokens of a completion are thinking; the others are the answer.
+
+    Thinking ends with the token that completes the last </think>. The answer has all that follows,
+    with white space and the stop token. Without that tag, see `split_thinking`.
+    """
+    text = "".join(pieces)
+    end = text.rfind(CLOSE)
+    if end < 0:
+        return len(pieces) if _has_begun(text, begun) else 0
+    ends = itertools.accumulate(map(len, pieces))
+    return next(i for i, reached in enumerate(ends, 1) if reached >= end + len(CLOSE))
+
+
 def split_thinking(text: str, *, begun: bool = False) -> tuple[str, str]:
     """Returns the thinking and the answer of a completion, without the tags between them.
 
@@ -58,8 +75,11 @@ def split_thinking(text: str, *, begun: bool = False) -> tuple[str, str]:
     begun. It has begun with <think> at the start of the text, or at the end of the prompt
     (`begun`); then the text is all thinking.
     """
-    thinking, tag, answer = text.rpartition("</think>")
+    thinking, tag, answer = text.rpartition(CLOSE)
     if not tag:
-        opened = begun or text.lstrip().startswith("<think>")
-        thinking, answer = (text, "") if opened else ("", text)
-    return thinking.lstrip().removeprefix("<think>").strip(), answer.strip()
+        thinking, answer = (text, "") if _has_begun(text, begun) else ("", text)
+    return thinking.lstrip().removeprefix(OPEN).strip(), answer.strip()
+
+
+def _has_begun(text: str, begun: bool) -> bool:
+    return begun or text.lstrip().startswith(OPEN)

@@ -8,6 +8,7 @@ Other fields are ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +16,9 @@ from typing import Any, Literal
 from sdjax.data.rows import RowError, Skipped, columns, convert_rows, text_field
 from sdjax.data.sources import read_rows
 from sdjax.records import Message
+
+# The beginning of a thought at the end of a prompt: its name, its closing tag, white space.
+OPENING = re.compile(r"<(\w*(?:think|thought|reason)\w*)>(?:\s*(</\1>))?(\s*)$", re.I)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,23 @@ def load(
 
     rows, skipped = convert_rows(source, read_rows(source), convert, on_bad_row)
     return [demonstration for of_row in rows for demonstration in of_row], skipped
+
+
+def without_opening(prompt: str, completion: str) -> str:
+    """Returns a completion without the beginning of a thought that ends its prompt already.
+
+    Some chat templates end a prompt with <think> and a line end, or with an empty thought.
+    """
+    opened = OPENING.search(prompt)
+    if opened is None:
+        return completion
+    # White space may differ between the template and the data.
+    wanted = re.escape(f"<{opened[1]}>") + (rf"\s*{re.escape(opened[2])}\s*" if opened[2] else "")
+    begun = re.match(rf"\s*{wanted}", completion)
+    if begun is None:
+        return completion
+    space = "" if opened[2] else opened[3]
+    return completion[begun.end() :].removeprefix(space)
 
 
 def _turns(messages: tuple[Message, ...], row: int) -> Iterator[Demonstration]:

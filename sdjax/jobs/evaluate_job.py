@@ -24,7 +24,9 @@ def run(cfg: config.Evaluate) -> None:
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
+    cfg = loaded_model.kept_date(cfg)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
+    cfg = model.dated(cfg)
     loaded_model.check_context(
         model.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
     )

@@ -11,7 +11,6 @@ from sdjax import config
 from sdjax.errors import UserError
 from sdjax.io import storage
 from sdjax.learner.checkpoint import Checkpoints
-from sdjax.models.files import weights
 from sdjax.models.network import lora
 from sdjax.parallel import hosts, rules
 from sdjax.training import loaded_model, resume
@@ -46,7 +45,7 @@ def run(cfg: config.Export) -> None:
         if frozen is not None:
             params = lora.joined(params, resume.load_base(model, checkpoints.host(step)))
         out = folder.local / "model" if folder.remote else folder.local
-        weights.export(params, model.cfg, model.folder, out)
+        model.export_to(params, out)
         model.export_adapters(params, source.path, out.with_name(f"{out.name}_adapter"))
     checkpoints.close()
     _to_place(folder)

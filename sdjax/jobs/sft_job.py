@@ -39,6 +39,8 @@ from sdjax.training.loop import evaluates, is_due
 NO_TEACHER = config.Teacher(kind="live")
 # Updates that are packed and copied to the devices while another one runs.
 AHEAD = 2
+# Last tokens of a prompt in which a chat template may begin a thought.
+OPENING = 64
 # What to do about an update that is not finite.
 REMEDY = "lower optim.lr, or look at the weights that the run started from"
 
@@ -50,7 +52,9 @@ def run(cfg: config.SFT) -> None:
     after = resume.done(cfg.out) if cfg.resume else 0
     run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
+    cfg = loaded_model.kept_date(cfg)
     model = loaded_model.open_model(cfg.model, cfg.mesh)
+    cfg = model.dated(cfg)
     loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
     loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
     config.require(
@@ -100,12 +104,24 @@ def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
 def encode(
     demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, enable_thinking: bool | None
 ) -> list[Conversation]:
-    """Returns each conversation as the tokens that the model would read and then sample."""
+    """Returns each conversation as the tokens that the model would read and then sample.
+
+    What the chat template has begun, such as a thought, is not begun again by the completion.
+    """
+    prompts = tokenizer.encode_prompts(
+        [d.messages for d in demonstrations], enable_thinking=enable_thinking
+    )
     texts = [
-        tokenizer.prompt_text(d.messages, enable_thinking=enable_thinking) for d in demonstrations
+        conversations.without_opening(tokenizer.decode_raw(prompt[-OPENING:]), d.completion)
+        for prompt, d in zip(prompts, demonstrations, strict=True)
     ]
-    prompts = tokenizer.encode_all(texts)
-    completions = tokenizer.encode_completions([d.completion for d in demonstrations])
+    again = sum(text != d.completion for text, d in zip(texts, demonstrations, strict=True))
+    if again:
+        hosts.note(
+            f"{again} completions begin with what the chat template's prompt ends with (a thought "
+            "that is opened); it counts once"
+        )
+    completions = tokenizer.encode_completions(texts)
     return [
         Conversation(tokens=np.concatenate([prompt, completion]), start=len(prompt))
         for prompt, completion in zip(prompts, completions, strict=True)

@@ -105,7 +105,9 @@ def run(cfg: config.Study) -> None:
     changes = run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
+    cfg = loaded_model.kept_date(cfg)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
+    cfg = model.dated(cfg)
     longest = cfg.eval.max_completion_tokens
     # A solution is an answer, so a prompt may have to hold the longest one with the question.
     whole = cfg.max_prompt_tokens + longest + TEMPLATE_TOKENS + longest

@@ -29,7 +29,9 @@ def run(cfg: config.Train) -> None:
     after = resume.done(cfg.out) if cfg.resume else 0
     changes = run_dir.check_same(cfg, after)
     stop = Stop()
+    cfg = loaded_model.kept_date(cfg)
     task, model, examples, sets = _prepare(cfg, stop.check)
+    cfg = model.dated(cfg)
     shared = cfg.resume or cfg.checkpoint.every > 0
     fingerprints = fingerprint.of_run(model, examples, sets)
     folder = run_dir.claim_folder(

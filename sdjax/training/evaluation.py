@@ -173,9 +173,9 @@ def answers(
 
 def _rows(name: str, group: Group, tokenizer: Tokenizer) -> Iterator[AnswerRow]:
     """Yields the row of answers.jsonl of each completion."""
-    begun = tokenizer.decode_raw(group.prompt).rstrip().endswith("<think>")
+    begun = tokenizer.decode_raw(group.prompt).rstrip().endswith(lengths.OPEN)
     for completion, grade in zip(group.completions, group.grades, strict=True):
-        thinking, answer = lengths.split_thinking(completion.text, begun=begun)
+        thinking = lengths.thinking_tokens(tokenizer.pieces(completion.tokens), begun=begun)
         yield {
             "set": name,
             "id": group.example.id,
@@ -184,8 +184,8 @@ def _rows(name: str, group: Group, tokenizer: Tokenizer) -> Iterator[AnswerRow]:
             "answer": group.example.answer,
             "completion": completion.text,
             "tokens": len(completion.tokens),
-            "thinking_tokens": len(tokenizer.encode(thinking)),
-            "answer_tokens": len(tokenizer.encode(answer)),
+            "thinking_tokens": thinking,
+            "answer_tokens": len(completion.tokens) - thinking,
             "finish": completion.finish,
             "reward": grade.reward,
             "correct": grade.correct,

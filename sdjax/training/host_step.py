@@ -181,7 +181,7 @@ def take_updates(
     """Returns the state after the updates of a step; donates the given state."""
     cfg, tokenizer, groups = setup.cfg, setup.model.tokenizer, inputs.sampled.groups
     marked = [
-        epistemic.epistemic_tokens(tokenizer.token_texts(c.tokens), cfg.lexicon)
+        epistemic.epistemic_tokens(tokenizer.pieces(c.tokens, checked=False), cfg.lexicon)
         for group in groups
         for c in group.completions
     ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
@@ -27,6 +29,8 @@ from sdjax.rollout.interface import Sampler
 from sdjax.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
+
+J = TypeVar("J", config.Train, config.SFT, config.Evaluate, config.Study)
 
 
 def keep_programs() -> None:
@@ -62,6 +66,13 @@ class LoadedModel:
     sampler: Sampler
     init_seed: int | None
     """The seed of random weights; None: the folder holds the weights."""
+    own_template: bool
+    """Whether the config, and not the model, names the chat template."""
+
+    def dated(self, job: J) -> J:
+        """Returns a job's config with the day that the chat template reads, if it reads one."""
+        day = self.tokenizer.date
+        return job if day is None else replace(job, model=replace(job.model, date=day))
 
     def load(self) -> nnx.State:
         """Returns the stored or randomly drawn params; each device holds its part."""
@@ -78,9 +89,15 @@ class LoadedModel:
 
     def export(self, params: nnx.State, out: Path) -> None:
         """Writes params as a Hugging Face folder, `out`/model."""
-        with writing(out / "model"):
-            weights.export(params, self.cfg, self.folder, out / "model")
+        self.export_to(params, out / "model")
         hosts.note(f"model: {out / 'model'} (a Hugging Face folder)")
+
+    def export_to(self, params: nnx.State, folder: Path) -> None:
+        """Writes params as the Hugging Face folder `folder`, with the chat template in use."""
+        with writing(folder):
+            weights.export(params, self.cfg, self.folder, folder)
+            if self.own_template and jax.process_index() == 0:
+                self.tokenizer.save_template(folder)
 
     def export_adapters(self, params: nnx.State, base: str, out: Path) -> None:
         """Writes the adapters as a folder for PEFT; does nothing for a model without adapters.
@@ -125,7 +142,7 @@ def open_model(
     _check_attention(cfg)
     if source.init_seed is None:
         weights.check(folder, cfg)
-    tokenizer = Tokenizer.load(source.path, source.revision)
+    tokenizer = _tokenizer(source, cfg.vocab_size)
     transformer = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(transformer)
     sampler: Sampler
@@ -150,7 +167,36 @@ def open_model(
         abstract=abstract,
         sampler=sampler,
         init_seed=source.init_seed,
+        own_template=source.chat_template is not None or source.chat_template_name is not None,
     )
+
+
+def _tokenizer(source: config.Model, rows: int) -> Tokenizer:
+    """Returns the tokenizer of a model whose embedding has that many rows."""
+    tokenizer = Tokenizer.load(
+        source.path,
+        source.revision,
+        chat_template=source.chat_template,
+        chat_template_name=source.chat_template_name,
+        date=source.date,
+    )
+    # The hosts' clocks may stand on two days.
+    return replace(tokenizer, date=hosts.of_first(tokenizer.date)).for_rows(rows)
+
+
+def kept_date(job: J) -> J:
+    """Returns the config of a job that resumes with the day that its run began with.
+
+    Call it before `open_model`, and `LoadedModel.dated` after it.
+    """
+    if not job.resume or job.model.date is not None:
+        return job
+    file = storage.place(job.out) / "config.json"
+    day = None
+    if jax.process_index() == 0 and file.exists():
+        with suppress(ValueError, AttributeError):  # run_dir reports a file that is not JSON
+            day = json.loads(file.read_text()).get("model", {}).get("date")
+    return replace(job, model=replace(job.model, date=hosts.of_first(day)))
 
 
 def _server_sampler(

@@ -15,7 +15,7 @@ from sums import evaluation as job
 
 from sdjax import config, main, tasks
 from sdjax.analysis import accuracy, epistemic
-from sdjax.analysis.lengths import split_thinking
+from sdjax.analysis.lengths import split_thinking, thinking_tokens
 from sdjax.errors import UserError
 from sdjax.jobs import evaluate_job, train_job
 from sdjax.models.files import weights
@@ -60,6 +60,7 @@ def test_figures_are_those_of_the_answers_in_the_file(finished):
         assert found["lengths"]["mean"] == np.mean([r["tokens"] for r in own])
         assert found["lengths"]["truncated"] == np.mean([r["finish"] == "length" for r in own])
         assert found["answer"]["mean"] == np.mean([r["answer_tokens"] for r in own])
+        assert all(r["thinking_tokens"] + r["answer_tokens"] == r["tokens"] for r in own)
         for mode, name in (("paper", "epistemic"), ("word", "epistemic_word")):
             counted = epistemic.summarise([r["completion"] for r in own], [1], mode)
             assert found[name]["total"] == counted.total
@@ -387,3 +388,19 @@ def is_tie(reference, prompt, ours, theirs) -> bool:
         top = reference(ids).logits[0, -1].topk(2)
     close = float(top.values[0] - top.values[1]) < 1e-3
     return close and {int(ours[at]), int(theirs[at])} == set(top.indices.tolist())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "begun", "thinking"),
+    [
+        (["<think>", "a", "</think>", "\n", "b", "<|im_end|>"], False, 3),
+        (["<th", "ink>a</", "thi", "nk>b", " c"], False, 4),
+        (["a", "</think>", "b", "</think>", "c"], True, 4),
+        (["a", "b"], True, 2),
+        (["a", "b"], False, 0),
+        ([" <think>", "b", ""], False, 3),
+        ([], False, 0),
+    ],
+)
+def test_each_token_is_thinking_or_answer(pieces, begun, thinking):
+    assert thinking_tokens(pieces, begun=begun) == thinking

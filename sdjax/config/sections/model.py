@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,35 @@ class Model:
     full: whole layers."""
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
     """Implementation of attention. auto: splash on a TPU, cudnn on a GPU, plain elsewhere."""
+    chat_template: str | None = None
+    """A Jinja chat template, or the file of one, in place of the model's own. A base model may have
+    none. An exported model keeps it."""
+    chat_template_name: str | None = None
+    """Chooses one of several chat templates of a model by its name. None takes the one named
+    default."""
+    date: str | None = None
+    """The day that the chat template writes into prompts, as YYYY-MM-DD. None: the day on which the
+    run starts, if the template reads the clock. config.json records that day, and a resumed run
+    keeps it."""
+
+    def __post_init__(self) -> None:
+        once = self.chat_template is None or self.chat_template_name is None
+        require(
+            once,
+            "model.chat_template_name",
+            self.chat_template_name,
+            "model.chat_template is set too; set one of the two",
+        )
+        known = self.date is None or is_day(self.date)
+        require(known, "model.date", self.date, "must be a day, YYYY-MM-DD")
+
+
+def is_day(text: str) -> bool:
+    """Returns whether a text is a day, YYYY-MM-DD."""
+    try:
+        return str(datetime.date.fromisoformat(text)) == text
+    except ValueError:
+        return False
 
 
 Matrix = Literal["q", "k", "v", "o", "gate", "up", "down"]

@@ -108,7 +108,7 @@ def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> N
         _write_json(folder / "generation_config.json", tokens)
         from sdjax.tokenizer import Tokenizer
 
-        Tokenizer.load(source).save(folder)
+        Tokenizer.read(source).save(folder)
     else:
         fields = json.loads((source / "config.json").read_text())
         for name in COPIED:
