@@ -46,8 +46,19 @@ class Fields(dict[str, Any]):
     """
 
     def __init__(self, fields: dict[str, Any]) -> None:
-        super().__init__((name, _watched(value)) for name, value in fields.items())
+        super().__init__(fields)
         self._read: set[str] = set()
+        # The values that hold rows themselves.
+        self._inner: dict[str, list[Fields]] = {}
+        for name, value in fields.items():
+            if isinstance(value, dict):
+                self._inner[name] = [Fields(value)]
+                super().__setitem__(name, self._inner[name][0])
+            # The first item decides, because a list of numbers may be long.
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                watched = [Fields(item) if isinstance(item, dict) else item for item in value]
+                self._inner[name] = [item for item in watched if isinstance(item, Fields)]
+                super().__setitem__(name, watched)
 
     def __getitem__(self, name: str) -> Any:
         self._read.add(name)
@@ -59,7 +70,8 @@ class Fields(dict[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the value of a field, `default` if there is none."""
-        return self[name] if name in self else default
+        self._read.add(name)
+        return super().get(name, default)
 
     def items(self) -> Any:
         """Returns names and values; all fields count as read."""
@@ -76,23 +88,13 @@ class Fields(dict[str, Any]):
 
         An object of which no field was read counts as read as a whole.
         """
-        for name, value in super().items():
-            if name not in self._read:
-                if value not in (None, "", [], {}):
-                    yield name
-                continue
-            for inner in value if isinstance(value, list) else (value,):
-                if isinstance(inner, Fields) and inner._read:
+        for name in self.keys() - self._read:
+            if super().__getitem__(name) not in (None, "", [], {}):
+                yield name
+        for name in self._read & self._inner.keys():
+            for inner in self._inner[name]:
+                if inner._read:
                     yield from (f"{name}.{path}" for path in inner.unread())
-
-
-def _watched(value: Any) -> Any:
-    if isinstance(value, dict):
-        return Fields(value)
-    # The first item decides, because a list of numbers may be long.
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return [_watched(item) for item in value]
-    return value
 
 
 def field(row: dict[str, Any], *names: str) -> Any:
@@ -100,13 +102,15 @@ def field(row: dict[str, Any], *names: str) -> Any:
 
     One name that is no column may be such a path: "reward_model.ground_truth".
     """
-    path = ".".join(names)
+    path = names[0] if len(names) == 1 else ".".join(names)
+    if len(names) == 1 and path not in row:
+        names = tuple(path.split("."))
     value: Any = row
-    for name in path.split(".") if path not in row else (path,):
-        if not isinstance(value, dict) or name not in value or value[name] is None:
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+        if value is None:
             known = "" if names[0] in row else f" (the columns are {columns(row)})"
             raise RowError(f"field '{path}' is missing{known}")
-        value = value[name]
     return value
 
 
@@ -118,12 +122,16 @@ def text_field(row: dict[str, Any], *names: str) -> str:
 def checked_text(value: Any, what: str) -> str:
     """Returns `value`, a text that is not blank; raises RowError, which begins with `what`."""
     if not isinstance(value, str):
-        raise RowError(f"{what} is {type(value).__name__}, not text")
+        raise RowError(f"{what} is {_kind(value)}, not text")
     if not value.strip():
         raise RowError(f"{what} is empty")
     if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise RowError(f"{what} holds half of a character (a lone surrogate)")
     return value
+
+
+def _kind(value: Any) -> str:
+    return "an object" if isinstance(value, dict) else type(value).__name__
 
 
 def answer_field(row: dict[str, Any], *names: str) -> str:
@@ -150,7 +158,7 @@ def _answer(value: Any, what: str) -> str:
         return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
     if isinstance(value, str):
         return checked_text(value, what)
-    raise RowError(f"{what} is {type(value).__name__}, not text, a number or a list of them")
+    raise RowError(f"{what} is {_kind(value)}, not text, a number or a list of them")
 
 
 def columns(row: dict[str, Any], listed: int = 12) -> str:
@@ -236,9 +244,9 @@ def _remark(file: str, unread: Counter[str], count: int) -> tuple[Skipped, ...]:
     return (Skipped(file, 0, f"columns not used: {', '.join(names)}"),)
 
 
-def prompt_key(example: Example) -> str:
-    """Returns a text that is the same for examples with the same messages, and only for them."""
-    return repr([(message["role"], message["content"]) for message in example.messages])
+def prompt_key(example: Example) -> tuple[str, ...]:
+    """Returns texts that are the same for examples with the same messages, and only for them."""
+    return tuple(text for m in example.messages for text in (m["role"], m["content"]))
 
 
 def unseen(
@@ -261,7 +269,7 @@ def unseen(
 
 def distinct(examples: Sequence[Example], file: str) -> tuple[list[Example], tuple[Skipped, ...]]:
     """Returns the first example of all that have the same messages, and a remark on the others."""
-    first: dict[str, Example] = {}
+    first: dict[tuple[str, ...], Example] = {}
     for example in examples:
         first.setdefault(prompt_key(example), example)
     repeats = len(examples) - len(first)
@@ -277,7 +285,7 @@ def split(
     Seed and prompt decide, so a held-out prompt stays one if the file's order changes. Raises
     UserError if more than half of the prompts would be held out.
     """
-    first: dict[str, Example] = {}
+    first: dict[tuple[str, ...], Example] = {}
     for example in examples:
         first.setdefault(prompt_key(example), example)
     if count > len(first) // 2:
@@ -286,9 +294,8 @@ def split(
             f"prompts of {file}; take at most half of them, or 0 for no evaluation"
         )
 
-    def rank(key: str) -> bytes:
-        text = f"{seed}/{key}".encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(text, digest_size=16).digest()
+    def rank(key: tuple[str, ...]) -> bytes:
+        return hashlib.blake2b(repr((seed, key)).encode(), digest_size=16).digest()
 
     chosen = set(sorted(first, key=rank)[:count])
     held_out = [example for key, example in first.items() if key in chosen]

@@ -21,7 +21,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def _hub(source: str) -> tuple[Path, ...]:
         if path.endswith(SUFFIXES) and fnmatch.fnmatch(path, pattern) and file.is_file()
     }
     if not found:
-        names = hub.listed(name, revision)
+        names = hub.listed(name, revision) or [p for p, file in inside.items() if file.is_file()]
         known = f"; it has {', '.join(names[:20])}" if names else ""
         kinds = ", ".join(SUFFIXES)
         raise UserError(f"{source}: none of the data set's {kinds} files matches{known}")
@@ -109,7 +109,7 @@ def _hub(source: str) -> tuple[Path, ...]:
     return tuple(found.values())
 
 
-def _check_parts(source: str, found: Iterable[str]) -> None:
+def _check_parts(source: str, found: Collection[str]) -> None:
     """Raises UserError if the cache has only some parts of a file, NAME-00000-of-00005."""
     parts: dict[tuple[str, int], int] = {}
     for path in found:
@@ -117,7 +117,7 @@ def _check_parts(source: str, found: Iterable[str]) -> None:
             key = match[1], int(match[2])
             parts[key] = parts.get(key, 0) + 1
     for (path, count), there in parts.items():
-        if there < count and "*" in source:
+        if there < count and not source.endswith(tuple(found)):
             raise UserError(
                 f"{source}: the cache has {there} of the {count} parts of {path}; fetch the others "
                 "with a network, without HF_HUB_OFFLINE"

@@ -48,9 +48,10 @@ def listed(name: str, revision: str | None) -> list[str]:
     import huggingface_hub
 
     try:
-        return huggingface_hub.list_repo_files(name, repo_type="dataset", revision=revision)
+        found = huggingface_hub.HfApi().dataset_info(name, revision=revision).siblings or []
     except Exception:
         return []
+    return [file.rfilename for file in found]
 
 
 def reason(error: BaseException) -> str:
