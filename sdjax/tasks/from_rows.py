@@ -8,7 +8,7 @@ from typing import Any
 
 from sdjax import config
 from sdjax.data import messages
-from sdjax.data.rows import RowError, Skipped, distinct, field, split, unseen
+from sdjax.data.rows import RowError, Skipped, columns, distinct, field, split, unseen
 from sdjax.errors import UserError
 from sdjax.records import Example, Message
 
@@ -32,6 +32,15 @@ class RowTask(config.TaskConfig):
     def prompt(self, row: dict[str, Any], otherwise: Sequence[str]) -> tuple[Message, ...]:
         """Returns the messages of a row's prompt, whose column is `question` or in `otherwise`."""
         return messages.prompt(row, self.question, otherwise, system=self.system)
+
+    def answer_path(self, row: dict[str, Any], usual: str = "answer") -> str:
+        """Returns the column or path of the answer; raises RowError for a row without `usual`."""
+        if not self.answer and usual.partition(".")[0] not in row:
+            raise RowError(
+                f"field '{usual}' is missing (the columns are {columns(row)}): name the answer's "
+                "column with task.answer"
+            )
+        return self.answer or usual
 
 
 def with_last(prompt: tuple[Message, ...], change: Callable[[str], str]) -> tuple[Message, ...]:

@@ -110,12 +110,12 @@ def _answer(row: dict[str, Any], cfg: Math) -> tuple[str, str | None]:
     this mark is the solution. The config's columns replace these. Raises RowError for other rows.
     """
     verl = row.get("reward_model") is not None and not cfg.answer
-    path = cfg.answer or ("reward_model.ground_truth" if verl else "answer")
     solution = _solution(row, cfg.solution or ("extra_info.solution" if verl else "solution"))
     if solution is not None and not verl and not cfg.answer and row.get("answer") is None:
         boxed = last_boxed(solution)
         if boxed is not None:
             return boxed, solution
+    path = cfg.answer_path(row, "reward_model.ground_truth" if verl else "answer")
     answer = answer_field(row, path)
     worked, mark, end = answer.rpartition("####")
     if verl or not mark:

@@ -61,9 +61,8 @@ def load(cfg: SciKnowEval, data: config.Data) -> Task:
 def _read(
     cfg: SciKnowEval, file: str, split: str, data: config.Data
 ) -> tuple[list[Example], tuple[Skipped, ...]]:
-    name = cfg.answer or "answer"
-
     def convert(row: dict[str, Any], number: int) -> Example:
+        name = cfg.answer_path(row)
         messages = cfg.prompt(row, QUESTIONS)
         choices = options(row, cfg.choices) if cfg.choices else None
         if choices is None:

@@ -56,9 +56,8 @@ def load(cfg: ToolUse, data: config.Data) -> Task:
 def _read(
     cfg: ToolUse, source: str, split: str, data: config.Data
 ) -> tuple[list[Example], tuple[Skipped, ...]]:
-    name = cfg.answer or "answer"
-
     def convert(row: dict[str, Any], number: int) -> Example:
+        name = cfg.answer_path(row)
         value = field(row, name)
         # The calls may be a list, or the JSON text of one.
         answer = value if isinstance(value, str) else json.dumps(value)
