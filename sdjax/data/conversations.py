@@ -51,8 +51,8 @@ class ConversationColumns:
             turns = conversation(whole, field(row, whole))
         elif row.get(asked) is None or row.get(said) is None:
             raise RowError(
-                f"has neither {whole} nor {asked} and {said} (the columns are {columns(row)}): name "
-                "the columns with messages, or prompt and completion"
+                f"has neither {whole} nor {asked} and {said} (the columns are {columns(row)}): "
+                "name the columns with messages, or prompt and completion"
             )
         else:
             turns = [*_part(row, asked, "user"), *_part(row, said, "assistant")]

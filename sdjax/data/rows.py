@@ -39,7 +39,7 @@ class Skipped:
     reason: str
 
 
-class Fields(dict[str, Any]):
+class RowFields(dict[str, Any]):
     """A row, or an object inside one, that knows which of its fields were read.
 
     A field counts as read by `row[name]`, `row.get(name)`, `row.items()` or `row.values()`.
@@ -49,15 +49,15 @@ class Fields(dict[str, Any]):
         super().__init__(fields)
         self._read: set[str] = set()
         # The values that hold rows themselves.
-        self._inner: dict[str, list[Fields]] = {}
+        self._inner: dict[str, list[RowFields]] = {}
         for name, value in fields.items():
             if isinstance(value, dict):
-                self._inner[name] = [Fields(value)]
+                self._inner[name] = [RowFields(value)]
                 super().__setitem__(name, self._inner[name][0])
             # The first item decides, because a list of numbers may be long.
             elif isinstance(value, list) and value and isinstance(value[0], dict):
-                watched = [Fields(item) if isinstance(item, dict) else item for item in value]
-                self._inner[name] = [item for item in watched if isinstance(item, Fields)]
+                watched = [RowFields(item) if isinstance(item, dict) else item for item in value]
+                self._inner[name] = [item for item in watched if isinstance(item, RowFields)]
                 super().__setitem__(name, watched)
 
     def __getitem__(self, name: str) -> Any:
@@ -215,7 +215,7 @@ def _converted(
     """Returns the converted row, and the paths of its fields that were not read."""
     if isinstance(row, Broken):
         raise RowError(row.reason)
-    fields = Fields(row)
+    fields = RowFields(row)
     value = convert(fields, number)
     return value, set(fields.unread())
 

@@ -66,7 +66,7 @@ def files(source: str) -> tuple[Path, ...]:
 
 
 def _missing(source: str) -> str:
-    """Returns what to do about a path without a file."""
+    """Returns the remedy for a path without a file."""
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not source.endswith(SUFFIXES):
         return f"a data set of the hub reads hf://datasets/{source}"
     return "correct the path"
