@@ -22,6 +22,13 @@ class SFT:
     source: str
     """Conversations; sdjax/data/sources.py lists the kinds of source. A row has messages, a list of
     {"role", "content"}, or prompt and completion."""
+    messages: str = ""
+    """Column of the messages. If empty, messages."""
+    prompt: str = ""
+    """Column of the prompt, a text or a list of messages. If empty, prompt. A name here or in
+    `completion` leaves a column of messages aside."""
+    completion: str = ""
+    """Column of the completion, a text or a list of messages. If empty, completion."""
     turns: Literal["last", "all"] = "last"
     """Turns of the assistant that are learned. last: the last one. all: each turn as a separate
     context, as the model sees it when it answers."""

@@ -43,6 +43,9 @@ class Sweep:
     def __post_init__(self) -> None:
         require(bool(self.runs), "runs", sorted(self.runs), "needs at least one training")
         require_names("runs", self.runs)
+        for name, one in self.runs.items():
+            held_out = one.task.held_out
+            require(held_out > 0, f"runs.{name}.task.held_out", held_out, "scores are compared")
         require(bool(self.values), "values", self.values, "needs at least one")
         for name, run in self.runs.items():
             at_ends = run.eval.at_ends

@@ -3,17 +3,19 @@
 A row has one of
     messages                a list of {"role", "content"} with a turn of the assistant in it
     prompt and completion   each a text or a list of messages; the completion is the assistant's
-Other fields are ignored.
+A column `system` comes before them. `reasoning_content` or `thinking` of a message stands before
+its content, between <think> tags. A turn of the assistant whose `weight` is 0 is not learned.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sdjax.data.rows import RowError, Skipped, columns, convert_rows, text_field
+from sdjax.data.messages import Turn, conversation, refuse_unreadable, with_system
+from sdjax.data.rows import RowError, Skipped, columns, convert_rows, field, text_field
 from sdjax.data.sources import read_rows
 from sdjax.records import Message
 
@@ -30,8 +32,47 @@ class Demonstration:
     completion: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversationColumns:
+    """The columns that hold conversations; an empty name stands for the usual one."""
+
+    messages: str = ""
+    prompt: str = ""
+    completion: str = ""
+
+    def turns(self, row: dict[str, Any]) -> list[Turn]:
+        """Returns the turns of a row; raises RowError for a row without a conversation."""
+        refuse_unreadable(row)
+        if row.get("weight") not in (None, 1):
+            raise RowError(f"field 'weight' is {row['weight']!r}: rows have no weights; remove it")
+        pair_named = bool(self.prompt or self.completion)
+        whole, asked, said = (
+            self.messages or "messages",
+            self.prompt or "prompt",
+            self.completion or "completion",
+        )
+        if self.messages or (not pair_named and row.get(whole) is not None):
+            turns = conversation(whole, field(row, whole))
+        elif row.get(asked) is None or row.get(said) is None:
+            raise RowError(
+                f"has neither {whole} nor {asked} and {said} (the columns are {columns(row)}): "
+                "name the columns with messages, or prompt and completion"
+            )
+        else:
+            turns = [*_part(row, asked, "user"), *_part(row, said, "assistant")]
+        before = with_system(tuple(turn.message for turn in turns), row)[: -len(turns)]
+        return [*(Turn(message, learned=False) for message in before), *turns]
+
+
+USUAL = ConversationColumns()
+
+
 def load(
-    source: str, *, turns: Literal["last", "all"], on_bad_row: Literal["error", "skip"]
+    source: str,
+    *,
+    turns: Literal["last", "all"],
+    on_bad_row: Literal["error", "skip"],
+    named: ConversationColumns = USUAL,
 ) -> tuple[list[Demonstration], tuple[Skipped, ...]]:
     """Returns the demonstrations of a source (sdjax/data/sources.py) and the rows left out.
 
@@ -40,9 +81,9 @@ def load(
     """
 
     def convert(row: dict[str, Any], number: int) -> list[Demonstration]:
-        demonstrations = list(_turns(_messages(row), number))
+        demonstrations = list(_demonstrations(named.turns(row), number))
         if not demonstrations:
-            raise RowError("has no turn of the assistant with a text")
+            raise RowError("has no turn of the assistant with a text to learn")
         return demonstrations if turns == "all" else demonstrations[-1:]
 
     rows, skipped = convert_rows(source, read_rows(source), convert, on_bad_row)
@@ -66,35 +107,18 @@ def without_opening(prompt: str, completion: str) -> str:
     return completion[begun.end() :].removeprefix(space)
 
 
-def _turns(messages: tuple[Message, ...], row: int) -> Iterator[Demonstration]:
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant" and message["content"].strip():
+def _demonstrations(turns: Sequence[Turn], row: int) -> Iterator[Demonstration]:
+    messages = tuple(turn.message for turn in turns)
+    for i, (message, turn) in enumerate(zip(messages, turns, strict=True)):
+        if message["role"] == "assistant" and message["content"].strip() and turn.learned:
             if not i:
                 raise RowError("begins with the assistant: nothing comes before its turn")
             yield Demonstration(row=row, messages=messages[:i], completion=message["content"])
 
 
-def _messages(row: dict[str, Any]) -> tuple[Message, ...]:
-    if "messages" in row:
-        return _conversation("messages", row["messages"])
-    if "prompt" not in row or "completion" not in row:
-        raise RowError(
-            f"has neither messages nor prompt and completion (the columns are {columns(row)})"
-        )
-    parts = {
-        name: (Message(role=role, content=text_field(row, name)),)
-        if isinstance(row[name], str)
-        else _conversation(name, row[name])
-        for name, role in (("prompt", "user"), ("completion", "assistant"))
-    }
-    return parts["prompt"] + parts["completion"]
-
-
-def _conversation(name: str, value: Any) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise RowError(f"field '{name}' is {type(value).__name__}, not a list of messages")
-    for number, message in enumerate(value, 1):
-        for key in ("role", "content"):
-            if not isinstance(message, dict) or not isinstance(message.get(key), str):
-                raise RowError(f"field '{name}', message {number}: '{key}' is not a text")
-    return tuple(Message(role=m["role"], content=m["content"]) for m in value)
+def _part(row: dict[str, Any], name: str, role: str) -> list[Turn]:
+    """Returns the turns of a prompt or a completion, a text or a list of messages."""
+    value = field(row, name)
+    if isinstance(value, list):
+        return conversation(name, value)
+    return [Turn(Message(role=role, content=text_field(row, name)), learned=True)]

@@ -73,8 +73,10 @@ def drop_overlong(
 
     A data set of more than LISTED examples is not listed: some 256 of its prompts are measured, and
     one that is too long is an error. Raises UserError for it, for a long prompt if `on_overlong` is
-    "error", and if every prompt is too long.
+    "error", and if every prompt is too long or there is none.
     """
+    if not len(examples):
+        raise UserError("task: it has no example here; name a source for these examples")
     if len(examples) > LISTED:
         sample = [examples[i] for i in range(0, len(examples), len(examples) // 256)]
         drop_overlong(sample, prompt_tokens, limit, "error")

@@ -9,6 +9,7 @@ A source is one of
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import fnmatch
 import hashlib
@@ -18,8 +19,9 @@ import os
 import re
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,8 @@ SUFFIXES = (".parquet", ".jsonl", ".json")
 def read_rows(source: str) -> Iterator[Row]:
     """Yields (row number from 1, row).
 
-    A .json file holds one array of objects, or one object per line. A row that is no JSON object
-    is yielded as Broken. Raises UserError for a source that cannot be read.
+    A .json or .jsonl file holds one array of objects, or one object per line, in UTF-8. A row that
+    is no JSON object is yielded as Broken. Raises UserError for a source that cannot be read.
     """
     folder, _, split = source.partition(":")
     if "://" not in source and Path(folder).is_dir():
@@ -59,14 +61,23 @@ def files(source: str) -> tuple[Path, ...]:
     if source.startswith(("https://", "http://")):
         return (_fetched(source),)
     if not Path(source).is_file():
-        raise UserError(f"{source}: no such file: correct the path")
+        raise UserError(f"{source}: no such file: {_missing(source)}")
     return (Path(source),)
 
 
+def _missing(source: str) -> str:
+    """Returns the remedy for a path without a file."""
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not source.endswith(SUFFIXES):
+        return f"a data set of the hub reads hf://datasets/{source}"
+    return "correct the path"
+
+
 def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
-    readers = {".jsonl": _json_lines, ".json": _json, ".parquet": _parquet}
+    readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet}
     if file.suffix not in readers:
-        raise UserError(f"{file}: is none of {', '.join(readers)}: convert it")
+        packed = file.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip")
+        remedy = "unpack it" if packed else "convert it"
+        raise UserError(f"{file}: is none of {', '.join(readers)}: {remedy}")
     return readers[file.suffix]
 
 
@@ -74,33 +85,50 @@ def _hub(source: str) -> tuple[Path, ...]:
     match = re.fullmatch(r"hf://datasets/([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", source)
     if match is None:
         raise UserError(f"{source}: should read hf://datasets/OWNER/NAME[@REVISION][/PATTERN]")
-    import huggingface_hub
-
     name, revision, pattern = match.groups()
+    pattern = pattern or "*"
+    # Do not fetch archives and images that a broad pattern matches too.
+    patterns = [pattern + s for s in SUFFIXES] if pattern.endswith("*") else [pattern]
     try:
-        listed = huggingface_hub.list_repo_files(name, repo_type="dataset", revision=revision)
-        wanted = [
-            f for f in sorted(listed) if f.endswith(SUFFIXES) and fnmatch.fnmatch(f, pattern or "*")
-        ]
-        if not wanted:
-            raise UserError(f"{source}: none of the data set's files matches; it has {listed[:20]}")
-        fetched = [
-            Path(huggingface_hub.hf_hub_download(name, f, repo_type="dataset", revision=revision))
-            for f in wanted
-        ]
-        hub.check(fetched)
-        return tuple(fetched)
-    except (OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{source}: cannot be fetched ({_first_line(error)})") from None
+        folder = hub.data_set(name, revision, patterns)
+    except UserError as error:
+        raise UserError(f"{source}: cannot be fetched ({error})") from None
+    inside = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*"))}
+    found = {
+        path: file
+        for path, file in inside.items()
+        if path.endswith(SUFFIXES) and fnmatch.fnmatch(path, pattern) and file.is_file()
+    }
+    if not found:
+        names = hub.listed(name, revision) or [p for p, file in inside.items() if file.is_file()]
+        known = f"; it has {', '.join(names[:20])}" if names else ""
+        kinds = ", ".join(SUFFIXES)
+        raise UserError(f"{source}: none of the data set's {kinds} files matches{known}")
+    _check_parts(source, found)
+    hub.check(list(found.values()))
+    return tuple(found.values())
+
+
+def _check_parts(source: str, found: Collection[str]) -> None:
+    """Raises UserError if the cache has only some parts of a file, NAME-00000-of-00005."""
+    parts: dict[tuple[str, int], int] = {}
+    for path in found:
+        if match := re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.\w+", path):
+            key = match[1], int(match[2])
+            parts[key] = parts.get(key, 0) + 1
+    for (path, count), there in parts.items():
+        if there < count and not source.endswith(tuple(found)):
+            raise UserError(
+                f"{source}: the cache has {there} of the {count} parts of {path}; fetch the others "
+                "with a network, without HF_HUB_OFFLINE"
+            )
 
 
 def _fetched(url: str) -> Path:
     """Returns the local copy of a file on the web."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sdjax"
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    file = cache / f"{digest}-{url.rpartition('/')[2]}"
+    file = cache / f"{digest}-{urllib.parse.urlsplit(url).path.rpartition('/')[2]}"
     if file.is_file():
         return file
     cache.mkdir(parents=True, exist_ok=True)
@@ -122,12 +150,28 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
+# The first bytes of text in encodings other than UTF-8.
+_ENCODINGS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
 def _json(file: Path) -> Iterator[Row]:
     with file.open("rb") as stream:
-        first = stream.read(1)
-        while first.isspace():
-            first = stream.read(1)
-    return _json_array(file) if first == b"[" else _json_lines(file)
+        start = stream.read(1 << 16)
+    for mark, encoding in _ENCODINGS.items():
+        if start.startswith(mark):
+            raise UserError(f"{file}: is {encoding} text: save it as UTF-8")
+    if b"\0" in start[:4]:  # JSON begins with two characters of one byte each
+        raise UserError(f"{file}: is UTF-16 or UTF-32 text, or no text: save it as UTF-8")
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    # One object over several lines is a row too.
+    if text.startswith(b"[") or text.partition(b"\n")[0].strip() == b"{":
+        return _json_whole(file)
+    return _json_lines(file)
 
 
 def _json_lines(file: Path) -> Iterator[Row]:
@@ -135,11 +179,28 @@ def _json_lines(file: Path) -> Iterator[Row]:
         for number, line in enumerate(stream, start=1):
             if line.strip():
                 try:
-                    value = json.loads(line.strip())
+                    value = _value(line.strip())
                 except (ValueError, RecursionError) as error:
                     yield number, Broken(f"is not JSON ({_json_fault(error)})")
                 else:
                     yield number, _checked(value)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Returns the object of the pairs; raises ValueError if two have one key."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice")
+    return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _value(text: bytes) -> Any:
+    return _DECODER.decode(text.decode("utf-8-sig"))
 
 
 def _checked(value: Any) -> dict[str, Any] | Broken:
@@ -148,17 +209,18 @@ def _checked(value: Any) -> dict[str, Any] | Broken:
     return Broken(f"is a JSON {type(value).__name__}, not an object")
 
 
-def _json_array(file: Path) -> Iterator[Row]:
+def _json_whole(file: Path) -> Iterator[Row]:
+    """Yields the rows of a file that holds one JSON value: an array, or one row."""
     text = file.read_bytes()
     try:
-        values = json.loads(text)
+        values = _value(text)
     except (ValueError, RecursionError) as error:
         row = _broken_element(text, error)
         raise UserError(
             f"{file}:{row}: is not JSON ({_json_fault(error)}); mend the row: in an array the rows "
             "after it cannot be found"
         ) from None
-    for number, value in enumerate(values, start=1):
+    for number, value in enumerate(values if isinstance(values, list) else [values], start=1):
         yield number, _checked(value)
 
 
@@ -176,9 +238,9 @@ def _broken_element(text: bytes, error: Exception) -> int:
     readable = text[: error.start] if isinstance(error, UnicodeDecodeError) else text
     with contextlib.suppress(ValueError, RecursionError):
         array = readable.decode()
-        decoder, at = json.JSONDecoder(), array.index("[") + 1
+        at = array.index("[") + 1
         while True:
-            _, at = decoder.raw_decode(array, _SPACE.match(array, at).end())  # type: ignore[union-attr]
+            _, at = _DECODER.raw_decode(array, _SPACE.match(array, at).end())  # type: ignore[union-attr]
             comma = _SPACE.match(array, at).end()  # type: ignore[union-attr]
             if array[comma : comma + 1] != ",":
                 break
@@ -209,7 +271,9 @@ def _tfds(folder: Path, split: str) -> Iterator[Row]:
     try:
         builder = tfds.builder_from_directory(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: is no TFDS data directory ({_first_line(error)})") from None
+        raise UserError(
+            f"{folder}: is no TFDS data directory ({_first_line(error)}); name a file in it"
+        ) from None
     splits = sorted(builder.info.splits)
     if split not in splits and (split or len(splits) != 1):
         raise UserError(f"{folder}: choose a split, {folder}:SPLIT with one of {', '.join(splits)}")
@@ -225,7 +289,7 @@ def _tfds(folder: Path, split: str) -> Iterator[Row]:
 
 def _decoded(name: str, value: Any) -> Any:
     """Returns the value of a parquet column; some files write their structs as JSON text."""
-    if name in ("prompt", "reward_model", "extra_info") and isinstance(value, str):
+    if name in ("prompt", "messages", "reward_model", "extra_info") and isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             inner = json.loads(value)
             if isinstance(inner, dict) or (

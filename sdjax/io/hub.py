@@ -1,4 +1,4 @@
-"""Checks that downloaded files are those of the hub.
+"""Brings data sets from the Hugging Face hub, and checks that files are those of the hub.
 
 The hub's client checks the size of a file during the download only, and never its contents. Its
 cache names each file by the hash that the hub gives: SHA-256 for a large file, git's hash for a
@@ -16,6 +16,57 @@ from pathlib import Path
 from sdjax.errors import UserError
 
 PART = 1 << 24  # bytes read at a time
+# What the errors of the hub's client mean, the narrower ones first.
+_REASONS = {
+    "GatedRepoError": "access is restricted: accept its terms on its page, and set HF_TOKEN",
+    "RepositoryNotFoundError": "no such repository, or a private one, which needs HF_TOKEN",
+    "RevisionNotFoundError": "no such revision",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and the cache has no copy",
+}
+
+
+def data_set(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Returns the folder of the cache with the files of a data set that match the patterns.
+
+    Without network, or with HF_HUB_OFFLINE=1, it is that of an earlier download. Raises UserError,
+    whose text is the reason alone, if there is no such folder.
+    """
+    import huggingface_hub
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", revision=revision, allow_patterns=list(patterns)
+        )
+    # The client and its HTTP library raise errors of many classes that have no common one.
+    except Exception as error:
+        raise UserError(reason(error)) from None
+    return Path(folder)
+
+
+def listed(name: str, revision: str | None) -> list[str]:
+    """Returns the names of a data set's files; none if the hub cannot be asked."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.HfApi().dataset_info(name, revision=revision).siblings or []
+    except Exception:
+        return []
+    return [file.rfilename for file in found]
+
+
+def reason(error: BaseException) -> str:
+    """Returns one line that says why the hub's client could not bring what was asked for."""
+    of_classes = [cls.__name__ for cls in type(error).__mro__]
+    # The client hides the error of the connection behind the one of its cache.
+    hidden = error.__cause__ if "LocalEntryNotFoundError" in of_classes else None
+    if hidden is not None and "IncompleteSnapshotError" not in of_classes:
+        found = reason(hidden)
+        return found if found in _REASONS.values() else f"{found}; the cache has no copy"
+    for cls, meaning in _REASONS.items():
+        if cls in of_classes:
+            return meaning
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def check(files: Sequence[Path]) -> None:

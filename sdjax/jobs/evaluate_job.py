@@ -35,6 +35,7 @@ def run(cfg: config.Evaluate) -> None:
     sets = evaluation.held_out(
         task, others, cfg.eval, model.tokenizer, cfg.max_prompt_tokens, thinking
     )
+    config.require(bool(sets), "task.held_out", cfg.task.held_out, "there is nothing to evaluate")
     evaluation.note_held_out(sets)
     plan = evaluation.batches(sets, cfg.eval.batch)
     loaded_model.check_server(model.sampler, None)
@@ -71,7 +72,7 @@ def _report(out: Path, sets: Sequence[evaluation.HeldOut], lexicon: str) -> None
     by_set = evaluation.score(rows, sets, lexicon)
     counts = {
         "overlong": {part.name: part.overlong for part in sets},
-        "skipped_rows": {part.name: len(part.task.skipped) for part in sets},
+        "skipped_rows": {part.name: sum(row.row > 0 for row in part.task.skipped) for part in sets},
     }
     write_text(
         out / "scores.json", json.dumps(evaluation.to_dict(by_set) | counts, indent=2) + "\n"

@@ -17,7 +17,7 @@ from flax import nnx
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.data import conversations
-from sdjax.data.conversations import Demonstration
+from sdjax.data.conversations import ConversationColumns, Demonstration
 from sdjax.data.pipeline import Batches
 from sdjax.errors import UserError
 from sdjax.io import run_dir
@@ -64,13 +64,17 @@ def run(cfg: config.SFT) -> None:
         f"exceeds the model's context of {model.cfg.max_positions}; lower it",
     )
     sets = _held_out(cfg, model)
-    read, skipped = conversations.load(cfg.source, turns=cfg.turns, on_bad_row=cfg.data.on_bad_row)
+    named = ConversationColumns(messages=cfg.messages, prompt=cfg.prompt, completion=cfg.completion)
+    read, skipped = conversations.load(
+        cfg.source, turns=cfg.turns, on_bad_row=cfg.data.on_bad_row, named=named
+    )
+    left_out = evaluation.note_remarks(skipped)
     kept = _fitting(read, model.tokenizer, cfg)
     overlong = len(read) - len(kept)
     kept = kept[: cfg.data.limit or None]
     hosts.note(
         f"{cfg.source}: {len(kept)} conversations, {sum(len(c.tokens) for c in kept)} tokens; "
-        f"{overlong} over {cfg.max_tokens} tokens and {len(skipped)} wrong rows left out"
+        f"{overlong} over {cfg.max_tokens} tokens and {len(left_out)} wrong rows left out"
     )
     tokens = [c.tokens for c in kept]
     hosts.check_same(f"{cfg.source}: its conversations", tokens, "give every host the same file")

@@ -17,12 +17,14 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sdjax import config
+from sdjax.data.messages import prompt, with_system
 from sdjax.data.rows import RowError, columns, convert_rows, text_field
 from sdjax.data.sources import read_rows
 from sdjax.graders import grader
 from sdjax.graders.code import grade_code, sandbox
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
+from sdjax.tasks.from_rows import with_last
 
 INSTRUCTION = (
     "You are a coding expert. You will be given a coding problem, and you need to write a correct "
@@ -47,7 +49,7 @@ class LiveCodeBench(config.TaskConfig):
     """Ids of the only problems to use, as the answers of an evaluation show them. Test-time
     self-distillation trains on one problem. If empty, all are used."""
     held_out: int = 10_000
-    """Problems that are evaluated, at most."""
+    """Problems that are evaluated, at most; 0: none."""
     train_share: float = 0.5
     """Share of each problem's tests that training uses. It uses at least one test."""
     grader: Literal["code", "code_reference"] = "code"
@@ -75,11 +77,10 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         date = str(row.get("contest_date", ""))[:10]
         if date and not cfg.first_date <= date < cfg.last_date:
             return None
-        question, tests = fields(row)
-        # The reference's sandbox calls plain functions, not methods.
-        question = question.replace("(self, ", "(") if reference else question
-        message: Message = {"role": "user", "content": question}
-        return Example(id=str(number), messages=(message,), answer=tests, task="livecodebench")
+        messages, tests = fields(row)
+        if reference:  # Its sandbox calls plain functions, not methods.
+            messages = with_last(messages, lambda question: question.replace("(self, ", "("))
+        return Example(id=str(number), messages=messages, answer=tests, task="livecodebench")
 
     examples, skipped = convert_rows(cfg.source, read_rows(cfg.source), convert, data.on_bad_row)
     ids = [example.id for example in examples]
@@ -100,15 +101,16 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
     )
 
 
-def fields(row: dict[str, Any]) -> tuple[str, str]:
-    """Returns the user message of a row and its tests as JSON text.
+def fields(row: dict[str, Any]) -> tuple[tuple[Message, ...], str]:
+    """Returns the messages of a row's prompt and its tests as JSON text.
 
     Raises RowError for a row that is not a problem with tests.
     """
     if "question_content" in row:
-        question, tests = _question(row), json.dumps(_hidden_tests(row))
+        asked: tuple[Message, ...] = ({"role": "user", "content": _question(row)},)
+        messages, tests = with_system(asked, row), json.dumps(_hidden_tests(row))
     elif "tests" in row:
-        question, tests = text_field(row, "prompt"), text_field(row, "tests")
+        messages, tests = prompt(row, "", ("prompt", "messages")), text_field(row, "tests")
     else:
         raise RowError(
             f"has the columns {columns(row)}; needs question_content and "
@@ -118,7 +120,7 @@ def fields(row: dict[str, Any]) -> tuple[str, str]:
         grade_code.read_tests(tests)
     except (ValueError, TypeError) as error:
         raise RowError(f"has no usable tests ({error})") from None
-    return question, tests
+    return messages, tests
 
 
 def _question(row: dict[str, Any]) -> str:

@@ -2,17 +2,21 @@ r"""Mathematical questions with an answer in \boxed{}: the papers' sets, or a fi
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sdjax import config
-from sdjax.data.rows import RowError, Skipped, columns, convert_rows, distinct, text_field, unseen
+from sdjax.data.rows import RowError, Skipped, answer_field, checked_text, convert_rows
 from sdjax.data.sources import read_rows
+from sdjax.errors import UserError
 from sdjax.graders import grader
 from sdjax.graders.answer.regions import last_boxed
-from sdjax.records import Example, Message
+from sdjax.records import Example
 from sdjax.tasks import Task
+from sdjax.tasks.from_rows import RowTask, divided, with_last
 
 _PAPER = "https://raw.githubusercontent.com/beanie00/self-distillation-analysis/main/data/math"
 SETS = {
@@ -27,11 +31,13 @@ SETS = {
 }
 """The source of each set that has a name."""
 
+# The columns of a question, in order of preference: verl's rows may have others beside the prompt.
+QUESTIONS = ("prompt", "problem", "question", "messages")
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Math(config.TaskConfig):
+class Math(RowTask):
     """Mathematical questions. The answer of a completion stands in a box."""
 
     train: str = "dapo_math"
@@ -39,9 +45,14 @@ class Math(config.TaskConfig):
     or a source as sdjax/data/sources.py describes them. Empty for evaluation only."""
     test: str = "aime24"
     """A named set (aime24, aime25, amc23, math500, gsm8k, ...) or a source of the held-out
-    questions. Questions that occur in `train` are left out."""
+    questions. Questions that occur in `train` are left out. If empty, questions of `train` are held
+    out."""
     held_out: int = 10_000
-    """Rows of `test` that are used, at most."""
+    """Rows of `test` that are used, at most; or the number of questions held out of `train`. 0:
+    none."""
+    solution: str = ""
+    """Column of the worked solution, or a path. If empty, solution, or extra_info.solution beside
+    reward_model."""
     grader: Literal["math", "math_reference", "math_eval_reference"] = "math"
     """The default rule, the papers' training reward, or the evaluation of arXiv:2603.24472; see
     docs/graders.md."""
@@ -49,27 +60,21 @@ class Math(config.TaskConfig):
     """Use each training question once, however often its row is repeated."""
     instruction: str = INSTRUCTION
     """Follows every question that does not end with it already."""
-    system: str = ""
-    """System prompt. If empty, there is none, as in the papers."""
 
 
 def load(cfg: Math, data: config.Data) -> Task:
     """Returns the task of the two sets."""
-    train: list[Example] = []
-    skipped: tuple[Skipped, ...] = ()
-    if cfg.train:
-        train, skipped = _read(cfg, cfg.train, "train", data)
-        if cfg.deduplicate:
-            train, repeated = distinct(train, cfg.train)
-            skipped += repeated
-    test, skipped_test = _read(cfg, cfg.test, "test", data)
-    held_out, seen = unseen(test, train, cfg.test)
+
+    def read(name: str, split: str) -> tuple[list[Example], tuple[Skipped, ...]]:
+        return _read(cfg, name, split, data)
+
+    train, held_out, skipped = divided(cfg, read, cfg.train, cfg.test, deduplicate=cfg.deduplicate)
     return Task(
         name="math",
         train=train,
-        held_out=held_out[: cfg.held_out],
+        held_out=held_out,
         grader=grader(cfg.grader),
-        skipped=skipped + skipped_test + seen,
+        skipped=skipped,
     )
 
 
@@ -77,75 +82,59 @@ def _read(
     cfg: Math, name: str, split: str, data: config.Data
 ) -> tuple[list[Example], tuple[Skipped, ...]]:
     source = SETS.get(name, name)
+    if source == name and name.isidentifier() and not Path(name).exists():
+        near = difflib.get_close_matches(name, SETS, n=1)
+        remedy = f"perhaps you meant {near[0]}" if near else f"sets are {', '.join(SETS)}"
+        raise UserError(f"task.{split} is {name!r}: neither a set nor a file; {remedy}")
 
     def convert(row: dict[str, Any], number: int) -> Example:
-        question, answer, solution = fields(row)
-        user: Message = {"role": "user", "content": prompt(question, cfg.instruction)}
-        system: list[Message] = [{"role": "system", "content": cfg.system}] if cfg.system else []
+        messages = with_last(
+            cfg.prompt(row, QUESTIONS), lambda question: prompt(question, cfg.instruction)
+        )
+        answer, solution = _answer(row, cfg)
         return Example(
-            id=f"{split}-{number}",
-            messages=(*system, user),
-            answer=answer,
-            solution=solution,
-            task="math",
+            id=f"{split}-{number}", messages=messages, answer=answer, solution=solution, task="math"
         )
 
     return convert_rows(source, read_rows(source), convert, data.on_bad_row)
 
 
-def fields(row: dict[str, Any]) -> tuple[str, str, str | None]:
-    r"""Returns question, answer and worked solution of a row in one of three schemas.
+def _answer(row: dict[str, Any], cfg: Math) -> tuple[str, str | None]:
+    r"""Returns answer and worked solution of a row in one of three schemas.
 
-    - prompt (messages) and reward_model.ground_truth, with extra_info.solution,
-    - problem or question, and answer, with solution,
-    - problem or question, and a solution whose last box holds the answer.
+    - reward_model.ground_truth, with extra_info.solution,
+    - answer, with solution,
+    - a solution whose last box holds the answer.
 
     The solution may be absent in the first two. If an answer holds "####" (GSM8K), the text before
-    this mark is the solution. Raises RowError for other rows.
+    this mark is the solution. The config's columns replace these. Raises RowError for other rows.
     """
-    if "reward_model" in row:
-        info = row.get("extra_info")
-        solution = _solution(info, "extra_info.solution") if isinstance(info, dict) else None
-        return _user_message(row), text_field(row, "reward_model", "ground_truth"), solution
-    name = next((n for n in ("problem", "question") if n in row), None)
-    if name is None:
-        raise RowError(
-            f"has the columns {columns(row)}; needs prompt and reward_model, or problem "
-            "(or question) and answer"
-        )
-    question, solution = text_field(row, name), _solution(row, "solution")
-    if row.get("answer") is None and solution is not None:
+    verl = row.get("reward_model") is not None and not cfg.answer
+    solution = _solution(row, cfg.solution or ("extra_info.solution" if verl else "solution"))
+    if solution is not None and not verl and not cfg.answer and row.get("answer") is None:
         boxed = last_boxed(solution)
         if boxed is not None:
-            return question, boxed, solution
-    if isinstance(row.get("answer"), int | float) and not isinstance(row["answer"], bool):
-        return question, str(row["answer"]), solution
-    worked, mark, answer = text_field(row, "answer").rpartition("####")
-    return (question, answer.strip(), worked.strip()) if mark else (question, answer, solution)
+            return boxed, solution
+    path = cfg.answer_path(row, "reward_model.ground_truth" if verl else "answer")
+    answer = answer_field(row, path)
+    worked, mark, end = answer.rpartition("####")
+    if verl or not mark:
+        return answer, solution
+    return checked_text(end.strip(), f"field '{path}' after ####"), worked.strip()
 
 
 def _solution(row: dict[str, Any], path: str) -> str | None:
-    """Returns the text in column solution, None if the row has no such column."""
-    solution = row.get("solution")
-    if solution is not None and not isinstance(solution, str):
-        raise RowError(f"field '{path}' is {type(solution).__name__}, not text")
-    return solution
-
-
-def _user_message(row: dict[str, Any]) -> str:
-    """Returns the text of the one user message in column prompt."""
-    messages = row.get("prompt")
-    if messages is None or isinstance(messages, str):
-        return text_field(row, "prompt")
-    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise RowError("field 'prompt' holds no messages")
-    if len(messages) != 1 or messages[0].get("role") != "user":
-        raise RowError("field 'prompt' holds more or less than one user message")
-    return text_field({"prompt": messages[0]}, "prompt", "content")
+    """Returns the text of the worked solution, None if the row has none."""
+    value: Any = row
+    for name in (path,) if path in row else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"field '{path}' is {type(value).__name__}, not text")
+    return value
 
 
 _DAPO_HEAD = re.compile(
-    r"\ASolve the following math problem step by step\.\s+The last line of your response should "
+    r"\ASolve the following math problem step by step\.\s*The last line of your response should "
     r"be of the form Answer: \$Answer \(without quotes\) where \$Answer is the answer to the "
     r"problem\.\s*"
 )

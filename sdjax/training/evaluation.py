@@ -19,6 +19,7 @@ from sdjax import config
 from sdjax.analysis import lengths, scores
 from sdjax.analysis.scores import Scores
 from sdjax.data.pipeline import drop_overlong
+from sdjax.data.rows import Skipped
 from sdjax.errors import UserError
 from sdjax.io.files import to_json, write_text
 from sdjax.logs.terminal import closing_table
@@ -67,6 +68,8 @@ def held_out(
 ) -> list[HeldOut]:
     """Returns the sets of an evaluation; that of the task itself is the first.
 
+    A task without held-out examples gives no sets, and says so in a line.
+
     Args:
         task: What the model is trained or evaluated on.
         out_of_domain: Other tasks, each under the name of its figures.
@@ -76,8 +79,19 @@ def held_out(
         thinking: Whether the chat template enables thinking; None leaves that to the template.
 
     Raises:
-        UserError: A set is empty, two have one name, or processes have read different examples.
+        UserError: A set beside others is empty, two have one name, or processes have read
+            different examples.
     """
+    if not len(task.held_out):
+        config.require(
+            not out_of_domain,
+            "out_of_domain",
+            sorted(out_of_domain),
+            f"needs held-out examples of {task.name} beside it",
+        )
+        hosts.note(f"{task.name}: no held-out examples, so there is no evaluation")
+        note_skipped(task)
+        return []
     if task.name in out_of_domain:
         raise UserError(
             f"out_of_domain is {task.name!r}: the task has this name; choose another one"
@@ -85,9 +99,7 @@ def held_out(
     sets = []
     for name, part in {task.name: task, **out_of_domain}.items():
         if not len(part.held_out):
-            raise UserError(
-                f"{name}: every row to be held out is in the training set too; choose another file"
-            )
+            raise UserError(f"{name}: has no held-out examples; leave it out of out_of_domain")
         wanted = min(cfg.examples or len(part.held_out), len(part.held_out))
         kept, dropped = drop_overlong(
             [part.held_out[i] for i in range(wanted)],
@@ -225,6 +237,7 @@ def check_metric(field: str, name: str, sets: Sequence[HeldOut], cfg: config.Eva
 
     `field` is the config field that names the metric.
     """
+    config.require(bool(sets), field, name, "needs evaluations: the task has no held-out examples")
     answer: AnswerRow = {
         **dict.fromkeys(("tokens", "thinking_tokens", "answer_tokens"), 1),
         **{"id": "", "completion": "", "finish": "stop", "correct": True},
@@ -392,11 +405,19 @@ def _check_line(file: Path, number: int, line: bytes, wanted: tuple[str, str]) -
 
 
 def note_skipped(task: Task, listed: int = 10) -> None:
-    """Prints how many rows of the task's files are not used, and the first `listed` of them."""
-    if task.skipped:
-        hosts.note(f"{task.name}: {len(task.skipped)} rows skipped")
-    for row in task.skipped[:listed]:
+    """Prints remarks on the task's files, how many rows are not used, and the first `listed`."""
+    skipped = note_remarks(task.skipped)
+    if skipped:
+        hosts.note(f"{task.name}: {len(skipped)} rows skipped")
+    for row in skipped[:listed]:
         hosts.note(f"  {row.file}:{row.row}: {row.reason}")
+
+
+def note_remarks(skipped: Sequence[Skipped]) -> list[Skipped]:
+    """Prints each remark on a whole file once; returns the others, the rows left out."""
+    for line in dict.fromkeys(f"{each.file}: {each.reason}" for each in skipped if not each.row):
+        hosts.note(line)
+    return [each for each in skipped if each.row]
 
 
 def check_same_examples(name: str, examples: Sequence[Example]) -> None:

@@ -103,7 +103,7 @@ def test_an_impossible_setting_is_named_with_its_remedy(attempt, args, words):
     [
         (["--task.name", "chain_sun"], ["chain_sun", "chain_sum"]),
         (["--task.options", "min_trems", "2"], ["min_trems"]),
-        (["--task.held_out", "0"], ["task.held_out is 0", "at least 1"]),
+        (["--task.held_out", "-1"], ["task.held_out is -1", "must not be negative"]),
     ],
 )
 def test_a_generator_that_cannot_be_is_named(attempt, args, words):

@@ -51,6 +51,8 @@ GOOD = {"prompt": "p", "reward": {"answer": "a"}}
         ('{"question": "p"}', "field 'prompt' is missing (the columns are question)"),
         ("[1]", "is a JSON list, not an object"),
         ("[" * 100_000, "is not JSON"),
+        ('{"prompt": "p", "prompt": "q"}', "is not JSON (the key 'prompt' occurs twice)"),
+        ('{"prompt": "p",}', "is not JSON"),
     ],
 )
 def test_a_bad_row_is_named_by_file_row_and_field_or_skipped_and_listed(tmp_path, line, says):
@@ -114,6 +116,49 @@ def test_every_file_format_gives_the_same_rows(tmp_path, name):
     assert list(sources.read_rows(str(file))) == list(enumerate(rows, start=1))
 
 
+ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "é", "answer": "4"}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
+        b"\xef\xbb\xbf\r\n " + json.dumps(ROWS, indent=2).replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + "\n".join(map(json.dumps, ROWS)).encode(),
+        "\r\n".join(map(json.dumps, ROWS)).encode() + b"\r\n\r\n",
+        json.dumps(ROWS, ensure_ascii=False).encode(),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_marks_ends_of_lines_and_indents_change_no_row(tmp_path, text, name):
+    (tmp_path / name).write_bytes(text)
+    assert [row for _, row in sources.read_rows(str(tmp_path / name))] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("rows.json", json.dumps(ROWS).encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        ("rows.jsonl", json.dumps(ROWS[0]).encode("utf-32"), "is UTF-32 text: save it as UTF-8"),
+        ("rows.jsonl", json.dumps(ROWS[0]).encode("utf-16-le"), "save it as UTF-8"),
+        ("rows.jsonl.gz", b"\x1f\x8b", "is none of .jsonl, .json, .parquet: unpack it"),
+        ("rows.csv", b"a,b", "is none of .jsonl, .json, .parquet: convert it"),
+        ("rows.json", b'[{"a": 1}, {"a": 1, "a": 2}]', "2: is not JSON (the key 'a' occurs twice)"),
+        ("rows.json", b'[{"a": 1},]', "2: is not JSON"),
+    ],
+)
+def test_a_file_in_another_form_says_what_to_do(tmp_path, name, text, says):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(UserError) as error:
+        list(sources.read_rows(str(tmp_path / name)))
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_object_over_several_lines_is_a_row(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS[0], indent=2))
+    assert list(sources.read_rows(str(tmp_path / "rows.json"))) == [(1, ROWS[0])]
+
+
 def test_structs_kept_as_json_text_in_parquet_are_decoded(tmp_path):
     file = tmp_path / "rows.parquet"
     row = {"prompt": '[{"role": "user", "content": "hi"}]', "extra_info": '{"a": 1}', "other": "{}"}
@@ -156,6 +201,7 @@ def test_a_tfds_build_stops_at_a_broken_row(tmp_path):
         ("hf://datasets/only-a-name", "should read hf://datasets/OWNER/NAME"),
         ("https://localhost:1/rows.parquet", "cannot be fetched"),
         ("tests", "is no TFDS data directory"),
+        ("openai/gsm8k", "no such file: a data set of the hub reads hf://datasets/openai/gsm8k"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_named(source, says, tmp_path, monkeypatch):

@@ -209,6 +209,37 @@ def test_training_evaluates_out_of_domain_sets_with_its_own(model, tmp_path):
     assert before.read_bytes() == (tmp_path / "job" / "answers.jsonl").read_bytes()
 
 
+@pytest.mark.heavy
+def test_training_without_held_out_examples_evaluates_nothing_and_says_so(model, tmp_path, capsys):
+    rows = "".join(json.dumps({"question": f"{i}+1?", "answer": i + 1}) + "\n" for i in range(4))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    cfg = config.Train(
+        out=str(tmp_path / "run"),
+        task=Math(train=str(tmp_path / "rows.jsonl"), test="", held_out=0),
+        steps=1,
+        model=replace(job(model, tmp_path).model, remat="none"),
+        rollout=config.Rollout(
+            prompts_per_step=2, group_size=2, max_prompt_tokens=400, max_completion_tokens=8
+        ),
+        loss=config.Loss(distillation=0.0),
+        optim=config.Optim(microbatch=4),
+        eval=config.Eval(every=1, k=1, max_completion_tokens=8),
+        checkpoint=config.Checkpoint(every=1, export=False),
+        log=config.Log(progress=False, tensorboard=False),
+    )
+    train_job.run(cfg)
+    assert "math: no held-out examples, so there is no evaluation" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "evaluations.json").exists()
+    assert not (tmp_path / "run" / "answers").exists()
+    (metrics,) = (m for m in lines(tmp_path / "run" / "metrics.jsonl") if m["step"] == 1)
+    assert not [name for name in metrics if name.startswith("eval/")]
+    best = replace(cfg.checkpoint, keep_best=1, best_metric="eval/avg@1")
+    with pytest.raises(UserError, match=r"best_metric is 'eval/avg@1': needs evaluations"):
+        train_job.run(replace(cfg, out=str(tmp_path / "best"), checkpoint=best))
+    with pytest.raises(UserError, match=r"task.held_out is 0: there is nothing to evaluate"):
+        evaluate_job.run(replace(job(model, tmp_path / "eval"), task=cfg.task, out_of_domain={}))
+
+
 CONFIG = """
 from sdjax.config import Evaluate, Model
 from sdjax.tasks.arithmetic import Arithmetic
@@ -227,7 +258,9 @@ config = Evaluate(out="OUT", task=Arithmetic(held_out=3), model=Model(path="MODE
         (("LargestNumber(held_out=3)", "3"), [], "out_of_domain is {'largest': 3}: must be"),
         (("LargestNumber(held_out=3)", "Arithmetic(seed='a')"), [], "out_of_domain.largest.seed"),
         (("", ""), ["--out_of_domain.larges.held_out", "1"], "--out_of_domain.largest.held_out"),
-        (("", ""), ["--out_of_domain.largest.held_out", "0"], "task.held_out is 0"),
+        (("", ""), ["--out_of_domain.largest.held_out", "-1"], "task.held_out is -1"),
+        (("", ""), ["--out_of_domain.largest.held_out", "0"], "largest: has no held-out examples"),
+        (("", ""), ["--task.held_out", "0"], "out_of_domain is ['largest']: needs held-out"),
         (("", ""), ["--eval.k", "0"], "eval.k is 0: must be at least 1"),
         (("", ""), ["--eval.slots", "-1"], "eval.slots is -1: must be at least 0"),
         (("", ""), ["--max_prompt_tokens", "5"], "max_prompt_tokens is 5: every one of the 3"),

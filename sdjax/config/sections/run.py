@@ -16,10 +16,11 @@ class TaskConfig:
     seed: int = 0
     """Seed of generated questions and of subsets."""
     held_out: int = 200
-    """Number of held-out examples; they never occur in training."""
+    """Number of held-out examples; they never occur in training. 0: none, so that training runs
+    without evaluations."""
 
     def __post_init__(self) -> None:
-        require_one("task.held_out", self.held_out)
+        require(self.held_out >= 0, "task.held_out", self.held_out, "must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
