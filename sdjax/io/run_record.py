@@ -43,8 +43,8 @@ FREE: dict[str, tuple[str, ...]] = {
 }
 """Fields, or whole sections, of each job that may change in a resumed run without being named.
 
-They change no number that is computed: they say how far a run goes, what it keeps and shows, how it
-asks a server, and what is counted in answers that exist.
+They change no number that is computed. They say how far a run goes, what it keeps and shows, and
+how it asks a server. In answers that exist, a lexicon only counts words.
 """
 
 UNITS = {
@@ -67,7 +67,7 @@ EXPLAINED = {
     "revision": ("model",),
 }
 """Each fingerprint, with the fields that change what it stands for. Beside a change of such a field
-it needs no naming of its own."""
+it need not be named."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
