@@ -22,7 +22,7 @@ LOG_RATIO_BOUND = 20.0
 
 
 def advantages(rewards: np.ndarray, group: np.ndarray, cfg: Policy) -> np.ndarray:
-    """Returns float32[B]: each reward minus the mean of its group.
+    """Returns float32[B]: each reward minus the mean of its group; exactly 0 for equal rewards.
 
     `rewards` is float[B], `group` int[B]. With cfg.advantage "mean_std" the difference is divided
     by the unbiased standard deviation of the group + 1e-6. A completion alone in its group keeps
@@ -34,7 +34,9 @@ def advantages(rewards: np.ndarray, group: np.ndarray, cfg: Policy) -> np.ndarra
         member = group == g
         if np.count_nonzero(member) < 2:
             continue
-        out[member] = rewards[member] - rewards[member].mean()
+        # From the first reward, because the mean of equal numbers may differ from them by rounding.
+        difference = rewards[member] - rewards[member][0]
+        out[member] = difference - difference.mean()
         if cfg.advantage == "mean_std":
             out[member] /= rewards[member].std(ddof=1) + 1e-6
     return out.astype(np.float32)
