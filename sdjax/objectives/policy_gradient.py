@@ -3,11 +3,13 @@
 The papers' names for settings (advantage, clip, ratio in `Policy`; aggregation in `Loss`):
 
     GRPO as arXiv:2603.24472 ran it   mean, 0.2 / 0.28, dual clip 3, token, sequence
-    GRPO (arXiv:2402.03300)           mean_std, 0.2 / 0.2, token, sequence
+    GRPO (arXiv:2402.03300)           mean_std, 0.2 / 0.2, token, sequence; its KL term is not here
     Dr.GRPO (arXiv:2503.20783)        mean, 0.2 / 0.2, token, constant
     DAPO (arXiv:2503.14476)           mean_std, 0.2 / 0.28, token, token, overlong_buffer,
                                       rollout.dynamic_sampling_rounds
     GSPO (arXiv:2507.18071)           mean_std, 3e-4 / 4e-4, sequence, sequence
+
+All but the first also need policy.dual_clip None and loss.sampler_clip None.
 """
 
 from __future__ import annotations
