@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import test_run_metrics as of_run
 import tiny
+from parity import Parity, page
 from runs import lines
 from sums import job
 
@@ -56,8 +56,8 @@ def run(tmp_path_factory):
         alarm={"ood_drop": 0.9, "epistemic_drop": 0.0},
         log={"alternatives": 0, "rollouts_per_step": 0},
     )
-    other = {"other": of_run.Parity(right_until=16)}
-    train_job.run(replace(cfg, task=of_run.Parity(), out_of_domain=other))
+    other = {"other": Parity(right_until=16)}
+    train_job.run(replace(cfg, task=Parity(), out_of_domain=other))
     return folder / "out"
 
 
@@ -227,7 +227,7 @@ def test_every_row_of_the_page_is_recomputed_from_the_files_of_a_run_or_says_why
             assert row[name] == pytest.approx(value, rel=1e-5, abs=digits), (row["step"], name)
         found |= wanted
     of_parity = {"eval/maj@K", "ood/NAME/maj@K"}  # this task's grader gives no answer to vote with
-    rows = of_run.page()
+    rows = page()
     left = {cell for cell, p in rows.items() if not any(map(p.fullmatch, found))}
     assert left - of_parity == set(NOT_FROM_FILES)
     assert any(n.endswith("maj@4") for n in written[0]) or of_parity <= left
