@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from sdjax.errors import UserError
 
@@ -25,3 +27,30 @@ def require_names(field: str, names: Iterable[str]) -> None:
 def require_one(name: str, value: int) -> None:
     """Raises a UserError with the field and its value, unless the value is at least 1."""
     require(value >= 1, name, value, "must be at least 1")
+
+
+LEAST, LARGEST = 1.1754944e-38, 3.4028235e38
+"""The sizes of a float32: on the devices a smaller number would be 0, and a larger one infinite."""
+
+
+def require_finite(section: Any, at: str = "") -> None:
+    """Raises a UserError for a float of a config section that is NaN, infinite or out of range.
+
+    It looks into tuples and dicts too. `at` is the prefix of the field names, such as "optim.".
+    """
+    for field in dataclasses.fields(section):
+        for name, value in _floats(at + field.name, getattr(section, field.name)):
+            ok = value == 0 or LEAST <= abs(value) <= LARGEST
+            require(ok, name, value, "must be 0 or a number of a size from 1.2e-38 to 3.4e38")
+
+
+def _floats(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yields the name and the value of every float in a field's value."""
+    if isinstance(value, float):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _floats(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _floats(name, inner)

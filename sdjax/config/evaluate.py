@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sdjax.config.checks import require, require_names
+from sdjax.config.checks import require, require_finite, require_names
 from sdjax.config.sections.model import Mesh, Model
 from sdjax.config.sections.rollout import Eval, Server
 from sdjax.config.sections.run import Data, TaskConfig
@@ -45,6 +45,7 @@ class Evaluate:
     does."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require_names("out_of_domain", self.out_of_domain)
         require(
             self.server.reload == "none",

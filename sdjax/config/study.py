@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdjax.config.checks import require, require_names
+from sdjax.config.checks import require, require_finite, require_names
 from sdjax.config.sections.model import Mesh, Model, Shape
 from sdjax.config.sections.optim import Optim
 from sdjax.config.sections.rollout import Eval, Server
@@ -77,6 +77,7 @@ class SFT:
     log: Log = field(default_factory=Log)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require_names("out_of_domain", self.out_of_domain)
         for name in ("max_tokens", "batch", "log_every", "max_prompt_tokens", "chunk_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
@@ -167,6 +168,7 @@ class Study:
     does."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
         for name in ("problems", "tried", "max_prompt_tokens"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("rounds", "traces"):
@@ -241,6 +243,7 @@ class Traces:
     """Sizes of the model; its vocabulary may be larger than the tokenizer's."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(bool(self.tasks), "tasks", self.tasks, "needs at least one")
         self.reprompt.check_shown(demonstrations=self.guided > 0, feedback=False)
         for name, share in self.shares.items():

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdjax.config.checks import require, require_names
+from sdjax.config.checks import require, require_finite, require_names
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model, Shape
 from sdjax.config.sections.optim import Optim
@@ -41,6 +41,7 @@ class Sweep:
     for what the run has read. See docs/command-line.md."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(bool(self.runs), "runs", sorted(self.runs), "needs at least one training")
         require_names("runs", self.runs)
         for name, one in self.runs.items():
@@ -142,6 +143,7 @@ class Bench:
     mesh: Mesh = field(default_factory=Mesh)
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(bool(self.phases), "phases", self.phases, "needs at least one")
         require(
             bool(self.prompts) and min(self.prompts) >= 1,
@@ -214,6 +216,7 @@ class Plan:
     rollout.max_completion_tokens, or a bench's completion_tokens."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(bool(self.train), "train", self.train, "needs a config file")
         require(bool(self.topology), "topology", self.topology, "needs one, such as v5p:4x4x4")
         require(self.slices >= 1, "slices", self.slices, "must be at least 1")
@@ -255,6 +258,7 @@ class Report:
     this."""
 
     def __post_init__(self) -> None:
+        require_finite(self)
         require(bool(self.runs), "runs", self.runs, "needs at least one run directory")
         require(
             self.out.endswith((".html", ".htm")), "out", self.out, "must end in .html: it is a file"

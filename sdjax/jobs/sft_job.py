@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from sdjax.parallel import hosts
 from sdjax.tokenizer import Tokenizer
 from sdjax.training import alerts, evaluation, fingerprint, loaded_model, resume
 from sdjax.training.evaluation import EvaluationHistory, HeldOut
+from sdjax.training.host_step import Skips
 from sdjax.training.loaded_model import LoadedModel
 from sdjax.training.loop import evaluates, is_due
 
@@ -81,7 +83,12 @@ def run(cfg: config.SFT) -> None:
     shared = cfg.resume or cfg.checkpoint.every > 0
     fingerprints = fingerprint.of_run(model, kept, sets)
     folder = run_dir.claim_folder(
-        *(cfg.out, cfg), resume=cfg.resume, shared=shared, after=after, fingerprints=fingerprints
+        cfg.out,
+        cfg,
+        resume=cfg.resume,
+        shared=shared,
+        after=after,
+        fingerprints=fingerprints,
     )
     with jax.set_mesh(model.mesh), run_dir.pushed(folder):
         _train(cfg, model, kept, sets, folder, fingerprints)
@@ -173,6 +180,7 @@ def _train(
     if 0 < done < steps:
         run_dir.record(folder, cfg, done, fingerprints)
     history = [] if host is None else host["history"]
+    skips = Skips() if host is None else Skips(**host.get("skips", {}))
     evaluations = _evaluations(cfg, model, sets, folder.local, history)
     primary, after = jax.process_index() == 0, done if cfg.resume else None
     writer = Writer(folder.local, cfg.log, steps=steps, primary=primary, after=after)
@@ -195,21 +203,41 @@ def _train(
             # A checkpoint ends an interval, because a resumed run begins with a new one.
             if last or measured or saves or is_due(number, cfg.log_every):
                 values, skipped = interval.take()
-                if measured:
+                skips, ended = _counted(skips, skipped, cfg.optim.most_skipped, steps, number)
+                values["optim/skipped_total"] = float(skips.total)
+                if measured and not ended:
                     weights = model.sampler.weights(train_state.params)
                     values |= evaluations.measure(number, weights)
                     del weights
                 writer.write(number, values)
-                warned = alerts.skipped_updates(skipped, REMEDY) if any(skipped) else {}
-                writer.warn(number, warned)
+                writer.warn(number, alerts.skipped_updates(skipped, REMEDY) if any(skipped) else {})
+                if ended:
+                    raise UserError(
+                        f"update {number}: loss or gradient not finite in {skips.in_row} updates "
+                        f"in a row; optim.most_skipped is {cfg.optim.most_skipped}: {REMEDY}"
+                    )
                 interval = Interval()
             if saves:
-                host = {"data": position, "history": history}
+                host = {"data": position, "history": history, "skips": asdict(skips)}
                 resume.save(saved, folder, number, train_state, host)
     saved.close()
     if cfg.checkpoint.export:
         model.export(train_state.params, folder.local)
     evaluations.close()
+
+
+def _counted(
+    skips: Skips, skipped: Sequence[bool], most: int, steps: int, number: int
+) -> tuple[Skips, bool]:
+    """Returns the counts after updates whose last is `number` of `steps`, and if they end the run.
+
+    The counts are then those after the update that ends it.
+    """
+    for update_number, is_skipped in enumerate(skipped, number - len(skipped) + 1):
+        skips = skips.after([is_skipped])
+        if skips.end_run(most, steps, steps - update_number):
+            return skips, True
+    return skips, False
 
 
 def _functions(

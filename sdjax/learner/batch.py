@@ -102,8 +102,9 @@ class Layout:
         """
         whole = [np.concatenate([values[i] for i in row]) for row in self.rows]
         number, longest = self.shape[0] * self.shape[1], max([1, *map(len, whole)])
+        assert len(whole) <= number, (len(whole), self.shape)
         out: np.ndarray = np.full((number, width or bucket(longest)), fill, dtype)
-        for row, value in zip(out, whole, strict=False):
+        for row, value in zip(out[: len(whole)], whole, strict=True):
             row[: len(value)] = value
         return out.reshape(*self.shape, -1)
 

@@ -334,7 +334,7 @@ def _described(
             teacher_logprob=zero,
             student_entropy=entropy(student),
             teacher_entropy=zero,
-            top1_agree=is_top(student, tokens.token).astype(jnp.float32),
+            top1_agree=_share(is_top(student, tokens.token), logprob),
             reverse_kl=zero,
         )
     pair = compare(student, teacher, tokens.token)
@@ -344,9 +344,14 @@ def _described(
         teacher_logprob=pair.q_log_prob,
         student_entropy=pair.p_entropy,
         teacher_entropy=pair.q_entropy,
-        top1_agree=pair.same_top.astype(jnp.float32),
+        top1_agree=_share(pair.same_top, logprob + pair.q_log_prob),
         reverse_kl=pair.kl,
     )
+
+
+def _share(agrees: jax.Array, logprob: jax.Array) -> jax.Array:
+    """Returns 1.0 where `agrees`, else 0.0; NaN where `logprob` is, because logits were."""
+    return jnp.where(jnp.isfinite(logprob), agrees.astype(jnp.float32), jnp.nan)
 
 
 def logits(

@@ -55,12 +55,17 @@ class SFTShape:
 
     @classmethod
     def of(cls, conversations: Sequence[Conversation], batch: int, cfg: config.Optim) -> SFTShape:
-        """Returns the shape into which any `batch` of the conversations fits."""
+        """Returns the shape into which any `batch` of the conversations in turn fits.
+
+        Each epoch has every conversation once. A batch may cross the end of an epoch, and then it
+        may hold the longest ones twice.
+        """
         lengths = np.sort([len(c.tokens) for c in conversations])
         most = batch
         if cfg.row_tokens:
             # First-fit leaves no two rows that would fit into one.
-            largest = np.resize(lengths[::-1], batch).sum()
+            often = max(batch - 2, 0) // len(lengths) + 2  # epochs that a batch may touch
+            largest = np.repeat(lengths[::-1], often)[:batch].sum()
             most = min(batch, 2 * int(largest) // cfg.row_tokens + 1)
         return cls(
             microbatches=-(-most // cfg.microbatch),

@@ -271,10 +271,11 @@ class _Board:
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds a step's numbers."""
-        from tensorboardX.summary import scalar
+        from tensorboardX.proto.summary_pb2 import Summary
 
-        for name, number in numbers.items():
-            self._add(step, summary=scalar(name, number))
+        # Not tensorboardX's function for scalars, which turns @ in a name into _.
+        values = [Summary.Value(tag=name, simple_value=n) for name, n in numbers.items()]
+        self._add(step, summary=Summary(value=values))
         with writing(self._folder):
             self._events.flush()
 

@@ -279,6 +279,9 @@ def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def is_top(logits: jax.Array, token: jax.Array) -> jax.Array:
-    """Returns bool[...]: whether no entry is likelier than `token` int32[...]."""
+    """Returns bool[...]: whether no entry is likelier than `token` int32[...].
+
+    The logits must be finite: XLA may leave a NaN out of a maximum.
+    """
     own = jnp.max(logits, axis=-1, where=is_token(logits, token), initial=-jnp.inf)
     return own == jnp.max(logits, axis=-1)

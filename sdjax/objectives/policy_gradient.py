@@ -3,11 +3,13 @@
 The papers' names for settings (advantage, clip, ratio in `Policy`; aggregation in `Loss`):
 
     GRPO as arXiv:2603.24472 ran it   mean, 0.2 / 0.28, dual clip 3, token, sequence
-    GRPO (arXiv:2402.03300)           mean_std, 0.2 / 0.2, token, sequence
+    GRPO (arXiv:2402.03300)           mean_std, 0.2 / 0.2, token, sequence; its KL term is not here
     Dr.GRPO (arXiv:2503.20783)        mean, 0.2 / 0.2, token, constant
     DAPO (arXiv:2503.14476)           mean_std, 0.2 / 0.28, token, token, overlong_buffer,
                                       rollout.dynamic_sampling_rounds
     GSPO (arXiv:2507.18071)           mean_std, 3e-4 / 4e-4, sequence, sequence
+
+All but the first also need policy.dual_clip None and loss.sampler_clip None.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ LOG_RATIO_BOUND = 20.0
 
 
 def advantages(rewards: np.ndarray, group: np.ndarray, cfg: Policy) -> np.ndarray:
-    """Returns float32[B]: each reward minus the mean of its group.
+    """Returns float32[B]: each reward minus the mean of its group; exactly 0 for equal rewards.
 
     `rewards` is float[B], `group` int[B]. With cfg.advantage "mean_std" the difference is divided
     by the unbiased standard deviation of the group + 1e-6. A completion alone in its group keeps
@@ -34,7 +36,9 @@ def advantages(rewards: np.ndarray, group: np.ndarray, cfg: Policy) -> np.ndarra
         member = group == g
         if np.count_nonzero(member) < 2:
             continue
-        out[member] = rewards[member] - rewards[member].mean()
+        # From the first reward, because the mean of equal numbers may differ from them by rounding.
+        difference = rewards[member] - rewards[member][0]
+        out[member] = difference - difference.mean()
         if cfg.advantage == "mean_std":
             out[member] /= rewards[member].std(ddof=1) + 1e-6
     return out.astype(np.float32)

@@ -140,9 +140,10 @@ def fill(
         rounds += 1
         sampled += further
         useful = [group for group in further if has_signal(group)]
-        for place, group in zip(places, useful, strict=False):
+        taken = min(len(places), len(useful))
+        for place, group in zip(places[:taken], useful[:taken], strict=True):
             groups[place] = group
-        places = places[len(useful) :]
+        places = places[taken:]
     return SampledGroups(groups=groups, sampled=sampled, rounds=rounds)
 
 

@@ -31,11 +31,15 @@ class AlarmOutcome:
 def has_signal(group: Group, cfg: config.Train) -> bool:
     """Returns whether the loss has a gradient on a group.
 
-    The policy part needs rewards that differ, before a penalty for length, as in DAPO. The
-    distillation needs a teacher who knows more than the student. With reprompt.regenerate that is
-    not known yet, so a group with a demonstration counts.
+    The policy part needs rewards that differ, before a penalty for length, as in DAPO. A completion
+    alone in its group needs a reward, because that is its advantage. The distillation needs a
+    teacher who knows more than the student. With reprompt.regenerate that is not known yet, so a
+    group with a demonstration counts.
     """
-    if cfg.loss.distillation < 1 and len({grade.reward for grade in group.grades}) > 1:
+    rewards = [grade.reward for grade in group.grades]
+    if cfg.loss.distillation < 1 and (
+        len(set(rewards)) > 1 or (len(rewards) == 1 and any(rewards))
+    ):
         return True
     return cfg.loss.distillation > 0 and reprompt.can_teach(group, cfg.reprompt)
 

@@ -97,6 +97,11 @@ class Skips:
             in_row = in_row + 1 if is_skipped else 0
         return Skips(in_row=in_row, total=self.total + sum(map(bool, skipped)))
 
+    def end_run(self, most: int, updates: int, left: int) -> bool:
+        """Returns whether the run ends here: after `most` skipped updates in a row (0: never), or
+        at its end (`left` is 0) if all of its `updates` were skipped."""
+        return 0 < most <= self.in_row or (left == 0 and 0 < updates <= self.total)
+
 
 def make_setup(
     cfg: config.Train, task: Task, model: LoadedModel, examples: Sequence[Example]

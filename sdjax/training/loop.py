@@ -67,7 +67,8 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
             alerts.check_gap(metrics, cfg.rollout.server)
             progress.skips = progress.skips.after(result.skipped)
             metrics["optim/skipped_total"] = float(progress.skips.total)
-            if 0 < cfg.optim.most_skipped <= progress.skips.in_row:
+            updates, left = cfg.steps * cfg.optim.minibatches, cfg.steps - progress.step - 1
+            if progress.skips.end_run(cfg.optim.most_skipped, updates, left):
                 out.writer.write(progress.step + 1, metrics)
                 replay.give_up(setup, progress, result, out.folder)
             warnings = alerts.warnings(sampled.groups, inputs.reprompts, cfg)

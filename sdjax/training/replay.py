@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -28,6 +27,7 @@ from sdjax.learner.batch import Batch, Packed, Rows, Samples
 from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.objective import NO_SUMS, Objective, microbatch_loss
 from sdjax.learner.state import TrainState
+from sdjax.models.files import tensors
 from sdjax.parallel import hosts, rules
 from sdjax.training import loaded_model, resume
 from sdjax.training.host_step import StepResult, StepSetup
@@ -163,7 +163,7 @@ def _not_finite(
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             yield f"the batch's {name} at {list(at)}"
     for whose, params in (("student", state.params), ("teacher", state.teacher_params)):
-        for name in _bad_leaves(params):
+        for name in tensors.not_finite(params) if params is not None else ():
             yield f"the {whose}'s parameter {name}"
 
     def gradient(state: TrainState, micro: Batch) -> tuple[nnx.State, Any]:
@@ -188,16 +188,5 @@ def _not_finite(
         for name, value in (sums.total | sums.largest).items():
             if not np.isfinite(float(value)):
                 yield f"the metric {name} of microbatch {micro}"
-        for name in _bad_leaves(grads):
+        for name in tensors.not_finite(grads):
             yield f"the gradient by {name} in microbatch {micro}"
-
-
-def _bad_leaves(params: nnx.State | None) -> list[str]:
-    """Returns the names of the parameters that hold a non-finite value."""
-    if params is None:
-        return []
-    bad = jax.jit(lambda p: jax.tree.map(lambda x: ~jnp.isfinite(x).all(), p))(params)
-    named = jax.tree_util.tree_leaves_with_path(jax.device_get(bad))
-    return [
-        jax.tree_util.keystr(path, simple=True, separator=".") for path, is_bad in named if is_bad
-    ]

@@ -19,6 +19,7 @@ from sums import SUMS
 from sdjax import config
 from sdjax.config.load import override
 from sdjax.data import conversations
+from sdjax.data.pipeline import Batches
 from sdjax.jobs import export_job, sft_job
 from sdjax.learner import adamw, state, supervised, update
 from sdjax.learner.supervised import Conversation, SFTShape
@@ -262,6 +263,64 @@ def test_any_batch_of_the_conversations_fits_the_shape():
         assert batch.rows.target.shape == (shape.microbatches, 4, 128)
         assert int((batch.rows.packed.segment_ids > 0).sum()) == sum(len(c.tokens) for c in chosen)
         assert int(batch.rows.learned.sum()) == batch.learned_tokens
+
+
+def packed_in_turn(made, batch, cfg, seed, number):
+    """Yields `number` batches in the order of a run, packed, each with its conversations."""
+    shape, order = SFTShape.of(made, batch, cfg), Batches(made, batch, seed)
+    for _ in range(number):
+        chosen = next(order)
+        yield chosen, supervised.pack(chosen, shape, 0)
+
+
+def assert_whole(chosen, packed):
+    """Asserts that every token of every conversation stands in the rows that run."""
+    run = packed.rows.packed.tokens[: packed.microbatches]
+    assert packed.microbatches <= len(packed.rows.target)
+    inside = packed.rows.packed.segment_ids[: packed.microbatches] > 0
+    wanted = np.sort(np.concatenate([c.tokens for c in chosen]))
+    np.testing.assert_array_equal(np.sort(run[inside]), wanted)
+    learned = packed.rows.learned[: packed.microbatches]
+    assert learned.sum() == packed.learned_tokens == sum(len(c.tokens) - c.start for c in chosen)
+
+
+def numbered(lengths):
+    """Returns conversations of these lengths, each with tokens of its own."""
+    return [
+        Conversation(tokens=np.full(n, number + 1, np.int32), start=1)
+        for number, n in enumerate(lengths)
+    ]
+
+
+def test_a_batch_over_the_end_of_an_epoch_holds_the_longest_conversations_twice():
+    cfg = config.Optim(microbatch=1, row_tokens=100)
+    made = numbered([51, 51, *[4] * 8])
+    _, second = packed_in_turn(made, 8, cfg, 139, 2)
+    chosen, packed = second
+    assert sorted(len(c.tokens) for c in chosen)[-4:] == [51] * 4 and packed.microbatches == 4
+    assert_whole(*second)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_batches_in_turn_lose_and_repeat_nothing(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.choice([2, 3, 40, 51, 60, 99], rng.integers(1, 30))
+    batch, microbatch = int(rng.integers(1, 40)), int(rng.integers(1, 5))
+    cfg = config.Optim(microbatch=microbatch, row_tokens=int(rng.integers(50, 200)))
+    made, seen = numbered(lengths), []
+    for chosen, packed in packed_in_turn(made, batch, cfg, seed, 12):
+        assert_whole(chosen, packed)
+        seen += chosen
+    epochs, rest = divmod(len(seen), len(made))
+    counts = np.bincount([c.tokens[0] for c in seen], minlength=len(made) + 1)[1:]
+    assert set(counts) <= {epochs, epochs + 1} and np.count_nonzero(counts > epochs) == rest
+
+
+def test_rows_without_a_place_are_an_error_and_not_left_out():
+    made = numbered([60] * 4)
+    shape = SFTShape(microbatches=1, rows=3, width=128, row_tokens=100)
+    with pytest.raises(AssertionError):
+        supervised.pack(made, shape, 0)
 
 
 @pytest.mark.heavy

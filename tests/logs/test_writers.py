@@ -106,12 +106,14 @@ def test_other_processes_write_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path):
+def test_tensorboard_gets_the_same_numbers_by_the_same_names(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
+    first = {"rollout/reward": 0.25, "eval/avg@4": 0.5, "ood/other_task/pass@1": 0.75}
+    second = {"rollout/reward": 0.5, "reprompt/a b": 1.0}
     with writers.Writer(tmp_path, config.Log(), steps=2, primary=True) as writer:
-        writer.write(1, {"rollout/reward": 0.25})
-        writer.write(2, {"rollout/reward": 0.5})
+        writer.write(1, first)
+        writer.write(2, second)
     (file,) = (tmp_path / "tensorboard").iterdir()
     data, events = file.read_bytes(), []
     while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
@@ -119,7 +121,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
         events.append(Event.FromString(data[12 : 12 + size]))
         data = data[16 + size :]
     scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
-    assert scalars == [(1, "rollout/reward", 0.25), (2, "rollout/reward", 0.5)]
+    written = [(i, *pair) for i, row in enumerate((first, second), 1) for pair in row.items()]
+    assert scalars == written
 
 
 def test_without_a_terminal_every_step_is_a_plain_line(tmp_path, capsys):

@@ -1,3 +1,5 @@
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,28 @@ def test_a_completion_alone_in_its_group_keeps_its_reward():
     for kind in ("mean", "mean_std"):
         got = pg.advantages(np.array([1.0, 0.5, 0.0]), np.array([0, 7, 7]), Policy(advantage=kind))
         assert got[0] == 1.0 and got[1] == -got[2] > 0
+
+
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, 0.7, 1e-3, -1.1, 1e30, 5e-324])
+@pytest.mark.parametrize("size", [2, 3, 7, 8, 64])
+@pytest.mark.parametrize("kind", typing.get_args(typing.get_type_hints(Policy)["advantage"]))
+def test_equal_rewards_have_no_advantage_at_all(kind, size, reward):
+    for dtype in (np.float32, np.float64):
+        rewards = np.full(size, reward, dtype)
+        got = pg.advantages(rewards, np.zeros(size, int), Policy(advantage=kind))
+        assert got.dtype == np.float32 and np.all(got == 0), (dtype, got)
+
+
+@pytest.mark.parametrize("kind", ["mean", "mean_std"])
+def test_advantages_are_those_of_the_formula(kind):
+    rng = np.random.default_rng(0)
+    rewards, group = rng.normal(0.3, 2, 60), np.repeat(np.arange(12), 5)
+    got = pg.advantages(rewards, group, Policy(advantage=kind))
+    by_group = rewards.reshape(12, 5)
+    wanted = by_group - by_group.mean(1, keepdims=True)
+    if kind == "mean_std":
+        wanted = wanted / (by_group.std(1, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(got.reshape(12, 5), wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_overlong_shaping_falls_over_the_buffer_to_the_penalty():

@@ -187,26 +187,100 @@ def test_impossible_tokens_are_never_drawn():
     assert np.isfinite(logprob).all()
 
 
+# Keys fold_in(key(0), i) whose first number has 23 leading zeros or ones: a uniform float32 from it
+# is 0 or the largest below 1.
+LEAST = (15405709, 17906160, 18162686, 18288323)
+MOST = (7848376, 15950188, 19019255, 20406291)
+
+
+def test_the_least_and_the_largest_number_draw_the_token_that_has_the_probability():
+    keys = jnp.stack([jax.random.fold_in(jax.random.key(0), i) for i in LEAST + MOST])
+    uniform = jax.vmap(jax.random.uniform)(keys)
+    assert uniform.tolist() == [0.0] * len(LEAST) + [1 - 2.0**-23] * len(MOST)
+    # Every other token has probability 9e-27, before and behind the likely one.
+    raw = jnp.full((len(keys), 1024), -60.0).at[:, 700].set(0.0)
+    token, logprob = draw(raw, keys, settings(HOT))
+    assert token.tolist() == [700] * len(keys) and np.allclose(logprob, 0)
+
+
+def drawn_by(mass, number):
+    """Returns the entry that the search finds for whole numbers under 2^44."""
+    number = np.asarray(number, np.int64)
+    high = jnp.asarray(number >> 20 << 8, jnp.uint32)
+    low = jnp.asarray((number & (1 << 20) - 1) << 12, jnp.uint32)
+    wide = jnp.broadcast_to(jnp.asarray(mass, jnp.float32), (len(number), len(mass)))
+    return np.asarray(jax.jit(slots._search)(wide, high, low))
+
+
+@pytest.mark.parametrize("rare", [3e-8, 1e-9, 1e-11])
+def test_a_rare_entry_is_drawn_by_its_share_of_the_numbers_wherever_it_stands(rare):
+    for at in (0, 1, 5, 9):
+        mass = np.zeros(10, np.float32)
+        mass[[2, 7, at]] = 0.5, 0.5, rare
+        first, last = np.cumsum(mass, dtype=np.float64)[[at - 1, at]] if at else (0.0, rare)
+        units = 2**44 / (1 + rare)
+        near = np.linspace(first * units - 2000, last * units + 2000, 600)
+        near = near[(near >= 0) & (near < 2**44)]
+        found = drawn_by(mass, near)
+        inside = (near > first * units + 3) & (near < last * units - 3)
+        outside = (near < first * units - 3) | (near > last * units + 3)
+        assert np.count_nonzero(inside) > 10 and np.all(found[inside] == at)
+        assert np.all(found[outside] != at) and set(found) <= {2, 7, at}
+
+
 def test_a_search_never_ends_at_an_entry_without_mass():
-    # 20 of 151,936 entries have mass; sums by parts are not quite flat between them.
-    logits = 3 * np.random.default_rng(0).standard_normal((64, 151_936))
+    # 20 of 151,936 entries have mass. The last rows differ in scale.
+    logits = 3 * np.random.default_rng(0).standard_normal((12, 151_936))
     order = np.sort(logits, axis=-1)
     logits = np.where(logits >= order[:, -20:-19], logits, -np.inf)
     probs = np.exp(logits - order[:, -1:]).astype(np.float32)
-    mass = jnp.asarray(probs.reshape(64, -1, slots.BLOCK).sum(-1))
-    edges = np.cumsum(mass, axis=-1) / np.sum(mass, axis=-1, keepdims=True)
-    search = jax.jit(slots._search)
+    probs[6:] *= 10.0 ** np.arange(-15, 15, 5)[:, None]
+    mass = probs.reshape(12, -1, slots.BLOCK).sum(-1)
+    edges = np.cumsum(mass.astype(np.float64), axis=-1) / mass.sum(-1, dtype=np.float64)[:, None]
+    for row, of_row in zip(mass, edges, strict=True):
+        at = (np.unique(of_row) * 2**44).astype(np.int64)[:, None] + np.arange(-3, 4) * 2**18
+        numbers = np.clip(np.concatenate([at.ravel(), [0, 2**44 - 1]]), 0, 2**44 - 1)
+        # As many for every row, for one program.
+        assert np.all(row[drawn_by(row, np.resize(numbers, 150))] > 0)
 
-    def found(u):
-        return np.take_along_axis(mass, search(mass, u)[:, None], axis=1)
 
-    for share in (0.83619726, *np.linspace(0, 1, 50, endpoint=False)):
-        assert np.all(found(np.full(64, share, np.float32)))
-    for entry in np.argsort(-mass, axis=-1)[:, :20].T:
-        for nudge in (-1, 0, 1):
-            at = np.take_along_axis(edges, entry[:, None], 1)[:, 0].astype(np.float32)
-            u = np.clip(at + nudge * np.spacing(at), 0, np.float32(1 - 2**-24))
-            assert np.all(found(u))
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("limit", [{}, {"top_k": 3}, {"top_p": 0.5}])
+def test_logits_that_are_not_finite_give_no_logprob(bad, temperature, limit):
+    raw = jnp.zeros((3, 200)).at[1, 150].set(bad).at[2].set(bad)
+    how = settings(config.Sampling(temperature=temperature, **limit))
+    token, logprob = draw(raw, jax.random.split(jax.random.key(0), 3), how)
+    assert np.isfinite(logprob).tolist() == [True, False, False]
+    assert np.all((0 <= token) & (token < 200))
+
+
+def test_the_ends_of_every_setting_keep_the_samplers_promise():
+    rng = np.random.default_rng(0)
+    raw = jnp.asarray(rng.normal(0, 300, (64, 300)), jnp.float32)
+    keys = jax.random.split(jax.random.key(3), 64)
+    once = jax.jit(draw)
+    best = np.argmax(raw, axis=-1)
+    for cfg in (
+        config.Sampling(temperature=1e-6),
+        config.Sampling(top_k=1),
+        config.Sampling(top_p=1.2e-38),
+        config.Sampling(top_p=1.2e-38, top_k=2**40, temperature=1e-6),
+    ):
+        token, logprob = once(raw, keys, settings(cfg))
+        np.testing.assert_array_equal(token, best, err_msg=str(cfg))
+        np.testing.assert_allclose(logprob, 0, atol=1e-6, err_msg=str(cfg))
+    for cfg in (
+        config.Sampling(top_k=300),
+        config.Sampling(top_k=2**40),
+        config.Sampling(top_p=1 - 1e-12),
+    ):
+        token, logprob = once(raw / 300, keys, settings(cfg))
+        plain = once(raw / 300, keys, settings(HOT))
+        np.testing.assert_array_equal(token, plain[0], err_msg=str(cfg))
+        np.testing.assert_allclose(logprob, plain[1], atol=1e-5, err_msg=str(cfg))
+    flat = once(raw, keys, settings(config.Sampling(temperature=1e30)))
+    np.testing.assert_allclose(flat[1], -np.log(300), rtol=1e-6)
 
 
 @pytest.mark.heavy

@@ -1,6 +1,7 @@
 """Updates that are not finite, and batches that teach nothing."""
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +13,11 @@ from safetensors.numpy import load_file, save_file
 from sdjax import config
 from sdjax.data.pipeline import Batches
 from sdjax.errors import UserError
-from sdjax.jobs import train_job
+from sdjax.jobs import evaluate_job, sft_job, study_job, train_job
+from sdjax.models.files import weights
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
+from sdjax.training.host_step import Skips
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -127,17 +130,130 @@ def test_too_many_in_a_row_end_the_run_with_the_batch_to_look_at(
 @pytest.mark.heavy
 def test_a_model_that_has_blown_up_ends_the_run(model, tmp_path, capsys):
     out = tmp_path / "out"
-    changes = {"optim": {"lr": 1e25, "most_skipped": 2}, "steps": 9}
-    with pytest.raises(UserError, match="not finite in 2 updates in a row"):
+    changes = {"optim": {"lr": 1e25, "most_skipped": 2, "minibatches": 4, "microbatch": 2}}
+    with pytest.raises(UserError, match="not finite in 3 updates in a row"):
         train_job.run(job(model, out, **changes))
-    metrics = runs.lines(out / "metrics.jsonl")
-    skipped = [m["optim/skipped"] for m in metrics[1:]]
-    assert skipped[0] == 0 and skipped[-2:] == [1, 1]
-    number = metrics[-1]["step"]
-    last = out / "nonfinite" / f"{number}.npz"
-    numbers, first = replayed(model, out, last, capsys, **changes)
-    assert numbers.startswith(f"step {number}  loss ") and numbers.endswith("gradient norm nan")
+    (_, last) = runs.lines(out / "metrics.jsonl")
+    assert (last["optim/skipped"], last["optim/skipped_total"]) == (0.75, 3)
+    assert not (out / "model").exists()
+    file = out / "nonfinite" / "1.npz"
+    numbers, first = replayed(model, out, file, capsys, **changes)
+    assert numbers.startswith("step 1  loss ") and numbers.endswith("gradient norm nan")
     assert first.startswith("not finite, first: the ")
+
+
+def broken(source, folder, value):
+    """Returns the model with one number of its last norm replaced."""
+    shutil.copytree(source, folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        if "model.norm.weight" in tensors:
+            tensors["model.norm.weight"] = tensors["model.norm.weight"].copy()
+            tensors["model.norm.weight"][0] = value
+        save_file(tensors, file)
+    return folder
+
+
+def evaluation(model, out):
+    return config.Evaluate(
+        out=str(out), task=runs.Letters(held_out=4), model=model, eval=EVAL, max_prompt_tokens=96
+    )
+
+
+def study(model, out):
+    return config.Study(
+        out=str(out),
+        task=runs.Letters(held_out=4),
+        model=model,
+        eval=EVAL,
+        max_prompt_tokens=96,
+        solved_max=2,
+    )
+
+
+def training(model, out):
+    made = job(model.path, out, eval={"every": 1}, checkpoint={"every": 0, "export": True})
+    return replace(made, model=model)
+
+
+def finetuning(model, out):
+    source = out.with_suffix(".jsonl")
+    turns = [{"role": "user", "content": "Say a."}, {"role": "assistant", "content": "a"}]
+    source.write_text((json.dumps({"messages": turns}) + "\n") * 4)
+    return config.SFT(
+        out=str(out),
+        source=str(source),
+        model=model,
+        batch=2,
+        steps=5,
+        log_every=2,
+        max_tokens=96,
+        max_prompt_tokens=96,
+        optim=config.Optim(microbatch=2),
+        checkpoint=config.Checkpoint(every=0),
+        log=config.Log(progress=False, tensorboard=False),
+    )
+
+
+EVAL = config.Eval(k=2, examples=4, batch=4, max_completion_tokens=6)
+JOBS = {
+    evaluation: evaluate_job,
+    study: study_job,
+    training: train_job,
+    finetuning: sft_job,
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.__name__)
+def test_a_model_whose_logits_are_not_finite_is_an_error_of_every_job_and_leaves_no_result(
+    model, tmp_path, kind, value, capsys
+):
+    source = config.Model(
+        path=str(broken(model, tmp_path / "broken", value)), compute_dtype="float32", remat="none"
+    )
+    out = tmp_path / "out"
+    with pytest.raises(UserError) as caught:
+        JOBS[kind].run(kind(source, out))
+    said = str(caught.value)
+    assert "\n" not in said and "not finite" in said
+    if kind is finetuning:
+        assert said.startswith("update 5: loss or gradient not finite in 5 updates in a row; ")
+        last = runs.lines(out / "metrics.jsonl")[-1]
+        assert (last["optim/skipped_total"], last["sft/token_accuracy"]) == (5, "NaN")
+        assert "warning: step 2: 2 of 2 updates skipped" in capsys.readouterr().out
+    else:
+        assert "at token 0 of completion" in said and "model.path" in said
+    written = {file.name for file in out.rglob("*") if file.is_file() and file.stat().st_size}
+    assert written <= {"config.json", "metrics.jsonl", "log.txt"}, written
+
+
+@pytest.mark.parametrize(
+    ("most", "ended", "total"), [(1, True, 4), (2, True, 6), (3, False, 6), (0, False, 6)]
+)
+def test_the_updates_of_a_finetuning_end_it_at_the_first_long_enough_row(most, ended, total):
+    skipped = [False, True, False, True, True, False]
+    skips, ends = sft_job._counted(Skips(total=3), skipped, most, 100, 6)
+    assert (ends, skips.total) == (ended, total)
+
+
+def test_a_run_of_which_every_update_is_skipped_ends_without_a_model(model, tmp_path):
+    everyone = tuple(f"train-{i}" for i in range(64))
+    task = Poisoned(held_out=4, poisoned=everyone)
+    changes = {"checkpoint": {"every": 0, "export": True}, "steps": 2, **GRPO}
+    with pytest.raises(UserError, match="step 2: loss or gradient not finite in 2 updates"):
+        train_job.run(job(model, tmp_path / "out", task=task, optim={"most_skipped": 0}, **changes))
+    assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "bfloat16"), (1e5, "float16")])
+def test_parameters_that_are_not_finite_are_not_exported(model, tmp_path, value, dtype):
+    folder = broken(model, tmp_path / "broken", value)
+    cfg = weights.read_config(folder, compute_dtype="float32")
+    params = weights.load(folder, cfg)
+    with pytest.raises(UserError, match=f"export to .*norm.* hold NaN or infinity as {dtype}"):
+        weights.export(params, cfg, folder, tmp_path / "model", dtype=dtype)
+    assert not list(tmp_path.glob("model*"))
 
 
 def test_a_run_that_goes_on_counts_on(model, tmp_path, second_step):

@@ -2,54 +2,18 @@
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import tiny
-from paths import ROOT
+from parity import Parity, page
 from runs import lines
 from sums import job
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.jobs import evaluate_job, train_job
-from sdjax.records import Example, Grade
-from sdjax.tasks import Task
 from sdjax.training import alerts
-
-PAGE = ROOT / "docs" / "metrics.md"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parity(config.TaskConfig):
-    """A text is right if its code points have an even sum; after `right_until` texts, none is."""
-
-    held_out: int = 4
-    right_until: int = 1_000_000
-
-
-def load(cfg: Parity, data: config.Data) -> Task:
-    def example(i: int) -> Example:
-        message = {"role": "user", "content": f"Question {i:04}"}
-        return Example(id=str(i), messages=(message,), answer="", task="parity")
-
-    graded = []
-
-    def grade(attempts: Sequence[Attempt]) -> list[Grade]:
-        graded.extend(attempts)
-        all_right = cfg.right_until < 1_000_000 and len(graded) <= cfg.right_until
-        none = len(graded) > cfg.right_until
-        right = [not none and (all_right or sum(map(ord, a.text)) % 2 == 0) for a in attempts]
-        return [Grade(reward=float(r), correct=r) for r in right]
-
-    return Task(
-        name="parity",
-        train=[example(i) for i in range(60)],
-        held_out=[example(i) for i in range(100, 100 + cfg.held_out)],
-        grader=grade,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -79,16 +43,6 @@ def run(tmp_path_factory):
         patch.setattr("builtins.print", lambda *args, **_: said.append(" ".join(map(str, args))))
         train_job.run(replace(cfg, task=Parity(), out_of_domain={"other": Parity(right_until=8)}))
     return folder / "out", said
-
-
-def page():
-    """Returns a pattern for each name in the first column of the page's tables."""
-    cells = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(cells) == len(set(cells)) > 30
-    return {
-        cell: re.compile(re.escape(cell).replace("K", r"\d+").replace("NAME", r"\w+"))
-        for cell in cells
-    }
 
 
 @pytest.mark.heavy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdjax.config.checks import require, require_one
+from sdjax.config.checks import require, require_finite, require_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,7 @@ class Loss:
     results."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "loss.")
         require(0 <= self.distillation <= 1, "loss.distillation", self.distillation, "in [0, 1]")
         require(0 <= self.alpha <= 1, "loss.alpha", self.alpha, "must lie in [0, 1]")
         require_one("loss.top_k", self.top_k)
@@ -129,6 +130,7 @@ class Policy:
     """Reward that a completion loses when it reaches the length limit."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "policy.")
         require(
             self.overlong_buffer >= 0,
             "policy.overlong_buffer",

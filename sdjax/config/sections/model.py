@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass
 from typing import Literal
 
-from sdjax.config.checks import require
+from sdjax.config.checks import require, require_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,7 @@ class Lora:
     """Seed of the adapters' initial values."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "lora.")
         require(self.rank >= 0, "lora.rank", self.rank, "must not be negative; 0 is off")
         require(self.alpha > 0, "lora.alpha", self.alpha, "must be positive")
         once = len(set(self.matrices)) == len(self.matrices) > 0
@@ -113,6 +114,7 @@ class Shape:
     """Whether the output head shares the embedding's weights."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "shape.")
         for name, value in vars(self).items():
             if not isinstance(value, str | bool):
                 require(value >= 1, f"shape.{name}", value, "must be at least 1")

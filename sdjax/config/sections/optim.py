@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdjax.config.checks import require, require_one
+from sdjax.config.checks import require, require_finite, require_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,9 @@ class Optim:
     """Upper bound of the gradient's global norm."""
     most_skipped: int = 5
     """An update whose loss or gradient is not finite is skipped. This many skipped updates in a row
-    end the run, with the last one's batch and state saved for --replay. 0 never ends it."""
+    end the run, as counted at the end of a step; 0 never ends it before its last step. A training
+    saves the last one's batch and state for --replay. A run whose updates are all skipped exports
+    nothing."""
     minibatches: int = 1
     """Updates per step; the groups of a step are split into this many equal parts."""
     microbatch: int = 8
@@ -48,6 +50,7 @@ class Optim:
     grows with the row."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "optim.")
         require(self.lr >= 0, "optim.lr", self.lr, "must not be negative")
         require(
             self.warmup_steps >= 0, "optim.warmup_steps", self.warmup_steps, "must not be negative"
@@ -56,6 +59,10 @@ class Optim:
         require(0 <= first < last, "optim.decay", self.decay, "the earlier step must come first")
         require(0 <= self.beta1 < 1, "optim.beta1", self.beta1, "must lie in [0, 1)")
         require(0 <= self.beta2 < 1, "optim.beta2", self.beta2, "must lie in [0, 1)")
+        require(self.eps > 0, "optim.eps", self.eps, "must be positive")
+        require(
+            self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "must not be negative"
+        )
         require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "must be positive")
         require(
             self.most_skipped >= 0, "optim.most_skipped", self.most_skipped, "must not be negative"

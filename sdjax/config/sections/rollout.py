@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from sdjax.config.checks import require, require_one
+from sdjax.config.checks import require, require_finite, require_one
 
 MAX_GAP = 0.2
 """Nats per token. bfloat16 on both sides gives .01 to .03; other weights give 1 and more."""
@@ -35,8 +35,14 @@ class Sampling:
     token."""
 
     def __post_init__(self) -> None:
+        require_finite(self, self.SECTION)
         at, longest = self.SECTION, self.max_completion_tokens
-        require(self.temperature >= 0, f"{at}temperature", self.temperature, "must be at least 0")
+        require(
+            self.temperature == 0 or self.temperature >= 1e-6,
+            f"{at}temperature",
+            self.temperature,
+            "must be 0, which is greedy, or at least 1e-6",
+        )
         require(0 < self.top_p <= 1, f"{at}top_p", self.top_p, "must lie in (0, 1]")
         require(self.top_k >= 0, f"{at}top_k", self.top_k, "must be at least 0, which is off")
         require(longest >= 1, f"{at}max_completion_tokens", longest, "must be at least 1")
@@ -75,6 +81,7 @@ class Server:
     """Environment variable that holds the server's API key; None sends no key."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "server.")
         url = self.url
         require(
             url is None

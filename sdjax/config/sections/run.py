@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdjax.config.checks import require, require_one
+from sdjax.config.checks import require, require_finite, require_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class TaskConfig:
     without evaluations."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "task.")
         require(self.held_out >= 0, "task.held_out", self.held_out, "must not be negative")
 
 
@@ -90,6 +91,7 @@ class Alarm:
     0."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "alarm.")
         for name in ("epistemic_drop", "ood_drop"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"alarm.{name}", value, "must lie in [0, 1]; 0 is off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdjax.config.checks import require, require_one
+from sdjax.config.checks import require, require_finite, require_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class Reprompt:
     the reference."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "reprompt.")
         require("{prompt}" in self.template, "reprompt.template", self.template, "needs {prompt}")
         require(
             "{demonstration}" in self.solution_template,
@@ -106,6 +107,7 @@ class Teacher:
     evaluations."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "teacher.")
         require(0 <= self.ema_rate <= 1, "teacher.ema_rate", self.ema_rate, "must lie in [0, 1]")
         require(0 <= self.mix <= 1, "teacher.mix", self.mix, "must lie in [0, 1]")
         require(

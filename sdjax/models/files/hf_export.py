@@ -49,7 +49,8 @@ def export(
 
     Adapters are added to the weights. Tensors are fetched and written one by one. The folder
     appears complete or not at all; it replaces an earlier export. Every process must call this
-    function; the first one writes. Raises UserError if the folder holds anything else.
+    function; the first one writes. Raises UserError if the folder holds anything else, or if a
+    parameter is not finite as `dtype`.
 
     Args:
         params: The params of a Transformer.
@@ -62,6 +63,11 @@ def export(
     """
     if out.exists() and not (out / "config.json").exists() and any(out.iterdir()):
         raise UserError(f"export to {out}: the folder holds something else: name another")
+    if bad := tensors.not_finite(params, dtype):
+        raise UserError(
+            f"export to {out}: {bad[0]} and {len(bad) - 1} other parameters hold NaN or infinity "
+            f"as {dtype}: take an earlier checkpoint, or weights that are whole"
+        )
     wanted = tensors.of(cfg)
     arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype)
     if jax.process_index() != 0:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import ml_dtypes
@@ -127,7 +128,7 @@ def write(
         name = SINGLE if len(shards) == 1 else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         with open(folder / name, "wb") as file:
             file.write(_header({n: shapes[n] for n in names}, dtype))
-            for _, array in zip(names, source, strict=False):
+            for _, array in zip(names, islice(source, len(names)), strict=True):
                 file.write(np.ascontiguousarray(array, DTYPES[dtype]).tobytes())
         weight_map |= dict.fromkeys(names, name)
     if len(shards) > 1:

@@ -10,12 +10,26 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from sdjax.models.families.registry import family
 from sdjax.models.network.model_config import ModelConfig
 
 Reader = Callable[[str, slice, slice | None], np.ndarray]
+
+
+def not_finite(params: nnx.State, dtype: str | None = None) -> list[str]:
+    """Returns the names of the parameters that hold a NaN or an infinity, as `dtype` if given."""
+    bad = jax.jit(
+        lambda p: jax.tree.map(lambda x: ~jnp.isfinite(x.astype(dtype or x.dtype)).all(), p)
+    )
+    named = jax.tree_util.tree_leaves_with_path(jax.device_get(bad(params)))
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, is_bad in named if is_bad
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

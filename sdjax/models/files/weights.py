@@ -161,7 +161,7 @@ def _leaf(
         chosen = [range(*s.indices(n)) for s, n in zip(index, shape, strict=True)]
         out = np.empty([len(along) for along in chosen], dtype)
         for at in np.ndindex(*out.shape[:stacked]):
-            place = tuple(along[i] for along, i in zip(chosen, at, strict=False))
+            place = tuple(along[i] for along, i in zip(chosen[:stacked], at, strict=True))
             out[at] = tensors.part(by_place[place], source.read, index[stacked:])
         return out
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from sdjax.errors import UserError
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import DecodeWeights
 from sdjax.parallel import hosts, rules
@@ -337,7 +338,10 @@ class Generation:
         return drawn
 
     def _take(self, drawn: Drawn) -> list[_Live]:
-        """Waits for a loop; returns the completions that ended in it and frees their slots."""
+        """Waits for a loop; returns the completions that ended in it and frees their slots.
+
+        Raises UserError where logits were not finite: the tokens drawn from them mean nothing.
+        """
         host = jax.device_get(drawn)
         self.counts.loops += 1
         self.counts.steps += int(host.steps)
@@ -349,6 +353,13 @@ class Generation:
             new = int(host.count[slot]) - live.drawn
             live.tokens.append(host.tokens[slot, :new])
             live.logprobs.append(host.logprobs[slot, :new])
+            if not np.isfinite(live.logprobs[-1]).all():
+                at = live.drawn + int(np.argmin(np.isfinite(live.logprobs[-1])))
+                raise UserError(
+                    f"the model's logits are not finite at token {at} of completion {live.index}, "
+                    f"after a prompt of {live.prompt} tokens: look at the weights in model.path, "
+                    "lower optim.lr in a training, or set model.compute_dtype to float32"
+                )
             live.drawn += new
             self.counts.tokens += new
             if host.done[slot]:

@@ -25,6 +25,7 @@ from sdjax.parallel.mesh import AS_WRITTEN
 _Array = jax.Array
 
 BLOCK = 128  # vocabulary entries in a block of the two-level search
+HIGH, LOW = 24, 20  # bits of the two parts of a share in the search
 
 
 @jax.tree_util.register_dataclass
@@ -327,7 +328,7 @@ def settings(cfg: Sampling) -> Settings:
     return Settings(
         temperature=jnp.float32(cfg.temperature),
         top_p=jnp.float32(cfg.top_p),
-        top_k=jnp.int32(cfg.top_k),
+        top_k=jnp.int32(min(cfg.top_k, 2**31 - 1)),  # any number over the vocabulary is off
     )
 
 
@@ -335,7 +336,8 @@ def draw(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, 
     """Returns int32[B] tokens and float32[B], the log-probability of each when it was drawn.
 
     `logits` is float32[B, V]; `keys` holds one key per row. The log-probability is that of the
-    distribution after temperature, top-k and top-p; a greedy choice has log-probability 0.
+    distribution after temperature, top-k and top-p; a greedy choice has log-probability 0. Where a
+    logit of the row is NaN or +inf, the log-probability is NaN.
     """
     limited = (how.top_p < 1) | (how.top_k > 0)
     way = jnp.where(how.temperature == 0, 0, jnp.where(limited, 2, 1))
@@ -348,7 +350,8 @@ def draw(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, 
 def _greedy(logits: jax.Array, keys: jax.Array, how: Settings) -> tuple[jax.Array, jax.Array]:
     del keys, how
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return token, jnp.zeros(token.shape, jnp.float32)
+    finite = jnp.isfinite(jnp.max(logits, axis=-1))
+    return token, jnp.where(finite, 0.0, jnp.nan)
 
 
 def _sampled(
@@ -357,8 +360,8 @@ def _sampled(
     """Returns int32[B], a draw from softmax of each row of [B, V], and its log-probability.
 
     It inverts the cumulative distribution, first over blocks of the vocabulary and then inside one
-    block. This takes two passes over the logits and two uniform numbers per row, in place of one
-    random number per entry. Rounding of a long sum loses no small probabilities.
+    block. This takes two passes over the logits and a few random bits per row, in place of one
+    random number per entry. Where a logit is NaN or +inf, the log-probability is NaN.
     """
     logits = logits / how.temperature
     if limited:
@@ -367,28 +370,46 @@ def _sampled(
     top = jnp.max(logits, axis=-1, keepdims=True)
     room = ((0, 0), (0, -v % BLOCK))
     blocks = jnp.pad(logits, room, constant_values=-jnp.inf).reshape(b, -1, BLOCK)
-    mass = jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1)
-    u = jax.vmap(partial(jax.random.uniform, shape=(2,)))(keys)
-    block = _search(mass, u[:, 0])
+    # Behind a barrier, because XLA would sum the masses in a further pass over the logits.
+    mass = jax.lax.optimization_barrier(jnp.sum(jnp.exp(blocks - top[..., None]), axis=-1))
+    bits = jax.vmap(partial(jax.random.bits, shape=(4,)))(keys)
+    block = _search(mass, bits[:, 0], bits[:, 2])
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0] - top
-    entry = _search(jnp.exp(inside), u[:, 1])
+    entry = _search(jnp.exp(inside), bits[:, 1], bits[:, 3])
     own = jnp.take_along_axis(inside, entry[:, None], axis=-1)[:, 0]
     return (block * BLOCK + entry).astype(jnp.int32), own - jnp.log(jnp.sum(mass, axis=-1))
 
 
-def _search(mass: jax.Array, u: jax.Array) -> jax.Array:
-    """Returns int32[B]: the entry of each row of [B, N] at which share u[B] of its mass is reached.
+def _search(mass: jax.Array, high: jax.Array, low: jax.Array) -> jax.Array:
+    """Returns int32[B]: an entry of each row of [B, N], drawn in proportion to its mass.
 
-    u is in [0, 1). The entry has mass itself.
+    `high` and `low` are uint32[B], random bits. The sums are of whole numbers, in units of 2^-44 of
+    the row's mass, so no rounding hides a small entry behind a large one. An entry with less than a
+    unit is never drawn. Each number has two parts, because its 44 bits exceed an integer's 32.
     """
-    cumulative = jnp.cumsum(mass, axis=-1)
-    target = u[:, None] * cumulative[:, -1:]
-    # XLA computes a cumulative sum in parts, so rounding may make it rise at entries without mass,
-    # and may carry the target past the last entry with mass.
-    has_mass = mass > 0
-    reached = has_mass & (cumulative > target)
-    last = mass.shape[-1] - 1 - jnp.argmax(has_mass[:, ::-1], axis=-1)
-    return jnp.where(jnp.any(reached, axis=-1), jnp.argmax(reached, axis=-1), last)
+    assert mass.shape[-1] <= 1 << (32 - LOW), mass.shape  # else a sum of low parts overflows
+    share = mass / jnp.sum(mass, axis=-1, keepdims=True) * 2.0**HIGH
+    whole = jnp.floor(share)
+    parts = jnp.stack([whole, jnp.floor((share - whole) * 2.0**LOW)], axis=1)
+    reached = jnp.cumsum(parts.astype(jnp.uint32), axis=-1)
+    reached_high, reached_low = _carried(reached[:, 0], reached[:, 1])
+    # The shares are rounded, so their sum is 2^44 + over. What is drawn is u + u over / 2^44, for
+    # a whole number u under 2^44. The wrap-around of unsigned numbers makes `over` signed.
+    high, low = high >> (32 - HIGH), low >> (32 - LOW)
+    over = ((reached_high[:, -1] - (1 << HIGH) << LOW) + reached_low[:, -1]).astype(jnp.int32)
+    extra = jnp.floor(high * 2.0**-HIGH * over).astype(jnp.int32)
+    high, low = _carried(high + (extra >> LOW).astype(jnp.uint32), low + (extra & (1 << LOW) - 1))
+    past = (reached_high > high[:, None]) | (
+        (reached_high == high[:, None]) & (reached_low > low[:, None])
+    )
+    # Rounding of `extra` may put the number a few units past the sum: then the likeliest entry.
+    return jnp.where(jnp.any(past, -1), jnp.argmax(past, -1), jnp.argmax(mass, -1))
+
+
+def _carried(high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the two parts of a number with the low part's overflow carried into the high one."""
+    low = low.astype(jnp.uint32)
+    return high + (low >> LOW), low & ((1 << LOW) - 1)
 
 
 def _limit(logits: jax.Array, how: Settings) -> jax.Array:
@@ -398,6 +419,8 @@ def _limit(logits: jax.Array, how: Settings) -> jax.Array:
     k = jnp.where(how.top_k > 0, how.top_k, v)
     ordered = jnp.where(jnp.arange(v) < k, ordered, -jnp.inf)
     probs = jax.nn.softmax(ordered, axis=-1)
-    kept = (jnp.cumsum(probs, axis=-1) - probs < how.top_p) & (ordered > -jnp.inf)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    # The first is kept for every top_p: float32 may round a tiny one to 0.
+    kept = ((before < how.top_p) | (jnp.arange(v) == 0)) & (ordered > -jnp.inf)
     threshold = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= threshold, logits, -jnp.inf)
