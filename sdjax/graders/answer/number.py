@@ -18,6 +18,8 @@ from sdjax.graders.answer.regions import after_thinking, stated_answer
 from sdjax.records import Grade
 
 _MAX_EXPONENT = 400
+# Longer numbers are not read.
+_MAX_LENGTH = 1000
 
 # 1,234 and 1{,}234 are one number; "17, 92" and "17,92" are two.
 _DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
@@ -97,8 +99,10 @@ def _joins(before: str) -> bool:
 
 
 def _value(match: re.Match[str], signed: bool = True) -> Fraction | None:
-    """Returns the value of a number, or None for one that is part of a power."""
+    """Returns the value of a number, or None for one that is too long or part of a power."""
     part = match.groupdict()
+    if len(match.group()) > _MAX_LENGTH:
+        return None
     exponent = int(part["power"] or part["raised"] or part["e"] or 0)
     if part["more"] or abs(exponent) > _MAX_EXPONENT:
         return None
@@ -141,7 +145,7 @@ def grade(
     tolerance = tolerances.checked(tolerance)
     stated = stated_answer(text)
     if stated is not None:
-        value = _plain(stated.rpartition("=")[2])
+        value = _plain(stated.rpartition("=")[2][:_MAX_LENGTH])
         found = numbers(_BOXED_THOUSANDS.sub(lambda m: m.group().replace(" ", ""), value))
         prediction = found[0] if len(found) == 1 else None
     elif truncated:

@@ -190,7 +190,7 @@ def _values(found: Sequence[parts.Named], text: str) -> str | parts.Listing:
 def _word(text: str) -> str | None:
     """Returns a word or an option's letter without brackets, spaces and case, or None."""
     bare = quantity.bare(text)
-    if not _is_word(bare):
+    if not _is_word(bare) and not re.fullmatch(r"\(?[a-z]\)?", bare):
         return None
     word = bare.strip("(). ").replace(" ", "")
     if len(word) == 1:
@@ -200,7 +200,7 @@ def _word(text: str) -> str | None:
 
 
 def _is_word(text: str) -> bool:
-    return re.fullmatch(r"[^\W\d_]{2,}(?:[ -][^\W\d_]+)*|\(?[a-zA-Z]\)?", text) is not None
+    return re.fullmatch(r"[^\W\d_]{2,}(?:[ -][^\W\d_]+)*|\(?[A-Z]\)?", text) is not None
 
 
 def _letters_of_one_product(ours: str, theirs: str) -> bool:

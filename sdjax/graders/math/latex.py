@@ -127,14 +127,24 @@ def unwrapped(text: str) -> str:
         match = re.match(rf"\\(?:{FONT_NAMES})\s*(?=\{{)|(?=\{{)", text)
         if match and argument(text, match.end())[1] == len(text):
             inner = text[match.end() + 1 : -1]
-            if not match.group() and "," in inner:
-                return text
+            if not match.group() and _is_list(inner):
+                return text  # {1,2} is a set
             text = _ends(inner)
         elif len(text) > 4 and text.startswith("**") and text.endswith("**"):
             text = _ends(text[2:-2])
         else:
             return text
     return text
+
+
+def _is_list(text: str) -> bool:
+    """Returns whether a comma stands outside all brackets."""
+    depth = 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            return True
+    return False
 
 
 def argument(text: str, start: int, *, digits: bool = False) -> tuple[str, int]:

@@ -27,7 +27,9 @@ _UNITS = {
 }  # fmt: skip
 _MEANING = {word: unit for unit, words in _UNITS.items() for word in words.split()}
 _SEVERAL = {"mph": {"mi", "h"}, "kmh": {"km", "h"}}
-_IGNORED = set("square squared sq cubic cubed unit per a an the of in each st nd rd th".split())
+_POWERS = frozenset("23")
+_POWER_WORDS = {"square": "2", "squared": "2", "sq": "2", "cubic": "3", "cubed": "3"}
+_IGNORED = set("unit per a an the of in each st nd rd th".split())
 _PERCENT = {"percent", "pct"}
 # These join a number without a space; a product of two variables looks like the others.
 _JOINED = set(
@@ -82,8 +84,11 @@ def bare(element: str) -> str:
 
 
 def conflict(ours: Quantity, theirs: Quantity) -> bool:
-    """Returns whether both have units, and none in common."""
-    return bool(ours.units and theirs.units) and not ours.units & theirs.units
+    """Returns whether both have units and none in common, or other powers of them."""
+    left, right = (q.units - _POWERS for q in (ours, theirs))
+    powers, gold_powers = (q.units & _POWERS for q in (ours, theirs))
+    other_power = bool(powers and gold_powers) and powers != gold_powers
+    return bool(left and right) and (other_power or not left & right)
 
 
 def _without_unit(text: str) -> tuple[str, set[str]]:
@@ -94,7 +99,7 @@ def _without_unit(text: str) -> tuple[str, set[str]]:
         known = all(word in _MEANING or word in _JOINED for word in words)
         shortest = 2 if match.group(1) in ("text", "mbox", "textrm", "hbox") else 3
         if known or max(map(len, words), default=9) >= shortest:
-            return core, _meaning(words)
+            return core, _meaning(words) | _power(match.group())
     match = _WORDS.search(text)
     if match is None or not re.search(r"[\d}).%]$|\\[a-zA-Z]+$", text[: match.start()]):
         return text, set()
@@ -105,7 +110,12 @@ def _without_unit(text: str) -> tuple[str, set[str]]:
     else:
         good = words[0] in _JOINED | _plural(_JOINED) or (_is_unit(words[0]) and len(words[0]) > 3)
         good = good and all(map(_is_unit, words)) and number(tight(core)) is not None
-    return (core, _meaning(words)) if good else (text, set())
+    return (core, _meaning(words) | _power(match.group())) if good else (text, set())
+
+
+def _power(unit: str) -> set[str]:
+    """Returns the power of a unit that has only one part."""
+    return set() if "/" in unit else set(re.findall(r"\^\s*\{?\s*([23])", unit))
 
 
 def _plural(words: set[str]) -> set[str]:
@@ -114,7 +124,7 @@ def _plural(words: set[str]) -> set[str]:
 
 def _is_unit(word: str) -> bool:
     """Returns whether a plain word may be a unit: a known one, or any of four letters or more."""
-    known = _MEANING.keys() | _IGNORED | _PERCENT
+    known = _MEANING.keys() | _IGNORED | _PERCENT | _POWER_WORDS.keys()
     if word in known or word.lower().removesuffix("s") in known:
         return True
     return len(word) >= 4 and re.search(r"[aeiou]", word.lower()) is not None
@@ -126,6 +136,9 @@ def _meaning(words: list[str]) -> set[str]:
     for word in words:
         lower = word.lower()
         singular = lower.removesuffix("s") if len(lower) > 2 else lower
+        if lower in _POWER_WORDS:
+            units.add(_POWER_WORDS[lower])
+            continue
         if lower in _IGNORED or singular in _IGNORED:
             continue
         unit = _MEANING.get(word) or _MEANING.get(lower) or _MEANING.get(singular) or singular
