@@ -171,14 +171,7 @@ def _wrong(gold: str) -> Iterator[Spelling]:
     yield "an exponent", re.sub(r"\^(\d)", lambda m: f"^{(int(m[1]) + 1) % 10}", gold)
     yield "an inner sign", re.sub(r"(?<=[\w}]) ?([+-]) ?(?=[\w\\])", _flip, gold, count=1)
     name, equals, shown = gold.partition("=")
-    if (
-        number == 0
-        or _is_words(gold)
-        or len(parts) > 1
-        or "cup" in gold
-        or "\\in" in gold
-        or shown.strip() == "0"
-    ):
+    if number == 0 or _is_words(gold) or len(parts) > 1 or re.search(r"cup|\\in|= *0$", gold):
         return
     front = f"{name}{equals}" if equals else ""
     shown = shown.strip() if equals else gold

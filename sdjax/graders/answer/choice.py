@@ -93,7 +93,8 @@ def grade_reference(text: str, answer: str, *, truncated: bool = False) -> Grade
     """Returns the reward of the papers' code, with its inverted `incorrect_format`."""
     prediction = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     correct = prediction == answer
-    formatted = re.search(r"<answer>\s*[A-Z]\s*</answer>\s*\Z", text[-2000:]) is not None
+    last = text[text.rfind("<answer>") :]
+    formatted = re.search(r"<answer>\s*[A-D]\s*</answer>$", last) is not None
     return Grade(
         reward=float(correct),
         correct=correct,

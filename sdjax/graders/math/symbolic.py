@@ -101,7 +101,7 @@ def _same_constant(
         return tolerances.close(value, exact, tolerance)
     difference = sympy.Abs((a - b).evalf(_DIGITS, maxn=_CANCELLED))
     size = sympy.Abs(b.evalf(_DIGITS, maxn=_CANCELLED))
-    if difference <= size * max(_NOTHING, tolerance):
+    if difference <= max(size * max(_NOTHING, tolerance), _NOTHING**3):
         return True
     value = b.evalf(_DIGITS)
     return bool(value.is_Float) and equality.rounds_to(prediction, Fraction(str(value)))
