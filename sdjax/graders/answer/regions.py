@@ -34,7 +34,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _bare_box(text: str) -> str | None:
-    r"""Returns what follows the last \boxed without braces: a word, or the rest of its formula."""
+    r"""Returns the word, or the rest of the formula, after the last \boxed without braces."""
     contents = [(match.group(1), match.end(1)) for match in _BARE_BOX.finditer(text)]
     if not contents:
         return None

@@ -170,8 +170,10 @@ class _Comparison:
         if tolerances.close(ours.value, theirs.value, tolerance):
             return True
         if ours.percent != theirs.percent:
-            percent, other = (ours, theirs) if ours.percent else (theirs, ours)
-            return percent.value / 100 == other.value
+            hundredth = Fraction(1, 100)
+            return ours.value * (hundredth if ours.percent else 1) == theirs.value * (
+                hundredth if theirs.percent else 1
+            )
         return not _finite(theirs.value) and rounds_to(ours.text, theirs.value)
 
 

@@ -67,9 +67,10 @@ def reference(pool: Pool | None = None) -> Grader:
 
 
 def _quick(prediction: str, gold: str) -> bool | None:
-    if not prediction:
-        return False
-    return True if prediction.lower() == gold.lower() else None
+    # Two empty texts are equal: \text{east} is stripped to nothing, as a missing answer is.
+    if prediction.lower() == gold.lower():
+        return True
+    return None if prediction else False
 
 
 def _grade(attempt: Attempt, extracted: str, pair: tuple[str, str], agreed: bool | Lost) -> Grade:
@@ -191,7 +192,7 @@ def _fractions(text: str) -> str:
 
 
 def _with_braces(after: str) -> str:
-    """Returns what follows a \\frac, with its first character and its second in braces."""
+    """Puts braces around the first two characters that follow a fraction command."""
     if after.startswith("{"):
         return after
     second = after[1] if after[1] == "{" else f"{{{after[1]}}}"

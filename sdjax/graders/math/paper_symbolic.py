@@ -124,18 +124,27 @@ def _matrices(prediction: str, gold: str, depth: int) -> bool:
     )
 
 
+# The papers' parser reads past these.
+_SKIPPED = re.compile(r"\\(?:displaystyle|[,:;!])|\\$")
+
+
 def _parsed(text: str) -> Any:
     """Returns a sympy expression, or the text if neither parser reads it."""
-    with contextlib.suppress(Exception):
-        return safe_parse.parse(text)
+    texts = dict.fromkeys((text.replace("\\\\", "\\"), text))
+    for parse in (safe_parse.parse, _latex):
+        for candidate in texts:
+            with contextlib.suppress(Exception):
+                return parse(candidate)
+    return text
+
+
+def _latex(text: str) -> Any:
+    """Returns the expression that LaTeX states; raises an exception for a text that is none."""
     if not text.isascii():
-        return text
-    # The paper's parser reads a number before a fraction as a factor.
-    text = re.sub(r"(?<=\d)\\frac", r"\\cdot\\frac", text)
-    try:
-        return latex2sympy(text, normalization_config=None)
-    except Exception:
-        return text
+        raise ValueError("not LaTeX")
+    # The papers' parser reads a number before a fraction as a factor.
+    text = re.sub(r"(?<=\d)\\frac", r"\\cdot\\frac", _SKIPPED.sub(" ", text))
+    return latex2sympy(text, normalization_config=None)
 
 
 def _symbolic(prediction: str, gold: str) -> bool:

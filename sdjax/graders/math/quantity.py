@@ -94,32 +94,35 @@ def conflict(ours: Quantity, theirs: Quantity) -> bool:
 def _without_unit(text: str) -> tuple[str, set[str]]:
     """Returns a text without the unit at its end and the unit, or the text and nothing."""
     match = _TEXT.search(text)
-    if match and match.start() > 0 and re.search(r"\d|\\[a-zA-Z]", text[: match.start()]):
-        core, words = text[: match.start()].rstrip(), re.findall(r"[a-zA-Z]+", match.group(2))
-        known = all(word in _MEANING or word in _JOINED for word in words)
+    if match and re.search(r"\d|\\[a-zA-Z]", text[: match.start()]):
+        words = re.findall(r"[a-zA-Z]+", match.group(2))
         shortest = 2 if match.group(1) in ("text", "mbox", "textrm", "hbox") else 3
+        known = all(word in _MEANING or word in _JOINED for word in words)
         if known or max(map(len, words), default=9) >= shortest:
-            return core, _meaning(words) | _power(match.group())
+            return text[: match.start()].rstrip(), _meaning(words) | _power(match.group())
     match = _WORDS.search(text)
     if match is None or not re.search(r"[\d}).%]$|\\[a-zA-Z]+$", text[: match.start()]):
         return text, set()
     core, words = text[: match.start()].rstrip(), re.findall(r"[a-zA-Z]+", match.group(2))
-    if match.group(1) or core.endswith("%"):
-        good = all(_is_unit(word) for word in words) and re.search(r"\d", core)
-        good = good and (max(map(len, words)) > 1 or number(tight(core)) is not None)
-    else:
-        good = words[0] in _JOINED | _plural(_JOINED) or (_is_unit(words[0]) and len(words[0]) > 3)
-        good = good and all(map(_is_unit, words)) and number(tight(core)) is not None
-    return (core, _meaning(words) | _power(match.group())) if good else (text, set())
+    if not _are_unit(words, core, apart=bool(match.group(1)) or core.endswith("%")):
+        return text, set()
+    return core, _meaning(words) | _power(match.group())
+
+
+def _are_unit(words: list[str], core: str, *, apart: bool) -> bool:
+    """Returns whether plain words after `core` are its unit, and not a product of variables."""
+    if not all(map(_is_unit, words)) or not re.search(r"\d", core):
+        return False
+    if apart and max(map(len, words)) > 1:
+        return True
+    # One letter, or letters without a space, may be a variable after all but a number.
+    joined = words[0].removesuffix("s") in _JOINED or words[0] in _JOINED or len(words[0]) > 3
+    return (apart or joined) and number(tight(core)) is not None
 
 
 def _power(unit: str) -> set[str]:
     """Returns the power of a unit that has only one part."""
     return set() if "/" in unit else set(re.findall(r"\^\s*\{?\s*([23])", unit))
-
-
-def _plural(words: set[str]) -> set[str]:
-    return {word + "s" for word in words}
 
 
 def _is_unit(word: str) -> bool:
