@@ -57,7 +57,7 @@ def grader(*, name: str, options: Mapping[str, Any]) -> Grader:
         scores = iter(workers().map(calls))
         return [
             number.grade(attempt.text, attempt.answer, truncated=attempt.truncated)
-            if number.canonical(attempt.answer) is not None
+            if number.is_plain(attempt.answer)
             else _grade(attempt, answer, answer is not None and next(scores) is True)
             for attempt, answer in zip(attempts, stated, strict=True)
         ]
@@ -70,7 +70,7 @@ def _stated(attempt: Attempt) -> str | None:
 
     It is the content of the last <answer> or box, else the whole text after the thinking.
     """
-    if number.canonical(attempt.answer) is not None:
+    if number.is_plain(attempt.answer):
         return None
     stated = stated_answer(attempt.text)
     if stated is None and not attempt.truncated:

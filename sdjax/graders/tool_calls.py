@@ -11,7 +11,6 @@ calls into its feedback.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -182,9 +181,6 @@ def _merged(inputs: Iterable[Any]) -> dict[str, Any]:
 
 
 def _formatted(text: str) -> bool:
-    """Returns whether some line with "Action:" precedes a line that begins "Action Input:"."""
-    lines = text.split("\n")
-    return any(
-        "Action:" in line and following.startswith("Action Input:")
-        for line, following in itertools.pairwise(lines)
-    )
+    """Returns whether "Action:" stands anywhere before a line that begins "Action Input:"."""
+    action = text.find("Action:")
+    return action >= 0 and "\nAction Input:" in text[action:]

@@ -2,8 +2,8 @@ r"""Grades a multiple-choice answer: one letter.
 
 The default rule (`grade`) reads the last <answer>...</answer>. Without one it reads the last
 \boxed{...}, then the text after the last "answer is" or "Answer:", then a last line that is only a
-letter. This part must name exactly one letter: "A", "(A)", "A. text" and "**A**" do, "A or B" does
-not. If the length limit cut the completion off, only a tag or box counts.
+letter. This part must name exactly one letter: "A", "(A)", "A. text", "A (text)" and "**A**" do,
+"A or B" does not. If the length limit cut the completion off, only a tag or box counts.
 
 `grade_reference` does what verl/utils/reward_score/feedback/mcq.py of both papers' code does. It
 compares the letter with the stripped text from the last <answer> to the next </answer>, or with
@@ -17,20 +17,45 @@ import re
 from sdjax.graders.answer.regions import after_thinking, stated_answer
 from sdjax.records import Grade
 
-_MARKUP = re.compile(r"\\(?:text|textbf|mathbf|mathrm|boldsymbol)\s*(?=\{)")
-_ALONE = re.compile(r"[\W_]*(?:(?i:the|correct|option|choice|answer|is)\b[\W_]*)*([A-Za-z])[\W_]*")
-_LABEL = re.compile(r"[\W_]*(?:(?i:option|choice)\b[\W_]*)?([A-Z])[*_]*\s*[.):](?=\W)(?s:.*)")
+_MARKUP = re.compile(
+    r"\\(?:text|textbf|textrm|mathbf|mathrm|mbox|boldsymbol)\s*(?=\{)|\$|</?(?:b|i|strong|em)>"
+)
+# Words that may stand before the letter.
+_WORDS = (
+    "so|thus|therefore|hence|the|my|i|we|correct|right|best|final|most|likely|option|choice|answer|"
+    "is|it|it's|must|would|should|be|think|believe|choose|pick|select|say"
+)
+_LEAD = rf"[\W_]{{0,9}}(?:(?i:{_WORDS})\b[\W_]{{1,9}}){{0,9}}"
+_NEXT = (
+    r"[\W_]{0,9}\b(?:or|and)\b[\W_]{0,9}(?:option\s)?[A-Z]\b"
+    r"|[)\]*_ ]{0,9}[,;/&][\s(]{0,9}[A-Z](?![\w'])"
+)
+_ALONE = re.compile(rf"{_LEAD}([A-Za-z])[\W_]*")
+# "B. text", "B) text", "(B) text", "B (text)", "B - text", "B, because", "B is correct".
+_LABEL = re.compile(
+    rf"{_LEAD}([A-Z]|(?<![^\W_])[a-hj](?=[.)]))(?![\w'])(?!{_NEXT})[*_\"'}}\]]*(?:\s*[.):;](?=\W)|"
+    r"\s*\n|\s+[\d(\u2014\u2013|-]|,\s|\s+(?:because|since|as|is\s(?:the\s)?(?:correct|right|best))\b)"
+    r"(?s:.*)"
+)
+_SECOND_LABEL = re.compile(r"(?:\b(?:or|and)\b|[,;/\n])[\s(*]{0,9}[A-Z][.):*]\s")
+# "A" and "I" are words too, if a word follows that does not give a reason.
+_REASON = "because|since|as|is|for|by|due|given|with|which|where|and|or"
+_LETTER = rf"([B-HJ-Z]|[AI](?!\s{{1,9}}(?!(?:{_REASON})\b)[a-z]))(?![\w'])"
 _SAID = re.compile(
-    r"\b(?i:answer)(?:\s{1,9}(?i:is|would\sbe))?[\s:*_($\"'\[{\\]{1,9}"
-    r"(?:(?i:option|choice)\s{1,9})?([A-Z])(?![\w'])(?!\s{0,9}(?:,|/|\b(?:or|and)\b)\s{0,9}\(?[A-Z]\b)"
+    r"\b(?i:answer|(?:correct|right|best)\s(?:choice|option))(?:\s{1,9}(?i:is|would\sbe|must\sbe|should\sbe))?"
+    rf"[\s:*_($\"'\[{{\\=\u2014\u2013-]{{1,9}}(?:(?i:{_WORDS})[\s:*(]{{1,9}}){{0,6}}{_LETTER}(?!{_NEXT})"
 )
 
 
 def letter(region: str) -> str | None:
     """Returns the one letter that an answer region names, or None."""
     region = _MARKUP.sub("", region[:2000]).strip()
-    match = _ALONE.fullmatch(region) or _LABEL.fullmatch(region)
-    return match.group(1).upper() if match else None
+    match = _ALONE.fullmatch(region)
+    if match is None:
+        match = _LABEL.fullmatch(region)
+        if match is None or _SECOND_LABEL.search(region, match.end(1)):
+            return None
+    return match.group(1).upper()
 
 
 def predicted(text: str, *, truncated: bool) -> str | None:
@@ -68,7 +93,8 @@ def grade_reference(text: str, answer: str, *, truncated: bool = False) -> Grade
     """Returns the reward of the papers' code, with its inverted `incorrect_format`."""
     prediction = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
     correct = prediction == answer
-    formatted = re.search(r"<answer>\s*[A-Z]\s*</answer>\s*\Z", text[-2000:]) is not None
+    last = text[text.rfind("<answer>") :]
+    formatted = re.search(r"<answer>\s*[A-D]\s*</answer>$", last) is not None
     return Grade(
         reward=float(correct),
         correct=correct,

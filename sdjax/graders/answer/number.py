@@ -10,60 +10,151 @@ text is accidental.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from fractions import Fraction
 
+from sdjax.graders.answer import tolerance as tolerances
 from sdjax.graders.answer.regions import after_thinking, stated_answer
 from sdjax.records import Grade
 
+_MAX_EXPONENT = 400
+# Longer numbers are not read.
+_MAX_LENGTH = 1000
+
 # 1,234 and 1{,}234 are one number; "17, 92" and "17,92" are two.
-_NUMBER = re.compile(r"\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+", re.ASCII)
-_MINUS = str.maketrans({"\u2212": "-", "\u2013": "-", "\u2012": "-"})
+_DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+_MONEY = r"(?:\\?\$|[€£¥₹]|USD\s?|EUR\s?|GBP\s?|Rs\.?\s?)"
+_NUMBER = re.compile(
+    rf"(?P<sign>[-+]\s?)?(?:{_MONEY}\s?(?P<inner>[-+]\s?)?)?"
+    r"(?:(?:(?P<whole>\d+)\s?)?\\[dtc]?frac\{(?P<top>-?\d+)\}\{(?P<bottom>-?\d+)\}"
+    r"|(?:(?P<mixed>\d+) )?(?<!/)(?P<a>\d+)\s?/\s?(?P<b>\d+)(?!\d|/|\.\d)"
+    rf"|(?P<decimal>{_DIGITS})"
+    r"(?:\s?(?:\\times|\\cdot|[×*·])\s?10\s?\^\s?(?:\{(?P<power>[-+]?\d+)\}|(?P<raised>[-+]?\d+))"
+    r"|[eE](?P<e>[-+]?\d+)(?!\w))?(?P<more>\s?\^\s?[\w{({])?)",
+    re.ASCII,
+)
+_SIGNS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d", "-"))
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_THIN = re.compile(r"(?<=\d)(?:\\[,;:!]|[\u2009\u202f\u00a0~])+(?=\d{3}(?!\d))")
+_COMMA = re.compile(r"(?<=\d),\\[!](?=\s?\d{3}(?!\d))")
+_SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|[~\u2009\u202f\u00a0]")
+_BOXED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])")
+_LETTERS = re.compile(r"(\\?[A-Za-z]+)$")
 
 
 def canonical(text: str) -> str | None:
-    """Returns a decimal number in its shortest spelling ("-0012.50" -> "-12.5"), or None."""
-    text = text.translate(_MINUS).strip().removeprefix("+")
-    sign = text.startswith("-")
-    if not _NUMBER.fullmatch(text, int(sign)):
-        return None
-    digits = re.sub(r"[,{}-]", "", text)
-    whole, _, fraction = digits.partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
-    number = f"{whole}.{fraction}" if fraction else whole
-    return f"-{number}" if sign and number != "0" else number
+    """Returns a number in its shortest spelling ("-0012.50" -> "-12.5"), or None.
 
-
-def numbers(text: str) -> list[str]:
-    """Returns the numbers in a text, in order, in their shortest spelling.
-
-    A minus sign belongs to a number unless a digit, letter or closing bracket stands before it.
+    A decimal is written in full, and a number without a finite decimal as a fraction.
     """
-    text = text.translate(_MINUS)
-    found = []
+    text = _plain(text).strip()
+    match = _NUMBER.fullmatch(text)
+    value = None if match is None else _value(match)
+    return None if value is None else _spelling(value)
+
+
+def is_plain(text: str) -> bool:
+    """Returns whether a text is an integer or a decimal, and no fraction or power of ten."""
+    return re.fullmatch(rf"[-+]?{_DIGITS}", _plain(text).strip(), re.ASCII) is not None
+
+
+def numbers(text: str) -> list[str | None]:
+    """Returns the numbers in a text, in order, in their shortest spelling; None for "2^x".
+
+    A minus sign belongs to a number unless a digit, letter or closing bracket joins it on the left.
+    """
+    found = (_value(match, signed) for match, signed in _matches(_plain(text)))
+    return [None if value is None else _spelling(value) for value in found]
+
+
+def _plain(text: str) -> str:
+    """Returns a text with plain signs and spaces, and without thin spaces inside a number."""
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^" + m.group().translate(_RAISED), text)
+    text = _THIN.sub("", _COMMA.sub("", text.translate(_SIGNS)))
+    return _SPACE.sub(" ", text)
+
+
+def _matches(text: str) -> Iterator[tuple[re.Match[str], bool]]:
+    """Yields each number of a text, and whether the sign before it is its own."""
     for match in _NUMBER.finditer(text):
         start = match.start()
-        negative = text[start - 1 : start] == "-" and not _joins(text[start - 2 : start - 1])
-        number = canonical(match.group())
-        if number is not None:
-            found.append(f"-{number}" if negative and number != "0" else number)
-    return found
+        before = text[max(start - 40, 0) : start]
+        if before.endswith(("^", "^{", "_", "_{")):
+            continue  # the exponent of a unit, the index of a variable
+        letters = _LETTERS.search(before)
+        if match["sign"] is None and letters and not letters[1].startswith("\\"):
+            continue  # CO2, x1
+        yield match, not _joins(before)
 
 
 def _joins(before: str) -> bool:
-    return before.isalnum() or before in (")", "]", "}") if before else False
+    """Returns whether a sign after this text is a dash or a difference."""
+    if not before.endswith(" "):
+        return before[-1:].isalnum() or before[-1:] in (")", "]", "}", "-") if before else False
+    word = before.rstrip()
+    if not word:
+        return False
+    variable = re.search(r"(?<![A-Za-z\\])[A-Za-z]$", word) is not None
+    return word[-1].isdigit() or word[-1] in ")]}" or variable
 
 
-def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:
-    """Returns reward 1 if the number of the text equals `answer`, else 0."""
+def _value(match: re.Match[str], signed: bool = True) -> Fraction | None:
+    """Returns the value of a number, or None for one that is too long or part of a power."""
+    part = match.groupdict()
+    if len(match.group()) > _MAX_LENGTH:
+        return None
+    exponent = int(part["power"] or part["raised"] or part["e"] or 0)
+    if part["more"] or abs(exponent) > _MAX_EXPONENT:
+        return None
+    if part["decimal"] is not None:
+        value = Fraction(re.sub(r"[,{}]", "", part["decimal"])) * Fraction(10) ** exponent
+    else:
+        top, bottom = int(part["top"] or part["a"]), int(part["bottom"] or part["b"])
+        if bottom == 0:
+            return None
+        value = int(part["whole"] or part["mixed"] or 0) + Fraction(top, bottom)
+    outer = part["sign"] if signed else None
+    minus = sum("-" in sign for sign in (outer, part["inner"]) if sign)
+    return -value if minus % 2 else value
+
+
+def _spelling(value: Fraction) -> str:
+    places, rest = 0, value.denominator
+    while rest % 10 == 0:
+        rest //= 10
+        places += 1
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+            places += 1
+    if rest != 1:
+        return str(value)
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    number = f"{digits[:-places]}.{digits[-places:]}".rstrip("0").rstrip(".") if places else digits
+    return f"-{number}" if value < 0 else number
+
+
+def grade(
+    text: str, answer: str, *, truncated: bool = False, tolerance: float | None = None
+) -> Grade:
+    """Returns reward 1 if the number of the text equals `answer`, else 0.
+
+    `tolerance` is relative to the answer; None stands for that of `tolerance.of_answer`. Raises
+    UserError for a tolerance that is none.
+    """
+    tolerance = tolerances.checked(tolerance)
     stated = stated_answer(text)
     if stated is not None:
-        found = numbers(stated.rpartition("=")[2])
+        value = _plain(stated.rpartition("=")[2][:_MAX_LENGTH])
+        found = numbers(_BOXED_THOUSANDS.sub(lambda m: m.group().replace(" ", ""), value))
         prediction = found[0] if len(found) == 1 else None
     elif truncated:
         prediction = None
     else:
-        found = numbers(after_thinking(text)[-10_000:])
+        found = numbers(_without_bullets(after_thinking(text)[-10_000:]))
         prediction = found[-1] if found else None
-    correct = prediction is not None and prediction == canonical(answer)
+    gold = canonical(answer)
+    correct = prediction is not None and gold is not None and _same(prediction, gold, tolerance)
     feedback = ""
     if prediction is None:
         feedback = (
@@ -77,3 +168,14 @@ def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:
         feedback=feedback,
         details={"prediction": prediction, "truncated": truncated},
     )
+
+
+def _without_bullets(text: str) -> str:
+    """Returns a text whose lines do not begin with the mark of a list."""
+    return re.sub(r"(?m)^[ \t]*- (?=\S)", "", text)
+
+
+def _same(prediction: str, gold: str, tolerance: float | None) -> bool:
+    if tolerance is None:
+        tolerance = tolerances.of_answer(gold)
+    return prediction == gold or tolerances.close(Fraction(prediction), Fraction(gold), tolerance)

@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+# \boxed 8: a sign, a number, a fraction or one letter, but no word of a sentence.
+_BARE_BOX = re.compile(
+    r"(?<!\\)\\(?:boxed|fbox)(?:(?=[\d\\+-])|[ \t]+)"
+    r"(?=[-+]?\s?(?:[\d.]|\\(?:[dt]?frac|sqrt|text|pi|infty|\$)|[a-zA-Z](?![a-zA-Z ])))"
+    r"(?=([^\n$]{1,200}))"
+)
 
 
 def last_boxed(text: str) -> str | None:
     r"""Returns the content of the last \boxed{...} or \fbox{...} with balanced braces, or None.
 
-    Escaped braces do not count. A box that never closes is ignored.
+    Escaped braces do not count. A box that never closes is ignored. A text without such a box may
+    have one without braces, as in "$\boxed 8$".
     """
     open_braces: list[tuple[int, bool]] = []
     best: tuple[int, int] | None = None
@@ -23,7 +30,23 @@ def last_boxed(text: str) -> str | None:
                     best = (start, match.start())
         elif token[-1] == "{" and token != "\\{":
             open_braces.append((match.end(), len(token) > 1))
-    return None if best is None else text[best[0] : best[1]]
+    return _bare_box(text) if best is None else text[best[0] : best[1]]
+
+
+def _bare_box(text: str) -> str | None:
+    r"""Returns the word, or the rest of the formula, after the last \boxed without braces."""
+    contents = [(match.group(1), match.end(1)) for match in _BARE_BOX.finditer(text)]
+    if not contents:
+        return None
+    content, end = contents[-1]
+    if text[end : end + 1] != "$":
+        content = re.split(r"\s|\\[)\]]|\*\*", content.lstrip(), maxsplit=1)[0].rstrip(".,;:!?")
+    depth = 0
+    for i, c in enumerate(content):
+        depth += {"{": 1, "}": -1}.get(c, 0)
+        if depth < 0:
+            return content[:i].strip()
+    return content.strip()
 
 
 def last_tagged(text: str, tag: str) -> str | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdjax.graders.answer.regions import last_boxed
+from sdjax.graders.answer.tolerance import checked
 from sdjax.graders.math import equality
 from sdjax.graders.math.latex import MAX_LENGTH
 from sdjax.graders.workers.grade_batch import Attempt, Grader, verdicts
@@ -23,17 +24,20 @@ from sdjax.records import Grade
 REFERENCE_WINDOW = 100
 
 
-def ours(pool: Pool | None = None) -> Grader:
+def ours(pool: Pool | None = None, *, tolerance: float | None = None) -> Grader:
     """Returns the default grader, whose `details` hold prediction and truncated.
 
-    If a comparison gave no verdict, `details["lost"]` says why.
+    If a comparison gave no verdict, `details["lost"]` says why. `tolerance` is the relative
+    tolerance of every number; None stands for that of `tolerance.of_answer`. Raises UserError for a
+    tolerance that is none.
     """
+    tolerance = checked(tolerance)
     pool = pool or shared("sdjax.graders.math.symbolic:same", warm_up=("x", "1"))
 
     def grader(attempts: Sequence[Attempt]) -> list[Grade]:
         predictions = [last_boxed(a.text) for a in attempts]
         pairs = [
-            ("" if p is None else p[:MAX_LENGTH], a.answer)
+            ("" if p is None else p[:MAX_LENGTH], a.answer, tolerance)
             for p, a in zip(predictions, attempts, strict=True)
         ]
         agreed = verdicts(pairs, quick, pool)
@@ -42,10 +46,10 @@ def ours(pool: Pool | None = None) -> Grader:
     return grader
 
 
-def quick(prediction: str, gold: str) -> bool | None:
+def quick(prediction: str, gold: str, tolerance: float | None = None) -> bool | None:
     """Returns whether two answers agree, or None if only sympy can tell."""
     try:
-        return equality.same(prediction, gold, equality.unsure)
+        return equality.same(prediction, gold, equality.unsure, tolerance)
     except equality.Unsure:
         return None
 

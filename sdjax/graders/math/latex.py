@@ -1,93 +1,116 @@
-"""Rewrites short LaTeX answers in one spelling, and reads numbers, lists and matrices."""
+"""Rewrites a short LaTeX answer in one spelling, without a change of its parts or its meaning."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
-from fractions import Fraction
 
 # Longer texts are cut, because they are not answers and some patterns below are slow on them.
 MAX_LENGTH = 2000
-_MAX_EXPONENT = 300
+# Stands for a comma that may separate thousands or two answers, as in "58,500".
+COMMA = "\u2063"
 
+MINUS_SIGNS = "\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d"
+CURRENCY = "$€£¥₹"
 _SYMBOLS = {
-    "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u00f7": "/",
-    "\u2264": r"\le ", "\u2265": r"\ge ", "\u03c0": r"\pi ", "\u221e": r"\infty ",
-    "\u00b0": r"^\circ", "\u2248": r"\approx ", "\u222a": r"\cup ", "\u2208": r"\in ",
-    "\u00b1": r"\pm ", "\u221a": r"\sqrt ", "\u3002": ".", "\uff0c": ",",
+    "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/", "\u2215": "/",
+    "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u03c0": r"\pi ",
+    "\u03b8": r"\theta ",
+    "\u221e": r"\infty ", "\u00b0": r"^\circ ", "\u2248": r"\approx ", "\u222a": r"\cup ",
+    "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205": r"\emptyset ", "\u00b1": r"\pm ",
+    "\u211d": r"\mathbb{R} ", "\u2124": r"\mathbb{Z} ", "\u2115": r"\mathbb{N} ",
+    "\u211a": r"\mathbb{Q} ", "\u2102": r"\mathbb{C} ", "\u27e8": r"\langle ",
+    "\u27e9": r"\rangle ", "\u2026": r"\ldots ", "\u3002": ".", "\uff0c": ",", "\u3001": ", ",
 }  # fmt: skip
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-_TRANSLATION = str.maketrans(_SYMBOLS | {chr(k): chr(v) for k, v in _FULL_WIDTH.items()})
+_TRANSLATION = str.maketrans(
+    _SYMBOLS
+    | {chr(k): chr(v) for k, v in _FULL_WIDTH.items()}
+    | dict.fromkeys(MINUS_SIGNS, "-")
+    | dict.fromkeys(CURRENCY.replace("$", ""), "")
+)
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉"
+_VULGAR = re.compile("[¼½¾⅐-⅞]")
 
-_WORDY = r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|mathit|mathsf|boldsymbol|operatorname)"
-_FONT = re.compile(_WORDY + r"\s*\{([^{}]*)\}")
-_UNIT = re.compile(
-    r"(?<=[\d}).])\s*(?:"
-    + _WORDY
-    + r"\s*\{\s*[^\d{}\\]*\}|(?<![\\a-zA-Z])[a-zA-Z]{2,}(?:\s+[a-zA-Z]+)*)"
-    r"(?:\s*/\s*[a-zA-Z]+)?\s*(?:\^\s*(?:\{\s*-?\d\s*\}|\d))?\s*$"
+FONT_NAMES = "text|textbf|textit|textrm|textsf|mbox|hbox|mathrm|mathbf|mathit|mathsf|mathtt|"
+FONT_NAMES += "boldsymbol|bm|operatorname|underline|boxed|fbox"
+_COLOUR = re.compile(r"\\(?:textcolor|color|mathcolor|colorbox)\s*(?:\[\w*\])?\s*\{[\w!. -]*\}")
+_STYLE = re.compile(
+    r"\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|bf|it|rm|sf|tt|tiny|small|normalsize|"
+    r"large|Large|LARGE|huge|Huge|centering|checkmark)(?![a-zA-Z])"
 )
-_CONJUNCTION = re.compile(r"\s*,?\s*(?:" + _WORDY + r"\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*")
-_SPACING = re.compile(r"(?<!\\)\\[!;:> ]|\\q?quad(?![a-zA-Z])|~")
 _SIZING = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![a-zA-Z])\s*\.?(?=\s*[()\[\]{}|\\]|\s|$)"
+    r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?(?=\s*[()\[\]{}|\\]|\s|$)"
 )
-_THOUSANDS = re.compile(r"(?<![\d.])(\d{1,3})((?:(?:,|\{,\}|\\,|\s)\s?\d{3})+)(?!\d)")
-_DEGREES = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![a-z])")
-_SHORT_FRACTION = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
-_SHORT_ROOT = re.compile(r"\\sqrt\s*(\d|[a-zA-Z])")
-_SHORT_INDEX = re.compile(r"_\s*(\w)(?!\w)|_\s*\{\s*(\w+)\s*\}")
-_NAMED = re.compile(r"\\?[a-zA-Z]+(?:_\{\w+\})?(?:\([a-zA-Z,]*\))?'?")
+_NOTHING = re.compile(r"(?<!\\)\\!|\\(?:phantom|hphantom|vphantom|label|tag)\s*\{[^{}]*\}")
+_SPACING = re.compile(
+    r"(?<!\\)\\[,;:> ]|\\(?:q?quad|thinspace|enspace|space|nobreak|newline|par)(?![a-zA-Z])"
+    r"|\\[hm]space\*?\s*\{[^{}]*\}|~"
+)
+_JOINT = r"\s*(?:\{,\}|,\s*\\!|(?<!\\)\\[,;:! ]|~|\s)\s*"
+_THOUSANDS = re.compile(rf"(?<![\d.])(\d{{1,3}})((?:{_JOINT}\d{{3}})+)(?!\d|\s*/)")
+_COMMA_THOUSANDS = re.compile(r"(?<![\d.,\w])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
+_CONJUNCTION = re.compile(
+    r"\s*,?\s*(?:\\(?:text|textrm|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}|\\(?:land|lor)(?![a-zA-Z])"
+    r"|\b(?:and|or)\b)\s*"
+)
+_OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
+_ARGUMENTS = re.compile(r"\\(frac|binom|sqrt)(?![a-zA-Z])")
+_SHORT_INDEX = re.compile(r"_\s*(\w)(?!\w)|_\s*\{\s*(?:\\text\s*\{)?\s*(\w+)\s*\}{1,2}")
 _SYNONYMS = (
-    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\(?:[dtc]|nice|s)frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\[dt]binom(?![a-zA-Z])"), r"\\binom"),
     (re.compile(r"\\leq(?:slant)?(?![a-zA-Z])"), r"\\le"),
     (re.compile(r"\\geq(?:slant)?(?![a-zA-Z])"), r"\\ge"),
     (re.compile(r"\\neq(?![a-zA-Z])"), r"\\ne"),
+    (re.compile(r"\\div(?![a-zA-Z])"), "/"),
+    (re.compile(r"\\(?:bar|overbar)(?=\s*\{?\s*\d)"), r"\\overline"),
+    (re.compile(r"\\(?:dots|cdots|dotsc)(?![a-zA-Z])|\.{3}"), r"\\ldots "),
     (re.compile(r"\\varnothing(?![a-zA-Z])|\\\{\s*\\\}"), r"\\emptyset"),
+    (re.compile(r"\\(?:Reals|R|(?:mathbf|Bbb)\s*\{?R\}?)(?![a-zA-Z])"), r"\\mathbb{R}"),
+    (re.compile(r"\\mathbb\s*([A-Z])"), r"\\mathbb{\1}"),
     (re.compile(r"\\(begin|end)\{(?:b|v|B|small)?matrix\}"), r"\\\1{pmatrix}"),
     (re.compile(r"\\[lr]brace(?![a-zA-Z])\s*"), lambda m: "\\{" if m.group()[1] == "l" else "\\}"),
+    (re.compile(r"\\l(?:paren|angle)(?![a-zA-Z])\s*"), "("),
+    (re.compile(r"\\r(?:paren|angle)(?![a-zA-Z])\s*"), ")"),
+    (re.compile(r"\\lbrack(?![a-zA-Z])\s*"), "["),
+    (re.compile(r"\\rbrack(?![a-zA-Z])\s*"), "]"),
     (re.compile(r"(?<![\\a-zA-Z])(?:infinity|inf)(?![a-zA-Z])"), r"\\infty"),
     (re.compile(r"(?<![\\a-zA-Z])sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
-    (re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])"), r"\\pi"),
+    (re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])"), r"\\pi "),
 )  # fmt: skip
 
-
-@dataclass(frozen=True)
-class Listing:
-    """Several answers: their brackets ("", "(]", "{}", ...) and elements."""
-
-    brackets: str
-    elements: tuple[str, ...]
+_WORDS = dict.fromkeys(("all real numbers", "all reals", "real numbers"), r"\mathbb{R}") | (
+    dict.fromkeys(("no solution", "no solutions", "no real solutions", "empty set"), r"\emptyset")
+)
 
 
-def clean(answer: str, *, named: bool = False) -> str:
-    r"""Returns an answer without dollar signs, sizes, units and variable names, in one spelling.
+def spell(answer: str) -> str:
+    r"""Returns an answer in one spelling; its lists, names and units are left as they are.
 
-    "\dfrac12\text{ cm}" becomes "\frac{1}{2}", "x = 1{,}000." becomes "1000" ("x=1000" if
-    `named`), "\text{(C)}" becomes "(C)", and "5\%" becomes "5%". Spaces between words stay.
+    "\dfrac12 \text{ cm}" becomes "\frac{1}{2} \text{ cm}", "x = 1{,}000." becomes "x = 1000" and
+    "\textcolor{red}{27}\\" becomes "27". Money signs go. A comma that may separate thousands
+    becomes COMMA.
     """
     text = _characters(answer[:MAX_LENGTH])
-    text = _SIZING.sub("", _SPACING.sub(" ", text))
-    text = re.sub(r"(?<!\\)\\,", " ", text)
+    text = _COLOUR.sub("", text)
+    text = _SIZING.sub("", _STYLE.sub(" ", text))
     # Some patterns below take quadratic time on runs of spaces.
     text = re.sub(r"\s+", " ", text)
+    text = text.replace("\\$", "").replace("$", "").replace("\\%", "%")
+    text = _THOUSANDS.sub(lambda m: m.group(1) + re.sub(r"\D", "", m.group(2)), text)
+    text = _SPACING.sub(" ", _NOTHING.sub("", text))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
-    text = text.replace("\\%", "%").replace("\\$", "").replace("$", "")
-    text = re.sub(r"\\[()\[\]]", " ", text).strip()
-    text = _THOUSANDS.sub(lambda m: m.group(1) + re.sub(r"\D", "", m.group(2)), text)
-    text = _CONJUNCTION.sub(", ", text)
-    text = text.strip(" \n\t").rstrip(".,;: ").lstrip(": ")
-    text = _DEGREES.sub("", text)
-    text = _UNIT.sub("", text)
-    for _ in range(3):
-        text = _FONT.sub(r"\1", text)
-    text = _SHORT_FRACTION.sub(_full_fraction, text)
-    text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
+    text = _OVER.sub(r"\\frac{\1}{\2}", text)
+    text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
+    text = unwrapped(_ends(text))
+    text = _conjunctions(_marked(text))
+    text = with_arguments(text)
     text = _SHORT_INDEX.sub(lambda m: "_{" + (m.group(1) or m.group(2)) + "}", text)
     text = re.sub(r"(\d)_\{10\}", r"\1", text)
-    return tight(text if named else _without_name(text))
+    text = re.sub(r"\s+", " ", text).strip()
+    return _WORDS.get(text.lower(), text)
 
 
 def tight(text: str) -> str:
@@ -98,11 +121,81 @@ def tight(text: str) -> str:
     )
 
 
+def unwrapped(text: str) -> str:
+    r"""Returns a text without one font command, markup or pair of braces around all of it."""
+    for _ in range(4):
+        match = re.match(rf"\\(?:{FONT_NAMES})\s*(?=\{{)|(?=\{{)", text)
+        if match and argument(text, match.end())[1] == len(text):
+            inner = text[match.end() + 1 : -1]
+            if not match.group() and _is_list(inner):
+                return text  # {1,2} is a set
+            text = _ends(inner)
+        elif len(text) > 4 and text.startswith("**") and text.endswith("**"):
+            text = _ends(text[2:-2])
+        else:
+            return text
+    return text
+
+
+def _is_list(text: str) -> bool:
+    """Returns whether a comma stands outside all brackets."""
+    depth = 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if c == "," and depth == 0:
+            return True
+    return False
+
+
+def argument(text: str, start: int, *, digits: bool = False) -> tuple[str, int]:
+    r"""Returns the argument of a command that begins at `start`, without braces, and its end.
+
+    "{12}", "1" and "\pi" are arguments; with `digits`, all of "12" is one. The argument is "" and
+    the end is `start` if there is none.
+    """
+    begin = start
+    while begin < len(text) and text[begin] == " ":
+        begin += 1
+    if text[begin : begin + 1] != "{":
+        match = re.compile(r"\d+|\\?[a-zA-Z]" if digits else r"\d|[a-zA-Z]|\\[a-zA-Z]+").match(
+            text, begin
+        )
+        return (match.group(), match.end()) if match else ("", start)
+    depth = 0
+    for i in range(begin, len(text)):
+        if text[i] in "{}" and text[i - 1 : i] != "\\":
+            depth += 1 if text[i] == "{" else -1
+            if depth == 0:
+                return text[begin + 1 : i], i + 1
+    return "", start
+
+
+def with_arguments(text: str) -> str:
+    r"""Returns a text whose fractions, binomials and roots have braces around each argument."""
+    for match in reversed(list(_ARGUMENTS.finditer(text))[:200]):
+        end, arguments, root = match.end(), "", match.group(1) == "sqrt"
+        index = re.compile(r"\s*\[[^\[\]]*\]").match(text, end) if root else None
+        if index:
+            arguments, end = index.group().strip(), index.end()
+        for _ in range(1 if root else 2):
+            inner, after = argument(text, end, digits=root)
+            if after == end:
+                break
+            arguments, end = f"{arguments}{{{inner.strip()}}}", after
+        else:
+            text = text[: match.end()] + arguments + text[end:]
+    return text
+
+
 def _characters(text: str) -> str:
     """Returns a text without control characters, direction marks and lone surrogates."""
-    text = text.translate(_TRANSLATION)
     if text.isascii() and text.isprintable():
         return text
+    text = _VULGAR.sub(lambda m: _vulgar(m.group()), text)
+    text = re.sub(f"[{_RAISED}]+", lambda m: "^{" + _plain_digits(m.group()) + "}", text)
+    text = re.sub(f"[{_LOWERED}]+", lambda m: "_{" + _plain_digits(m.group()) + "}", text)
+    text = re.sub(r"([√∛])\s*(\((?:[^()]|\([^()]*\))*\)|\{[^{}]*\}|[\d.]*\d|\w)?", _root, text)
+    text = text.translate(_TRANSLATION).replace(COMMA, "")
     return "".join(
         " " if c.isspace() else c
         for c in text
@@ -110,113 +203,52 @@ def _characters(text: str) -> str:
     )
 
 
-def _full_fraction(match: re.Match[str]) -> str:
-    numerator = match.group(1) if match.group(1) is not None else match.group(2)
-    denominator = match.group(3) if match.group(3) is not None else match.group(4)
-    return rf"\frac{{{numerator}}}{{{denominator}}}"
+def _plain_digits(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
 
 
-def _without_name(text: str) -> str:
-    r"""Returns an answer without a leading "x =", "f(x) =", "x \in" or "\approx"."""
-    text = re.sub(r"^\s*\\approx\s*", "", text)
-    text = re.sub(r"^\s*[a-zA-Z]\s*\\in(?![a-zA-Z])\s*", "", text)
-    name, equals, value = text.partition("=")
-    if equals and "=" not in value and value.strip() and _NAMED.fullmatch(re.sub(r"\s", "", name)):
-        return value
-    return text
+def _vulgar(character: str) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", character).partition("\u2044")
+    return rf" \frac{{{top}}}{{{bottom}}}"
 
 
-_DECIMAL = r"\d+(?:\.\d*)?|\.\d+"
-_NUMBER = re.compile(
-    rf"(?P<sign>[+-]?)(?:(?P<whole>\d+)?\\frac\{{(?P<top>-?\d+)\}}\{{(?P<bottom>-?\d+)\}}"
-    rf"|(?P<a>\d+)/(?P<b>\d+)|(?P<decimal>{_DECIMAL})"
-    rf"(?:(?:\\times|\\cdot|\*)10\^(?:\{{(?P<power>[+-]?\d+)\}}|(?P<digit>\d))|[eE](?P<e>[+-]?\d+))?)"
-)
+def _root(match: re.Match[str]) -> str:
+    inside = match.group(2) or ""
+    if inside[:1] in ("(", "{"):
+        inside = inside[1:-1]
+    index = "[3]" if match.group(1) == "∛" else ""
+    # A root without an argument is a command, whose argument may be one.
+    return rf"\sqrt{index}{{{inside}}}" if inside else rf"\sqrt{index} "
 
 
-def number(text: str) -> Fraction | None:
-    """Returns the exact value of a cleaned integer, decimal, fraction or power of ten, or None."""
-    inner = text
-    while len(inner) > 2 and inner[0] + inner[-1] in ("{}", "()", "[]"):
-        inner = inner[1:-1]
-    if len(inner) > 400:
-        return None
-    match = _NUMBER.fullmatch(inner)
-    if match is None:
-        return None
-    part = match.groupdict()
-    sign = -1 if part["sign"] == "-" else 1
-    if part["top"] is not None:
-        if int(part["bottom"]) == 0:
-            return None
-        return sign * (int(part["whole"] or 0) + Fraction(int(part["top"]), int(part["bottom"])))
-    if part["a"] is not None:
-        return sign * Fraction(int(part["a"]), int(part["b"])) if int(part["b"]) else None
-    exponent = int(part["power"] or part["digit"] or part["e"] or 0)
-    if abs(exponent) > _MAX_EXPONENT:
-        return None
-    return sign * Fraction(part["decimal"]) * Fraction(10) ** exponent
+def _ends(text: str) -> str:
+    """Returns a text without spaces, line ends and full stops at its ends."""
+    text = text.strip().lstrip(": ")
+    while True:
+        shorter = text.rstrip(" .,;:")
+        # One backslash is left of a spacing command, two end a line.
+        shorter = shorter.removesuffix("\\\\").removesuffix("\\")
+        if shorter == text:
+            return text
+        text = shorter
 
 
-def is_decimal(text: str) -> bool:
-    """Returns whether a cleaned answer is written with a decimal point."""
-    return re.fullmatch(r"[+-]?\d*\.\d+", text) is not None
+def _conjunctions(text: str) -> str:
+    return _CONJUNCTION.sub(", ", text).strip(" ,")
 
 
-_OPENING = {"(": 1, "[": 1, "{": 1}
-_CLOSING = {")": 1, "]": 1, "}": 1}
-
-
-def listing(text: str) -> Listing | None:
-    r"""Returns the elements of "1,2", "(1,2]" or "\{1,2\}", or None for a single answer."""
-    for left, right, brackets in (("\\{", "\\}", "{}"), ("(", ")", "()"), ("[", "]", "[]"),
-                                  ("(", "]", "(]"), ("[", ")", "[)")):  # fmt: skip
-        if (
-            text.startswith(left)
-            and text.endswith(right)
-            and _encloses(text, len(left), len(right))
-        ):
-            inner = text[len(left) : -len(right)]
-            elements = _split(inner)
-            return Listing(brackets, elements) if len(elements) > 1 or brackets == "{}" else None
-    elements = _split(text)
-    return Listing("", elements) if len(elements) > 1 else None
-
-
-def _encloses(text: str, left: int, right: int) -> bool:
-    """Returns whether the first bracket closes only at the end."""
-    depth = 0
-    for c in text[left : len(text) - right]:
-        depth += _OPENING.get(c, 0) - _CLOSING.get(c, 0)
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def _split(text: str) -> tuple[str, ...]:
-    """Returns the parts between the commas outside brackets, without names before "="."""
-    parts, depth, start = [], 0, 0
+def _marked(text: str) -> str:
+    """Returns a text whose commas between thousands, outside all brackets, are COMMA."""
+    depth, outside = 0, []
     for i, c in enumerate(text):
-        depth += _OPENING.get(c, 0) - _CLOSING.get(c, 0)
-        if c == "," and depth == 0:
-            parts.append(text[start:i])
-            start = i + 1
-    parts.append(text[start:])
-    return tuple(tight(_without_name(part)) for part in parts if part.strip())
+        if c in "([" or (c == "{" and (i == 0 or text[i - 1] == "\\")):
+            depth += 1
+        elif c in ")]" or (c == "}" and (text[i - 1] == "\\" or text[0] == "{")):
+            depth -= 1
+        outside.append(depth == 0)
 
+    def mark(match: re.Match[str]) -> str:
+        number = match.group()
+        return number.replace(",", COMMA) if outside[match.start()] else number
 
-def matrix(text: str) -> list[list[str]] | None:
-    r"""Returns the entries of one \begin{pmatrix}...\end{pmatrix}, or None."""
-    match = re.fullmatch(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", text, re.DOTALL)
-    if match is None or "\\begin" in match.group(1):
-        return None
-    rows = re.sub(r"\\\\\s*$", "", match.group(1)).split("\\\\")
-    return [[tight(cell) for cell in row.split("&")] for row in rows]
-
-
-def plus_minus(text: str) -> tuple[str, str] | None:
-    r"""Returns both readings of an answer with one \pm, or None."""
-    if text.count("\\pm") != 1:
-        return None
-    before, _, after = text.partition("\\pm")
-    return f"{before}+{after}" if before else after, f"{before}-{after}"
+    return _COMMA_THOUSANDS.sub(mark, text)

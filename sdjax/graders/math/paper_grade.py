@@ -17,20 +17,26 @@ from sdjax.records import Grade
 # Longer answers are cut, because some patterns below are slow on long texts.
 MAX_LENGTH = 2000
 
-# The units that are removed. Some are single letters, so "(a+5)" loses its a.
+# The units that are removed, phrases first. A dot stands for any character, and some units are
+# single letters, so "(a+5)" loses its a.
+_PHRASES = ["m sqaure", " m east", "sq m", "q .", "profit of rs", "p . m"]
+_PHRASES += [f"{letter} ." for letter in "abcdefgh"] + ["no change", "π r 2", "° f"]
 _UNITS = (
-    "a ab acre am apple are b bc by c cc cent cm coin cube cubic d day decrease deg degree dm e "
-    "east excess f feet ft g gain gal gallon gm h hectare hour hr inch inches increase kg km kmh "
-    "kmph l lb less liter litre loss lt m man mark men meter metre mile min minute mm monkey month "
-    "more mp mph mt mtr noon number o ohm per percent pie pm prime profit pure ratio rd rise "
-    "rounds rs rupee s sec second soldier sq square st surface t th tile toy unit way west woman "
-    "women yard year yr"
+    "a ab acre am apple are bc by c cc cm coin cube cubic d day decrease deg degree dm east "
+    "excess feet ft g gain gal gallon gm h hectare hour hr inch inches increase kg km kmh "
+    "kmph l lb less liter litre loss lt m man mark men meter metre mile min minute minw mm "
+    "monkey month more mp mph mt mtr noon number o ohm per percent pie pm prime profit pure "
+    "ratio rd rise rounds rs rupee s sec second soldier sq square st Surface t th tile toy "
+    "unit way west woman women yard year yr"
 ).split()
-_DOTTED = set("abcdefgh")  # units only in a form such as "a ."
-_PLAIN = [u for u in _UNITS if u not in _DOTTED or u in "acdgh"]
-_UNIT = re.compile(rf"(^|\W)(?:{'|'.join(sorted(_PLAIN, key=len, reverse=True))})(?:s|es)?($|\W)")
+_UNIT = [
+    re.compile(rf"(^|\W){unit}{plural}($|\W)")
+    for plural in ("", "s")
+    for unit in (*_PHRASES, *_UNITS)
+]
 _MONTH = re.compile(
-    "January|February|March|April|May|June|July|August|September|October|November|December"
+    r"\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b",
+    re.IGNORECASE,
 )
 _SMALL = {
     word: value
@@ -61,9 +67,10 @@ def reference(pool: Pool | None = None) -> Grader:
 
 
 def _quick(prediction: str, gold: str) -> bool | None:
-    if not prediction:
-        return False
-    return True if prediction.lower() == gold.lower() else None
+    # Two empty texts are equal: \text{east} is stripped to nothing, as a missing answer is.
+    if prediction.lower() == gold.lower():
+        return True
+    return None if prediction else False
 
 
 def _grade(attempt: Attempt, extracted: str, pair: tuple[str, str], agreed: bool | Lost) -> Grade:
@@ -109,8 +116,8 @@ def strip(text: str) -> str:
     text = _commands(text)
     without = re.sub(r"\\text\{.*?\}$", "", text).strip()
     text = without or text
-    for _ in range(2):
-        text = _UNIT.sub(r"\1\2", text) or text
+    for unit in _UNIT:
+        text = unit.sub(r"\1\2", text) or text
     text = text.replace("^{\\circ}", "").replace("^\\circ", "").replace("\\$", "").replace("$", "")
     text = text.replace("\\(", "").replace("\\)", "")
     text = _words_to_digits(text)
@@ -156,8 +163,9 @@ def _words_to_digits(text: str) -> str:
 
 def _compact(text: str) -> str:
     """Returns the text without words, names and spaces, with fractions and roots in full."""
-    if "inf" in text and "infty" not in text:
-        text = text.replace("infinity", "inf").replace("inf", "\\infty")
+    text = text.replace("infinity", "\\infty")
+    if "\\infty" not in text:
+        text = text.replace("inf", "\\infty")
     text = text.replace("and", "").replace("\\mathbf", "")
     text = re.sub(r"\\mbox\{.*?\}", "", text).strip()
     if "j" in text and "i" not in text:
@@ -166,15 +174,31 @@ def _compact(text: str) -> str:
     if text.startswith("."):
         text = "0" + text
     name, equals, value = text.partition("=")
-    if equals and "=" not in value and len(name.strip()) <= 2:
+    if equals and "=" not in value and len(name) <= 2:
         text = value
     text = re.sub(r"\\sqrt(\w+)", r"\\sqrt{\1}", text).replace(" ", "")
     return _fractions(text)
 
 
 def _fractions(text: str) -> str:
-    text = re.sub(r"\\frac(\w)(\w)", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac(\w)\{", r"\\frac{\1}{", text)
-    text = re.sub(r"(\\frac\{[^{}]*\})(\w)", r"\1{\2}", text)
-    match = re.fullmatch(r"(-?\d+)/(-?\d+)", text)
-    return rf"\frac{{{match.group(1)}}}{{{match.group(2)}}}" if match else text
+    """Returns a text with braces around the one-character arguments of its fractions."""
+    first, *rest = text.split("\\frac")
+    if all(after.startswith("{") or len(after) > 1 for after in rest):
+        text = "\\frac".join([first, *map(_with_braces, rest)])
+    top, slash, bottom = text.partition("/")
+    if slash and all("sqrt" in part or _is_integer(part) for part in (top, bottom)):
+        return rf"\frac{{{top}}}{{{bottom}}}"
+    return text
+
+
+def _with_braces(after: str) -> str:
+    """Puts braces around the first two characters that follow a fraction command."""
+    if after.startswith("{"):
+        return after
+    second = after[1] if after[1] == "{" else f"{{{after[1]}}}"
+    return f"{{{after[0]}}}{second}{after[2:]}"
+
+
+def _is_integer(text: str) -> bool:
+    """Returns whether a text is an integer in its shortest spelling."""
+    return re.fullmatch(r"0|-?[1-9]\d*", text) is not None

@@ -36,8 +36,10 @@ def numeric(prediction: str, gold: str) -> bool | None:
 def _digits(text: str) -> float | None:
     text = text.replace(",", "")
     percent = text.endswith("%")
+    if percent:
+        text = text.removesuffix("%").removesuffix("\\")
     try:
-        value = float(text.removesuffix("%").removesuffix("\\"))
+        value = float(text)
     except ValueError:
         return None
     return value / 100 if percent else value
@@ -75,10 +77,11 @@ def _all_equal(ours: list[str], theirs: list[str], depth: int) -> bool:
 
 def _structured(prediction: str, gold: str, depth: int) -> bool:
     """Returns a verdict on texts without brackets, then on elements, entries or equations."""
-    if _bare(prediction) == _bare(gold):
+    if _bare(prediction, gold):
         return True
+    # The papers' code asks only whether a bracket opens both texts and one closes later.
     bracketed = re.compile(r"[(\[].+[)\]]")
-    if bracketed.fullmatch(prediction) and bracketed.fullmatch(gold):
+    if bracketed.match(prediction) and bracketed.match(gold):
         ours, theirs = prediction[1:-1].split(","), gold[1:-1].split(",")
         if _all_equal(ours, theirs, depth):
             return True
@@ -94,10 +97,13 @@ def _structured(prediction: str, gold: str, depth: int) -> bool:
     return _symbolic(prediction, gold)
 
 
-def _bare(text: str) -> str:
-    if text[:1] + text[-1:] in ("[]", "()"):
-        text = text[1:-1]
-    return re.sub(r"[{}()]", "", text).lower()
+def _bare(prediction: str, gold: str) -> bool:
+    """Returns whether two texts are equal without their brackets and case."""
+    ends, other = prediction[:1] + prediction[-1:], gold[:1]
+    if (ends == "[]" and other != "(") or (ends == "()" and other != "["):
+        prediction, gold = prediction.strip("[]()"), gold.strip("[]()")
+    ours, theirs = (re.sub(r"[{}()]", "", text).lower() for text in (prediction, gold))
+    return ours == theirs
 
 
 def _one_side(equation: str) -> str:
@@ -106,8 +112,8 @@ def _one_side(equation: str) -> str:
 
 
 def _matrices(prediction: str, gold: str, depth: int) -> bool:
-    pattern = re.compile(r"\\begin\{pmatrix\}(.*?)\\end\{pmatrix\}", re.DOTALL)
-    found, wanted = pattern.search(prediction), pattern.search(gold)
+    pattern = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}", re.DOTALL)
+    found, wanted = pattern.fullmatch(prediction), pattern.fullmatch(gold)
     if found is None or wanted is None:
         return False
     cells = [
@@ -118,18 +124,27 @@ def _matrices(prediction: str, gold: str, depth: int) -> bool:
     )
 
 
+# The papers' parser reads past these.
+_SKIPPED = re.compile(r"\\(?:displaystyle|[,:;!])|\\$")
+
+
 def _parsed(text: str) -> Any:
     """Returns a sympy expression, or the text if neither parser reads it."""
-    with contextlib.suppress(Exception):
-        return safe_parse.parse(text)
+    texts = dict.fromkeys((text.replace("\\\\", "\\"), text))
+    for parse in (safe_parse.parse, _latex):
+        for candidate in texts:
+            with contextlib.suppress(Exception):
+                return parse(candidate)
+    return text
+
+
+def _latex(text: str) -> Any:
+    """Returns the expression that LaTeX states; raises an exception for a text that is none."""
     if not text.isascii():
-        return text
-    # The paper's parser reads a number before a fraction as a factor.
-    text = re.sub(r"(?<=\d)\\frac", r"\\cdot\\frac", text)
-    try:
-        return latex2sympy(text, normalization_config=None)
-    except Exception:
-        return text
+        raise ValueError("not LaTeX")
+    # The papers' parser reads a number before a fraction as a factor.
+    text = re.sub(r"(?<=\d)\\frac", r"\\cdot\\frac", _SKIPPED.sub(" ", text))
+    return latex2sympy(text, normalization_config=None)
 
 
 def _symbolic(prediction: str, gold: str) -> bool:

@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+from fractions import Fraction
 from functools import lru_cache
 
 import sympy
+from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 
+from sdjax.graders.answer import tolerance as tolerances
 from sdjax.graders.math import equality
 
 logging.disable(logging.CRITICAL)
+
+# The parts of an answer are known by now: "6m" is a product, and has no unit to remove.
+_EXPRESSION = LatexExtractionConfig(
+    normalization_config=NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none",
+        equations=False,
+    )
+)  # fmt: skip
+# Digits in which two constants are compared, and the most digits that a difference may cancel.
+_DIGITS, _CANCELLED = 50, 400
+_NOTHING = sympy.Float(10, 30) ** -100
 
 
 class _Unreadable(Exception):
     """Raised for a text that math-verify cannot read."""
 
 
-def same(prediction: str, gold: str) -> bool:
+def same(prediction: str, gold: str, tolerance: float | None = None) -> bool:
     """Returns whether two answers mean the same: `equality.same`, with sympy as its leaf."""
-    return equality.same(prediction, gold, _equal)
+    leaf = functools.partial(_equal, tolerance=tolerance)
+    return equality.same(prediction, gold, leaf, tolerance)
 
 
-def _equal(prediction: str, gold: str) -> bool:
+def _equal(prediction: str, gold: str, tolerance: float | None) -> bool:
     try:
         theirs, ours = _parsed(gold), _parsed(prediction)
     except _Unreadable:
         return False
-    if len(ours) == len(theirs) == 1 and _differ(ours[0], theirs[0]):
-        return False
+    if len(ours) == len(theirs) == 1:
+        if _is_constant(ours[0]) and _is_constant(theirs[0]):
+            return _same_constant(prediction, gold, ours[0], theirs[0], tolerance)
+        if _differ(ours[0], theirs[0]):
+            return False
+        # This is far quicker than the simplification that math-verify begins with.
+        if _is_elementary(ours[0]) and _is_elementary(theirs[0]):
+            if sympy.expand(_exact(ours[0]) - _exact(theirs[0])) == 0:
+                return True
     return verify([*theirs], [*ours], timeout_seconds=None, allow_set_relation_comp=True)
 
 
@@ -38,7 +61,7 @@ def _equal(prediction: str, gold: str) -> bool:
 def _parsed(text: str) -> tuple[sympy.Basic, ...]:
     found = parse(
         f"${text}$",
-        extraction_config=[LatexExtractionConfig()],
+        extraction_config=[_EXPRESSION],
         fallback_mode="no_fallback",
         parsing_timeout=None,  # type: ignore[arg-type]
     )
@@ -53,24 +76,56 @@ _ELEMENTARY = (
     sympy.Pow,
     sympy.Number,
     sympy.NumberSymbol,
+    sympy.core.numbers.ImaginaryUnit,
     sympy.Symbol,
     sympy.log,
     sympy.functions.elementary.trigonometric.TrigonometricFunction,
 )
-_CLEARLY = 1e-3
+_CLEARLY = 1e-9
+
+
+def _is_elementary(expression: sympy.Basic) -> bool:
+    return all(isinstance(node, _ELEMENTARY) for node in sympy.preorder_traversal(expression))
+
+
+def _is_constant(expression: sympy.Basic) -> bool:
+    infinite = expression.has(sympy.oo, sympy.zoo, sympy.nan)
+    return not expression.free_symbols and not infinite and _is_elementary(expression)
+
+
+def _same_constant(
+    prediction: str, gold: str, ours: sympy.Basic, theirs: sympy.Basic, tolerance: float | None
+) -> bool:
+    """Returns whether two constants are equal: exactly, or as the decimals that they are."""
+    if tolerance is None:
+        tolerance = tolerances.of_answer(gold)
+    a, b = _exact(ours), _exact(theirs)
+    if a.is_Rational and b.is_Rational:
+        value, exact = (Fraction(int(x.p), int(x.q)) for x in (a, b))
+        return tolerances.close(value, exact, tolerance)
+    difference = sympy.Abs((a - b).evalf(_DIGITS, maxn=_CANCELLED))
+    size = sympy.Abs(b.evalf(_DIGITS, maxn=_CANCELLED))
+    if difference <= max(size * max(_NOTHING, tolerance), _NOTHING**3):
+        return True
+    value = b.evalf(_DIGITS)
+    return bool(value.is_Float) and equality.rounds_to(prediction, Fraction(str(value)))
+
+
+def _exact(expression: sympy.Basic) -> sympy.Basic:
+    """Returns an expression whose decimals are fractions."""
+    decimals = expression.atoms(sympy.Float)
+    return expression.xreplace({d: sympy.Rational(str(d)) for d in decimals})
 
 
 def _differ(ours: sympy.Basic, theirs: sympy.Basic) -> bool:
-    """Returns whether two expressions are far apart at one point; False if that is not certain.
+    """Returns whether two expressions differ at one point; False if that is not certain.
 
     It replaces variables by numbers. This saves the simplification of most wrong answers, which
     takes longer than all the rest. A lone variable may be a word, so numbers cannot decide it.
     """
     if isinstance(ours, sympy.Symbol) or isinstance(theirs, sympy.Symbol):
         return False
-    if not all(
-        isinstance(n, _ELEMENTARY) for e in (ours, theirs) for n in sympy.preorder_traversal(e)
-    ):
+    if not (_is_elementary(ours) and _is_elementary(theirs)):
         return False
     symbols = ours.free_symbols | theirs.free_symbols
     names = sorted({s.name for s in symbols})
@@ -79,7 +134,7 @@ def _differ(ours: sympy.Basic, theirs: sympy.Basic) -> bool:
     points = {s: sympy.Float(1.37 + 0.61 * names.index(s.name)) for s in symbols}
     try:
         a, b = (complex(e.evalf(15, subs=points)) for e in (ours, theirs))
-        return abs(a - b) > _CLEARLY * max(1, abs(a), abs(b))
+        return abs(a - b) > _CLEARLY * max(abs(a), abs(b))
     except Exception:
         return False
 

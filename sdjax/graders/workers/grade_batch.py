@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sdjax.errors import UserError
 from sdjax.graders.workers.pool import Lost, Pool
@@ -49,13 +50,13 @@ def each(grade: Callable[..., Grade]) -> Grader:
 
 
 def verdicts(
-    pairs: Sequence[tuple[str, str]], quick: Callable[[str, str], bool | None], pool: Pool
+    pairs: Sequence[tuple[Any, ...]], quick: Callable[..., bool | None], pool: Pool
 ) -> list[bool | Lost]:
-    """Returns whether each (prediction, gold) agrees.
+    """Returns whether each (prediction, gold, any options) agrees.
 
     A pair for which `quick` returns None goes to the pool. Equal pairs are compared once.
     """
-    known: dict[tuple[str, str], bool | Lost] = {}
+    known: dict[tuple[Any, ...], bool | Lost] = {}
     open_pairs = []
     for pair in dict.fromkeys(pairs):
         verdict = quick(*pair)
