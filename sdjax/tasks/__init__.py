@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from sdjax import config
 from sdjax.data.rows import Skipped
@@ -74,7 +74,7 @@ class Task:
                 f"the grader of {self.name} returned {type(grade).__name__}: it must return a "
                 "sdjax.records.Grade"
             )
-        if not math.isfinite(grade.reward):
+        if not isfinite(grade.reward):
             raise UserError(
                 f"the grader of {self.name} returned the reward {grade.reward}: it must be finite"
             )
