@@ -3,62 +3,17 @@
 import json
 
 import pytest
+import ruled
 import tiny
+from ruled import CALL, CALLS, CASES
 
 from sdjax import config, graders, tasks
 from sdjax.analysis import accuracy, scores, study_scores
-from sdjax.graders import reasoning_gym_rule
 from sdjax.io.files import to_json
 from sdjax.records import Completion, Example, Group
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
 from sdjax.training import evaluation, update_log
-
-SPELLED = {"name": "spell_backward", "options": {"seed": 0, "size": 10}}
-CALL = 'Action: f\nAction Input: {"a": 1, "b": 2}'
-SAME_CALL = 'Action: f\nAction Input: {"b": 2.0, "a": 1}'
-WRONG_CALL = 'Action: g\nAction Input: {"c": [1, 2]}'
-SAME_WRONG_CALL = 'Action: g\nAction Input: {"c": [1.0, 2]}'
-PROGRAM = "```python\nprint(int(input()) + 1)\n```"
-OTHER_PROGRAM = "```python\nprint(1 + int(input()))\n```"
-WRONG_PROGRAM = "```python\nprint(1)\n```"
-TESTS = {"testtype": "stdin", "fn_name": "", "inputs": ["1"], "outputs": ["2"], "time_limit": 1}
-CALLS = json.dumps([{"Action": "f", "Action_Input": {"a": 1, "b": 2}}])
-# For each rule: its options, the answer, two spellings of a right and of a wrong completion.
-CASES = {
-    "number": ({}, "12.5", ("12.50", "It is 12.5"), ("1,000", "1000")),
-    "expression": ({}, "3 4 5 = 17", ("3*4+5", "5 + 4*3 = 17"), ("3+4+5", "5+(4+3)")),
-    "choice": ({}, "A", ("The answer is A.", "<answer>A</answer>"), ("B", "Answer: B")),
-    "choice_reference": (
-        {},
-        "A",
-        ("<answer>A</answer>", "so <answer> A </answer>"),
-        ("<answer>B</answer>", "so <answer> B </answer>"),
-    ),
-    "math": (
-        {},
-        "\\frac{1}{2}",
-        ("\\boxed{1/2}", "\\boxed{0.5}"),
-        ("\\boxed{x+1}", "\\boxed{1+x}"),
-    ),
-    "math_reference": (
-        {},
-        "\\frac{1}{2}",
-        ("\\boxed{1/2}", "\\boxed{0.5}"),
-        ("\\boxed{3/4}", "\\boxed{0.75}"),
-    ),
-    "math_eval_reference": (
-        {},
-        "\\frac{1}{2}",
-        ("\\boxed{1/2}", "\\boxed{0.5}"),
-        ("\\boxed{3/4}", "\\boxed{0.75}"),
-    ),
-    "tooluse": ({}, CALLS, (CALL, SAME_CALL), (WRONG_CALL, SAME_WRONG_CALL)),
-    "tooluse_reference": ({}, CALLS, (CALL, SAME_CALL), (WRONG_CALL, SAME_WRONG_CALL)),
-    "code": ({}, json.dumps(TESTS), (PROGRAM, OTHER_PROGRAM), (WRONG_PROGRAM, "no program")),
-    "code_reference": ({}, json.dumps(TESTS), (PROGRAM, OTHER_PROGRAM), (WRONG_PROGRAM, "none")),
-    "reasoning_gym": (SPELLED, None, None, ("<answer>zzz</answer>", "zzz")),
-}
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +44,7 @@ def group(task, answer, texts, tokenizer) -> Group:
 
 def case(rule):
     """Returns the task of a rule, an answer, and the right and wrong texts."""
-    options, answer, right, wrong = CASES[rule]
-    if answer is None:
-        ((_, answer),) = reasoning_gym_rule.questions(**SPELLED, start=0, count=1)
-        right = (f"<answer>{answer}</answer>", answer)
+    options, answer, right, wrong = ruled.case(rule)
     grader = graders.grader(rule, **options)
     return Task(name=rule, train=(), held_out=(), grader=grader), answer, right, wrong
 
