@@ -80,20 +80,31 @@ class Ruled(config.TaskConfig):
 def load(cfg: Ruled, data: config.Data) -> Task:
     """Returns the task of a rule."""
     options, answer, (right, _), _ = case(cfg.rule)
+    answers = [answer] * (4 + cfg.held_out)
+    if cfg.rule == "reasoning_gym":
+        # An id is the index of a question in the generator.
+        items = reasoning_gym_rule.questions(**SPELLED, start=0, count=len(answers))
+        answers = [own for _, own in items]
     examples = [
         Example(
-            id="0" if cfg.rule == "reasoning_gym" else str(i),
+            id=str(i),
             messages=({"role": "user", "content": f"Question {i}?"},),
-            answer=answer,
+            answer=own,
             task=cfg.rule,
         )
-        for i in range(4 + cfg.held_out)
+        for i, own in enumerate(answers)
     ]
     grader = graders.grader(cfg.rule, **options)
     if cfg.half_right:
         rule = grader
 
         def grader(attempts):
-            return rule([a if len(a.text) % 2 else replace(a, text=right) for a in attempts])
+            texts = [a.answer if cfg.rule == "reasoning_gym" else right for a in attempts]
+            return rule(
+                [
+                    a if len(a.text) % 2 else replace(a, text=text)
+                    for a, text in zip(attempts, texts, strict=True)
+                ]
+            )
 
     return Task(name=cfg.rule, train=examples[:4], held_out=examples[4:], grader=grader)
