@@ -41,7 +41,7 @@ ALLOWED = {
     "tiny": (),
     "graders": ("errors", "records"),
     "data": ("config", "errors", "io.files", "io.hub", "records"),
-    "tasks": ("config", "errors", "records", "data", "graders"),
+    "tasks": ("config", "errors", "io.files", "records", "data", "graders"),
     "analysis": ("errors", "records"),
     "objectives": ("config", "errors"),
     "parallel": ("config", "errors", "io.redact"),

@@ -1,19 +1,21 @@
-"""Computes how many answers are correct: avg@k, pass@k and maj@k, with bootstrap intervals."""
+"""Computes how many answers are correct: avg@k, pass@k and maj@k, with confidence intervals."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
+from typing import Any
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples with its bootstrap interval."""
+    """A mean over examples with its confidence interval."""
 
     value: float
     low: float
@@ -24,7 +26,8 @@ class Estimate:
 class Accuracy:
     """The scores of `examples` examples with `k` completions each.
 
-    `estimates` has "avg@k", "pass@j" for each requested j, and "maj@k" if answers were given.
+    `estimates` has "avg@k", "pass@j" for each requested j, and "maj@k" if answers were given. There
+    is no "pass@1" by default, because it equals "avg@k".
     """
 
     examples: int
@@ -65,6 +68,34 @@ def pass_at(n: int, correct: int, k: int) -> float:
     return float(1 - Fraction(comb(n - correct, k), comb(n, k)))
 
 
+def vote(details: Mapping[str, Any]) -> str | None:
+    """Returns the text that a grade votes with in maj@k, None without an answer.
+
+    It is `vote` of the grade's details, or else `prediction`. Values other than texts vote as JSON:
+    keys in one order, 3.0 as 3, and true apart from 1.
+    """
+    value = details.get("vote", details.get("prediction"))
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(_plain(value), sort_keys=True, default=str)
+
+
+def has_vote(details: Mapping[str, Any]) -> bool:
+    """Returns whether the details of a grade have a place for an answer to vote with."""
+    return "vote" in details or "prediction" in details
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON has it, with whole numbers for floats that equal one."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def majority(correct: Sequence[bool], answers: Sequence[str | None]) -> float:
     """Returns whether the most common answer to one example is correct, as a number in [0, 1].
 
@@ -81,24 +112,38 @@ def majority(correct: Sequence[bool], answers: Sequence[str | None]) -> float:
     return right / (lead * len(leaders))
 
 
-def bootstrap(
-    scores: np.ndarray, *, seed: int, resamples: int = 1000, level: float = 0.95
-) -> list[Estimate]:
-    """Returns the estimate for each row of float[M, N] scores of N examples.
+def intervals(scores: np.ndarray, *, completions: int = 1, level: float = 0.95) -> list[Estimate]:
+    """Returns the estimate for each row of float[M, N] scores in [0, 1] of N examples.
 
-    The interval holds percentiles of the means over examples drawn with replacement. All rows share
-    the draws.
+    The interval is that of Clopper and Pearson (Biometrika 26, 1934) for a number of independent
+    answers. This is N / `_design_effect`, as in Korn and Graubard (Survey Methodology 24, 1998).
+    The interval has a width at 0 and 1 too. docs/metrics.md has its coverage.
+    `completions` is the number of answers behind each score.
     """
-    examples = scores.shape[1]
-    draws = np.random.default_rng(seed).multinomial(
-        examples, np.full(examples, 1 / examples), size=resamples
-    )
-    means = draws @ scores.T / examples  # [resamples, M]
-    edges = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [
-        Estimate(float(value), float(low), float(high))
-        for value, low, high in zip(scores.mean(1), *edges, strict=True)
-    ]
+    from scipy.special import betaincinv
+
+    value = scores.mean(1)
+    number = scores.shape[1] / _design_effect(scores, completions)
+    right, tail = number * value, (1 - level) / 2
+    # The limits of no right answer and of no wrong answer are 0 and 1 exactly.
+    low = np.where(right > 0, betaincinv(np.maximum(right, 1e-9), number - right + 1, tail), 0)
+    wrong = np.maximum(number - right, 1e-9)
+    high = np.where(value < 1, betaincinv(right + 1, wrong, 1 - tail), 1)
+    return [Estimate(*map(float, found)) for found in zip(value, low, high, strict=True)]
+
+
+def _design_effect(scores: np.ndarray, completions: int) -> np.ndarray:
+    """Returns float[M]: the variance of the scores over that of single answers, p (1 - p).
+
+    It is 1 if all completions of an example agree, and 1 / completions if they are independent. Few
+    scores other than 0 and 1 tell little of it. So one further score that says 1 is counted in,
+    beside the weight 4 p (1 - p) of each other score.
+    """
+    value = scores.mean(1)
+    spread = value * (1 - value)
+    weight = 4 * (scores.shape[1] - 1)
+    effect = (weight * scores.var(1) + 1) / (weight * spread + 1)
+    return np.maximum(effect, 1 / completions)
 
 
 def measure(
@@ -106,8 +151,6 @@ def measure(
     answers: Sequence[Sequence[str | None]] | None = None,
     *,
     ks: Sequence[int] | None = None,
-    seed: int = 0,
-    resamples: int = 1000,
     level: float = 0.95,
 ) -> Accuracy:
     """Returns the accuracy of completions graded `correct[example][completion]`.
@@ -117,10 +160,8 @@ def measure(
     Args:
       correct: whether each completion of each example is correct.
       answers: the answer of each completion, which maj@k needs; None leaves maj@k out.
-      ks: the k of pass@k; by default the powers of two up to the number of completions, and that
-        number.
-      seed: seed of the bootstrap.
-      resamples: number of bootstrap draws.
+      ks: the k of pass@k; by default the powers of two from 2 up to the number of completions, and
+        that number if it is not 1.
       level: confidence level of the intervals.
     """
     sizes = {len(row) for row in correct}
@@ -128,7 +169,7 @@ def measure(
         raise ValueError(f"examples have {sorted(sizes)} completions: needs one number >= 1")
     k = sizes.pop()
     if ks is None:
-        ks = sorted({*(2**i for i in range(k.bit_length())), k})
+        ks = sorted({*(2**i for i in range(1, k.bit_length())), k} - {1})
     right = [sum(bool(ok) for ok in row) for row in correct]
     scores = {f"avg@{k}": [number / k for number in right]}
     for j in ks:
@@ -137,9 +178,7 @@ def measure(
         scores[f"maj@{k}"] = [
             majority(row, given) for row, given in zip(correct, answers, strict=True)
         ]
-    estimates = bootstrap(
-        np.array(list(scores.values())), seed=seed, resamples=resamples, level=level
-    )
+    estimates = intervals(np.array(list(scores.values())), completions=k, level=level)
     return Accuracy(
         examples=len(correct),
         k=k,

@@ -68,7 +68,8 @@ def of_rows(rows: Sequence[Mapping[str, Any]], lexicon: str = "paper") -> Scores
     """Returns the scores of one set of answers; the k answers of an example follow each other.
 
     A row has id, completion, tokens, thinking_tokens, answer_tokens, finish, correct and details.
-    `prediction` in details votes in maj@k. `lexicon` is a mode of sdjax.analysis.epistemic.
+    `vote` in details votes in maj@k, or else `prediction`. Without either in any row, there is no
+    maj@k. `lexicon` is a mode of sdjax.analysis.epistemic.
     """
     groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["id"])]
     truncated = [row["finish"] == "length" for row in rows]
@@ -77,7 +78,9 @@ def of_rows(rows: Sequence[Mapping[str, Any]], lexicon: str = "paper") -> Scores
     return Scores(
         accuracy=accuracies.measure(
             [[row["correct"] for row in group] for group in groups],
-            [[row["details"].get("prediction") for row in group] for group in groups],
+            [[accuracies.vote(row["details"]) for row in group] for group in groups]
+            if any(accuracies.has_vote(row["details"]) for row in rows)
+            else None,
         ),
         lengths=sizes.summarise(tokens, truncated),
         thinking=sizes.summarise([row["thinking_tokens"] for row in rows], truncated),

@@ -87,14 +87,28 @@ def _batch(place: str, **fixed: Any) -> Maker:
     return lambda **options: _imported(place)(**fixed, **options)
 
 
+def _comparing(place: str, key: str = "prediction") -> Maker:
+    """Returns the maker of a rule that can compare its predictions.
+
+    `key` names the prediction in the details of its grades.
+    """
+
+    def make(**options: Any) -> Grader:
+        from sdjax.graders.votes import ComparingGrader
+
+        return ComparingGrader(_imported(place)(**options), key)
+
+    return make
+
+
 RULES: dict[str, Maker] = {
     "number": _each_text("answer.number:grade"),
     "expression": _each_text("answer.expression:grade"),
     "choice": _each_text("answer.choice:grade"),
     "choice_reference": _each_text("answer.choice:grade_reference"),
-    "math": _batch("math.grade_math:ours"),
-    "math_reference": _batch("math.grade_math:reference"),
-    "math_eval_reference": _batch("math.paper_grade:reference"),
+    "math": _comparing("math.grade_math:ours"),
+    "math_reference": _comparing("math.grade_math:reference", "pred"),
+    "math_eval_reference": _comparing("math.paper_grade:reference", "extracted"),
     "tooluse": _each_text("tool_calls:grade"),
     "tooluse_reference": _each_text("tool_calls:grade_reference"),
     "code": _batch("code.grade_code:grader"),

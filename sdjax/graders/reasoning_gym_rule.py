@@ -20,6 +20,7 @@ from sdjax.records import Grade
 MAX_ANSWER = 10_000
 # Generating questions takes longer than scoring an answer.
 QUESTIONS_S = 60.0
+VAGUE = "I am not sure"
 
 
 def workers() -> pool.Pool:
@@ -27,38 +28,83 @@ def workers() -> pool.Pool:
     return pool.shared("sdjax.graders.reasoning_gym_worker:call")
 
 
+def version() -> str:
+    """Returns the version of reasoning-gym that generates and scores."""
+    (found,) = workers().map([("version",)], limit_s=QUESTIONS_S)
+    return str(found)
+
+
 def questions(
     name: str, options: Mapping[str, Any], start: int, count: int
 ) -> list[tuple[str, str]] | str | pool.Lost:
-    """Returns the (question, answer) of items `start` to `start + count` of a generator.
+    """Returns the (question, answer) of up to `count` items of a generator, from item `start` on.
 
-    Returns a text that says what is wrong with the name or options, and Lost if the generator
-    takes longer than QUESTIONS_S or fails.
+    There are fewer if they take long, and none if the generator has run out. An answer of "" means
+    that the generator states none. Returns a text that says what is wrong with the name or options,
+    and Lost if the generator takes longer than QUESTIONS_S or fails.
     """
     call = ("questions", name, json.dumps(options), start, count)
     (items,) = workers().map([call], limit_s=QUESTIONS_S)
     return items
 
 
+def fault(
+    name: str, options: Mapping[str, Any], rows: Sequence[tuple[int, str, str]]
+) -> str | None:
+    """Returns the fault of a generator's rule in words, None if it can judge a model.
+
+    `rows` are (index, question, answer) of some of its questions. The rule must take the answer of
+    each, must refuse VAGUE, and must not take the answers of all other questions. A question
+    without an answer only gets VAGUE. A score that a worker loses decides nothing.
+    """
+    grade = grader(name=name, options=options)
+
+    def taken(pairs: Sequence[tuple[int, str, str]]) -> tuple[int, int]:
+        """Returns how many of (index, gold, said) are graded right, and how many wrong."""
+        attempts = [Attempt(f"<answer>{said}</answer>", gold, id=str(i)) for i, gold, said in pairs]
+        grades = [g for g in grade(attempts) if "lost" not in g.details]
+        right = sum(g.correct for g in grades)
+        return right, len(grades) - right
+
+    stated = [(index, answer) for index, _, answer in rows if answer]
+    refused = taken([(index, gold, gold) for index, gold in stated])[1]
+    vague = taken([(index, gold, VAGUE) for index, _, gold in rows])[0]
+    others = [
+        (index, gold, other)
+        for (index, gold), (_, other) in zip(stated, stated[1:] + stated[:1], strict=True)
+        if gold != other
+    ]
+    right, wrong = taken(others)
+    if refused:
+        return f"refuses its own answer to {refused} of {len(stated)} questions"
+    if vague:
+        return f"takes {VAGUE!r} for right in {vague} of {len(rows)} questions"
+    if right > 1 and not wrong:
+        return f"takes the answer to another question for right in {right} of {right} cases"
+    return None
+
+
 def grader(*, name: str, options: Mapping[str, Any]) -> Grader:
     """Returns a grader; an attempt's `id` is the index of its question in the generator.
 
-    `options` is the generator's configuration, with its seed and size.
+    `options` is the generator's configuration, with its seed and size. If the rule gave no verdict,
+    `details["lost"]` says why.
     """
     configuration = json.dumps(options)
 
     def grade_all(attempts: Sequence[Attempt]) -> list[Grade]:
         stated = [_stated(attempt) for attempt in attempts]
         calls = [
-            ("full_score", name, configuration, int(attempt.id), answer)
+            ("full_score", name, configuration, int(attempt.id), answer, pool.LIMIT_S)
             for attempt, answer in zip(attempts, stated, strict=True)
             if answer is not None
         ]
-        scores = iter(workers().map(calls))
+        # The worker may have to generate the question before it can score.
+        scores = iter(workers().map(calls, limit_s=QUESTIONS_S))
         return [
             number.grade(attempt.text, attempt.answer, truncated=attempt.truncated)
             if number.is_plain(attempt.answer)
-            else _grade(attempt, answer, answer is not None and next(scores) is True)
+            else _grade(attempt, answer, False if answer is None else next(scores))
             for attempt, answer in zip(attempts, stated, strict=True)
         ]
 
@@ -78,9 +124,9 @@ def _stated(attempt: Attempt) -> str | None:
     return None if stated is None or len(stated) > MAX_ANSWER else stated
 
 
-def _grade(attempt: Attempt, answer: str | None, correct: bool) -> Grade:
-    return Grade(
-        reward=float(correct),
-        correct=correct,
-        details={"prediction": answer, "truncated": attempt.truncated},
-    )
+def _grade(attempt: Attempt, answer: str | None, score: bool | pool.Lost) -> Grade:
+    correct = score is True
+    details = {"prediction": answer, "truncated": attempt.truncated}
+    if isinstance(score, pool.Lost):
+        details["lost"] = score.reason
+    return Grade(reward=float(correct), correct=correct, details=details)

@@ -109,12 +109,37 @@ def _shown(calls: list[tuple[str, Any]]) -> str:
     )
 
 
+def _vote(calls: list[tuple[str, Any]]) -> str | None:
+    """Returns calls as JSON in one spelling: calls and keys in order, 3.0 as 3.
+
+    Returns None if an input is nested too deeply to be written.
+    """
+    try:
+        written = [
+            json.dumps({"Action": name, "Action_Input": _plain(value)}, sort_keys=True)
+            for name, value in calls
+        ]
+    except RecursionError:
+        return None
+    return f"[{', '.join(sorted(written))}]"
+
+
+def _plain(value: Any) -> Any:
+    """Returns a JSON value with whole numbers for floats that equal one."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _judged(calls: list[tuple[str, Any]], correct: bool, truncated: bool, feedback: str) -> Grade:
     return Grade(
         reward=float(correct),
         correct=correct,
         feedback=feedback,
-        details={"prediction": [list(call) for call in calls], "truncated": truncated},
+        # No call is an answer only where none is expected.
+        details={"prediction": _vote(calls) if calls or correct else None, "truncated": truncated},
     )
 
 
@@ -130,7 +155,7 @@ def grade_reference(text: str, answer: str, *, truncated: bool = False) -> Grade
             reward=0.0,
             correct=False,
             feedback="Failed to parse ground truth JSON",
-            details={"pred": "", "incorrect_format": 1},
+            details={"pred": "", "prediction": None, "incorrect_format": 1},
         )
     actions = re.findall(r"Action:\s*(\w+)", text)
     inputs = _merged(_cut_inputs(text))
@@ -145,6 +170,7 @@ def grade_reference(text: str, answer: str, *, truncated: bool = False) -> Grade
         feedback="; ".join(problems),
         details={
             "pred": f"Actions: {actions}, Inputs: {inputs}",
+            "prediction": _vote([(action, None) for action in actions] + [("", inputs)]),
             "incorrect_format": int(not _formatted(text)),
         },
     )

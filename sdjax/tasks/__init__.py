@@ -15,12 +15,15 @@ import hashlib
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from sdjax import config
 from sdjax.data.rows import Skipped
 from sdjax.errors import UserError
+from sdjax.graders import votes
 from sdjax.graders.workers.grade_batch import Attempt, Grader
-from sdjax.records import Example, Grade
+from sdjax.io.files import to_json
+from sdjax.records import Example, Grade, Group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,47 @@ class Task:
     def grade_many(
         self, texts: Sequence[str], examples: Sequence[Example], truncated: Sequence[bool]
     ) -> list[Grade]:
-        """Returns the grades of many completions; a grader with processes uses all cores."""
-        return self.grader(
+        """Returns the grades of many completions; a grader with processes uses all cores.
+
+        Raises UserError if the grader returns anything but one usable grade for each.
+        """
+        grades = self.grader(
             [
                 Attempt(text, example.answer, cut, example.id)
                 for text, example, cut in zip(texts, examples, truncated, strict=True)
             ]
         )
+        if len(grades) != len(texts):
+            raise UserError(
+                f"the grader of {self.name} returned {len(grades)} grades for {len(texts)} "
+                "completions: it must return one for each, in order"
+            )
+        for grade in grades:
+            self._check(grade)
+        return grades
+
+    def _check(self, grade: Grade) -> None:
+        """Raises UserError for a grade that cannot train or cannot be written."""
+        if not isinstance(grade, Grade):
+            raise UserError(
+                f"the grader of {self.name} returned {type(grade).__name__}: it must return a "
+                "sdjax.records.Grade"
+            )
+        if not isfinite(grade.reward):
+            raise UserError(
+                f"the grader of {self.name} returned the reward {grade.reward}: it must be finite"
+            )
+        try:
+            to_json(grade.details)
+        except (TypeError, RecursionError) as error:
+            raise UserError(f"the grader of {self.name} returned such details: {error}") from None
+
+    def vote_spellings(self, groups: Sequence[Group]) -> list[list[str | None]]:
+        """Returns how each completion spells its vote in maj@k, None where its grade says it.
+
+        So predictions that the grader finds equal vote together.
+        """
+        return votes.merged(self.grader, groups)
 
 
 def load(cfg: config.TaskConfig, data: config.Data) -> Task:

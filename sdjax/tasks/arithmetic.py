@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,12 +17,28 @@ Option = int | float | str | bool
 
 # A generator that gives no new question this many times in a row has run out of questions.
 PATIENCE = 2000
-# The size given to every generator. Item i depends only on the seed and i.
-SIZE = 2**40
-# Questions that one call to the generator returns.
+# The least size given to a generator, and what one that has run out grows by. Some generators lay
+# out all their questions at once, so the size must not be far beyond what the task needs.
+LEAST_SIZE, GROWTH = 1000, 4
+# Questions that one call to the generator returns, at most.
 CHUNK = 100
+# Questions whose answers the generator's rule must grade right before it may grade a model.
+CHECKED = 8
+# The longest that generating may take, in seconds.
+LONGEST_S = 3600.0
+
+
+@dataclass(frozen=True)
+class _Generated:
+    """The questions of a config, and the size of the generator that their ids refer to."""
+
+    train: list[Example]
+    held_out: list[Example]
+    size: int
+
+
 # The questions of the last config that was loaded, by the config's text.
-_loaded: dict[str, tuple[list[Example], list[Example]]] = {}
+_loaded: dict[str, _Generated] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,42 +70,107 @@ def load(cfg: Arithmetic, data: config.Data) -> Task:
     del data
     # A sweep loads its task for every training, and generating takes thousands of calls.
     if repr(cfg) not in _loaded:
+        generated = _generate(cfg)
         _loaded.clear()
-        _loaded[repr(cfg)] = _questions(cfg)
-    train, held_out = map(list, _loaded[repr(cfg)])
-    rule = grader("reasoning_gym", name=cfg.name, options=_generator_options(cfg))
-    return Task(name=cfg.name, train=train, held_out=held_out, grader=rule)
+        _loaded[repr(cfg)] = generated
+    generated = _loaded[repr(cfg)]
+    rule = grader("reasoning_gym", name=cfg.name, options=_options(cfg, generated.size))
+    return Task(
+        name=cfg.name,
+        train=list(generated.train),
+        held_out=list(generated.held_out),
+        grader=rule,
+    )
 
 
-def _generator_options(cfg: Arithmetic) -> dict[str, Option]:
-    return dict(cfg.options) | {"seed": cfg.seed, "size": SIZE}
+def _options(cfg: Arithmetic, size: int) -> dict[str, Option]:
+    return dict(cfg.options) | {"seed": cfg.seed, "size": size}
 
 
-def _items(cfg: Arithmetic) -> Iterator[tuple[int, str, str]]:
-    """Yields (index, question, answer) of a generator, without end."""
-    options = _generator_options(cfg)
-    # Questions must not depend on what the workers did before.
-    reasoning_gym_rule.workers().renew()
-    for start in itertools.count(0, CHUNK):
-        items = reasoning_gym_rule.questions(cfg.name, options, start, CHUNK)
+class _Items:
+    """Iterates over the (index, question, answer) of a generator until it runs out.
+
+    `size` is that of the generator. It grows when the items reach it, if the generator keeps its
+    earlier items then.
+    """
+
+    def __init__(self, cfg: Arithmetic) -> None:
+        self._cfg = cfg
+        self.size = max(LEAST_SIZE, 2 * (cfg.size + cfg.held_out))
+
+    def __iter__(self) -> Iterator[tuple[int, str, str]]:
+        # Questions must not depend on what the workers did before.
+        reasoning_gym_rule.workers().renew()
+        first, start, spent = self._read(0, CHECKED), 0, 0.0
+        self._check(first)
+        items = first
+        while items:
+            for offset, (question, answer) in enumerate(items):
+                yield start + offset, question, answer
+            start += len(items)
+            began = time.monotonic()
+            items = self._read(start)
+            if not items and self._grows(first):
+                items = self._read(start)
+            spent += time.monotonic() - began
+            self._check_speed(start + len(items) - len(first), spent)
+
+    def _read(self, start: int, most: int = CHUNK) -> list[tuple[str, str]]:
+        """Returns the next (question, answer), none if the generator has run out."""
+        count = max(min(most, self.size - start), 0)
+        options = _options(self._cfg, self.size)
+        items = reasoning_gym_rule.questions(self._cfg.name, options, start, count)
         if isinstance(items, Lost):
+            reason = {"late": "took too long", "died": "ended its process"}.get(items.reason)
             raise UserError(
-                f"task.options is {cfg.options!r}: {cfg.name} makes no questions "
-                f"({items.reason} after {start}); ask for easier ones"
+                f"task.name is {self._cfg.name!r}: it {reason or 'failed'} after {start} questions "
+                f"with task.options {self._cfg.options!r}; ask for easier ones or lower task.size"
             )
         if isinstance(items, str):
             raise UserError(items)
-        for offset, (question, answer) in enumerate(items):
-            yield start + offset, question, answer
+        return items
+
+    def _grows(self, first: list[tuple[str, str]]) -> bool:
+        """Makes the generator larger; returns whether it could."""
+        before, self.size = self.size, self.size * GROWTH
+        try:
+            kept = self._read(0, len(first)) == first
+        except UserError:
+            kept = False
+        if not kept:
+            self.size = before
+        return kept
+
+    def _check(self, first: list[tuple[str, str]]) -> None:
+        """Raises UserError if the generator's own rule cannot judge a model."""
+        name, options = self._cfg.name, _options(self._cfg, self.size)
+        rows = [(index, *item) for index, item in enumerate(first)]
+        fault = reasoning_gym_rule.fault(name, options, rows)
+        if fault is not None:
+            raise UserError(
+                f"task.name is {name!r}: the rule of reasoning-gym "
+                f"{reasoning_gym_rule.version()} {fault}; choose another data set"
+            )
+
+    def _check_speed(self, number: int, seconds: float) -> None:
+        """Raises UserError if the questions will take longer than LONGEST_S."""
+        wanted = self._cfg.size + self._cfg.held_out
+        if number and seconds / number * wanted > LONGEST_S:
+            raise UserError(
+                f"task.size is {self._cfg.size}: {self._cfg.name} takes {seconds / number:.1f} s "
+                f"for a question, so {wanted} would take more than {LONGEST_S / 3600:g} h; lower "
+                "task.size and task.held_out, or ask for easier ones in task.options"
+            )
 
 
-def _questions(cfg: Arithmetic) -> tuple[list[Example], list[Example]]:
+def _generate(cfg: Arithmetic) -> _Generated:
     """Returns distinct training and held-out examples, in the generator's order."""
     train: list[Example] = []
     held_out: list[Example] = []
     seen: set[str] = set()
     fruitless = 0
-    for index, question, answer in _items(cfg):
+    items = _Items(cfg)
+    for index, question, answer in items:
         side, wanted = (held_out, cfg.held_out) if is_held_out(question) else (train, cfg.size)
         fruitless += 1
         if question not in seen and len(side) < wanted:
@@ -105,7 +186,7 @@ def _questions(cfg: Arithmetic) -> tuple[list[Example], list[Example]]:
             f"{len(held_out)} distinct held-out and {len(train)} training questions; lower it or "
             "widen task.options"
         )
-    return train, held_out
+    return _Generated(train=train, held_out=held_out, size=items.size)
 
 
 def _example(cfg: Arithmetic, index: int, question: str, answer: str) -> Example:

@@ -176,17 +176,23 @@ def answers(
             tokenizer=tokenizer,
             grade_many=batch.held_out.task.grade_many,
         )
+        groups = groups[: len(batch.examples)]
+        # One process compares, because another may exceed a grader's time limit.
+        primary = jax.process_index() == 0
+        spellings = hosts.of_first(batch.held_out.task.vote_spellings(groups) if primary else None)
         yield [
             row
-            for group in groups[: len(batch.examples)]
-            for row in _rows(batch.held_out.name, group, tokenizer)
+            for group, spelling in zip(groups, spellings, strict=True)
+            for row in _rows(batch.held_out.name, group, spelling, tokenizer)
         ]
 
 
-def _rows(name: str, group: Group, tokenizer: Tokenizer) -> Iterator[AnswerRow]:
-    """Yields the row of answers.jsonl of each completion."""
+def _rows(
+    name: str, group: Group, spellings: Sequence[str | None], tokenizer: Tokenizer
+) -> Iterator[AnswerRow]:
+    """Yields the row of answers.jsonl of each completion; `spellings` are those of its vote."""
     begun = tokenizer.decode_raw(group.prompt).rstrip().endswith(lengths.OPEN)
-    for completion, grade in zip(group.completions, group.grades, strict=True):
+    for completion, grade, spelling in zip(group.completions, group.grades, spellings, strict=True):
         thinking = lengths.thinking_tokens(tokenizer.pieces(completion.tokens), begun=begun)
         yield {
             "set": name,
@@ -202,7 +208,7 @@ def _rows(name: str, group: Group, tokenizer: Tokenizer) -> Iterator[AnswerRow]:
             "reward": grade.reward,
             "correct": grade.correct,
             "feedback": grade.feedback,
-            "details": grade.details,
+            "details": grade.details | ({} if spelling is None else {"vote": spelling}),
         }
 
 
@@ -241,9 +247,12 @@ def check_metric(field: str, name: str, sets: Sequence[HeldOut], cfg: config.Eva
     answer: AnswerRow = {
         **dict.fromkeys(("tokens", "thinking_tokens", "answer_tokens"), 1),
         **{"id": "", "completion": "", "finish": "stop", "correct": True},
-        "details": {"prediction": ""},
     }
-    rows = [answer | {"set": part.name} for part in sets for _ in range(cfg.k)]
+    rows = []
+    for part in sets:
+        # Only the grader knows whether its grades have answers that vote.
+        details = part.task.grade("", part.examples[0], truncated=False).details
+        rows += [answer | {"set": part.name, "details": details}] * cfg.k
     names = metrics(score(rows, sets, "paper"))
     if name not in names:
         raise UserError(f"{field} is {name!r}: must be one of {', '.join(names)}")
@@ -269,11 +278,12 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
             row(f"{of}epistemic words per 1,000 tokens", *path, "per_1000_tokens"),
         ]
 
-    def accuracies(of: dict) -> list[str]:
-        return [k for k, v in of["accuracy"].items() if isinstance(v, dict)]
+    def accuracies(first: dict, last: dict) -> list[str]:
+        found = first["accuracy"].items()
+        return [k for k, v in found if isinstance(v, dict) and k in last["accuracy"]]
 
     return [
-        *(row(f"held-out {name}", "accuracy", name, "value") for name in accuracies(before)),
+        *(row(f"held-out {name}", "accuracy", name, "value") for name in accuracies(before, after)),
         row("mean completion tokens", "lengths", "mean"),
         row("truncated share", "lengths", "truncated"),
         *verbalization("", "epistemic"),
@@ -283,7 +293,7 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
             for each in (
                 *(
                     row(f"{other} {name}", "out_of_domain", other, "accuracy", name, "value")
-                    for name in accuracies(figures)
+                    for name in accuracies(figures, after["out_of_domain"][other])
                 ),
                 *verbalization(f"{other} ", "out_of_domain", other, "epistemic"),
             )

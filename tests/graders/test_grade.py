@@ -16,6 +16,7 @@ from sdjax.graders import grade, grader, reasoning_gym_rule, tool_calls
 from sdjax.graders.answer import choice, expression, number
 from sdjax.graders.code import grade_code
 from sdjax.graders.math import grade_math, paper_grade
+from sdjax.graders.votes import ComparingGrader
 from sdjax.graders.workers.grade_batch import Attempt, each
 from sdjax.records import Grade
 
@@ -67,11 +68,19 @@ CASES = {
         lambda: each(tool_calls.grade_reference),
         {},
     ),
-    "math": (lambda: golden("rewards.jsonl", "math")[::5], grade_math.ours, {}),
-    "math_reference": (lambda: golden("rewards.jsonl", "math")[::5], grade_math.reference, {}),
+    "math": (
+        lambda: golden("rewards.jsonl", "math")[::5],
+        lambda: ComparingGrader(grade_math.ours()),
+        {},
+    ),
+    "math_reference": (
+        lambda: golden("rewards.jsonl", "math")[::5],
+        lambda: ComparingGrader(grade_math.reference(), "pred"),
+        {},
+    ),
     "math_eval_reference": (
         lambda: golden("eval_grader.jsonl")[::20],
-        paper_grade.reference,
+        lambda: ComparingGrader(paper_grade.reference(), "extracted"),
         {},
     ),
     "code": (lambda: golden("rewards.jsonl", "code")[::18], grade_code.grader, {"parallel": 1}),

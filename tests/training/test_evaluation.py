@@ -56,7 +56,7 @@ def test_figures_are_those_of_the_answers_in_the_file(finished):
             [r["details"].get("prediction") for r in own[i : i + 2]] for i in range(0, len(own), 2)
         ]
         assert found["accuracy"] == accuracy.measure(correct, given).to_dict()
-        assert set(found["accuracy"]) >= {"avg@2", "pass@1", "pass@2", "maj@2"}
+        assert set(found["accuracy"]) >= {"avg@2", "pass@2", "maj@2"}
         assert found["lengths"]["mean"] == np.mean([r["tokens"] for r in own])
         assert found["lengths"]["truncated"] == np.mean([r["finish"] == "length" for r in own])
         assert found["answer"]["mean"] == np.mean([r["answer_tokens"] for r in own])

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from sdjax.graders.answer.regions import after_thinking, stated_answer
 from sdjax.records import Grade
@@ -124,9 +125,8 @@ def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:
         feedback = f"Your answer says that it gives {right.strip()[:MAX_DIGITS]}, not {target}."
     else:
         correct = True
-    return Grade(
-        reward=float(correct),
-        correct=correct,
-        feedback=feedback,
-        details={"prediction": found[:MAX_TEXT] or None, "truncated": truncated},
-    )
+    details: dict[str, Any] = {"prediction": found[:MAX_TEXT] or None, "truncated": truncated}
+    # Expressions are equal in maj@k if they use equal numbers and have an equal value.
+    if expression is not None and expression.value is not None and (correct or not equals):
+        details["vote"] = f"{sorted(expression.numbers)} = {expression.value}"
+    return Grade(reward=float(correct), correct=correct, feedback=feedback, details=details)

@@ -40,11 +40,16 @@ def _confine(memory_mb: int) -> None:
     signal.signal(signal.SIGALRM, _raise_late)
 
 
-def _call(function: Any, arguments: list[Any], limit_s: float) -> dict[str, Any]:
+def restart_clock(limit_s: float) -> None:
+    """Gives the running call `limit_s` seconds from now on; the pool's own limit stays."""
     # The handler of SIGALRM cannot run while C code runs. SIGPROF keeps its default action, which
     # ends such a process, even if the pool that would kill it is gone.
     signal.setitimer(signal.ITIMER_PROF, limit_s + 2)
     signal.setitimer(signal.ITIMER_REAL, limit_s)
+
+
+def _call(function: Any, arguments: list[Any], limit_s: float) -> dict[str, Any]:
+    restart_clock(limit_s)
     try:
         return {"value": function(*arguments)}
     except _Late:
