@@ -68,6 +68,8 @@ class Export:
     """Folder to write."""
     step: int | None = None
     """Step of the checkpoint; None is the newest."""
+    dtype: Literal["source", "bfloat16", "float16", "float32"] | None = None
+    """Type of the exported weights, as in checkpoint.export_dtype; None takes that of the run."""
     mesh: Mesh = field(default_factory=Mesh)
 
 

@@ -29,12 +29,7 @@ def run(cfg: config.Export) -> None:
     source = config.Model(**fields)
     model = loaded_model.open_model(source, cfg.mesh, lora=config.Lora(**given))
     checkpoints = Checkpoints(run_dir / "checkpoints", config.Checkpoint())
-    step = checkpoints.newest() if cfg.step is None else cfg.step
-    if step is None or step not in checkpoints.steps():
-        have = ", ".join(map(str, checkpoints.steps())) or "none"
-        raise UserError(f"step is {cfg.step}: the checkpoints of {cfg.run} are {have}; name one")
-    if cfg.step is not None:
-        checkpoints.check(cfg.step)
+    step = _step(cfg, checkpoints)
     trained, frozen = lora.split(model.abstract)
     shardings = rules.param_shardings(trained, model.mesh)
     like = jax.tree.map(
@@ -45,11 +40,31 @@ def run(cfg: config.Export) -> None:
         if frozen is not None:
             params = lora.joined(params, resume.load_base(model, checkpoints.host(step)))
         out = folder.local / "model" if folder.remote else folder.local
-        model.export_to(params, out)
-        model.export_adapters(params, source.path, out.with_name(f"{out.name}_adapter"))
+        dtype = cfg.dtype or training.get("checkpoint", {}).get("export_dtype", "source")
+        model.export(params, out, dtype)
+        model.export_adapters(params, source, out.with_name(f"{out.name}_adapter"), dtype)
     checkpoints.close()
     _to_place(folder)
     hosts.note(f"step {step} of {cfg.run} is in {cfg.out}, a Hugging Face folder")
+
+
+def _step(cfg: config.Export, checkpoints: Checkpoints) -> int:
+    """Returns the step of the checkpoint to export; raises UserError if there is none."""
+    have = checkpoints.steps()
+    if not have:
+        raise UserError(
+            f"run is {cfg.run!r}: it has no checkpoints (checkpoint.every sets how often a run "
+            f"writes one); the model of its end, if it wrote one, is {cfg.run}/model"
+        )
+    if cfg.step is None:
+        newest = checkpoints.newest()
+        assert newest is not None
+        return newest
+    if cfg.step not in have:
+        listed = ", ".join(map(str, have))
+        raise UserError(f"step is {cfg.step}: the checkpoints of {cfg.run} are {listed}; name one")
+    checkpoints.check(cfg.step)
+    return cfg.step
 
 
 def _to_place(folder: storage.Folder) -> None:

@@ -222,7 +222,7 @@ def _train(
                 resume.save(saved, folder, number, train_state, host)
     saved.close()
     if cfg.checkpoint.export:
-        model.export(train_state.params, folder.local)
+        model.export(train_state.params, folder.local / "model", cfg.checkpoint.export_dtype)
     evaluations.close()
 
 

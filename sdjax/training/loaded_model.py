@@ -18,7 +18,7 @@ from flax import nnx
 from sdjax import config
 from sdjax.errors import UserError, writing
 from sdjax.io import storage
-from sdjax.models.files import peft, weights
+from sdjax.models.files import peft, resolve, weights
 from sdjax.models.network import attention
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import Transformer
@@ -87,26 +87,36 @@ class LoadedModel:
             return None
         return self.sampler.weights(self.load())
 
-    def export(self, params: nnx.State, out: Path) -> None:
-        """Writes params as a Hugging Face folder, `out`/model."""
-        self.export_to(params, out / "model")
-        hosts.note(f"model: {out / 'model'} (a Hugging Face folder)")
+    def export(self, params: nnx.State, out: Path, dtype: str = "source") -> None:
+        """Writes params as a Hugging Face folder, with the chat template in use.
 
-    def export_to(self, params: nnx.State, folder: Path) -> None:
-        """Writes params as the Hugging Face folder `folder`, with the chat template in use."""
-        with writing(folder):
-            weights.export(params, self.cfg, self.folder, folder)
+        `dtype` is as in config.Checkpoint.export_dtype.
+        """
+        if dtype == "source":
+            dtype = weights.stored_dtype(self.folder)
+        with writing(out):
+            weights.export(params, self.cfg, self.folder, out, dtype=dtype)
             if self.own_template and jax.process_index() == 0:
-                self.tokenizer.save_template(folder)
+                self.tokenizer.save_template(out)
+        hosts.note(f"model: {out} (a Hugging Face folder, {dtype})")
 
-    def export_adapters(self, params: nnx.State, base: str, out: Path) -> None:
+    def export_adapters(
+        self, params: nnx.State, source: config.Model, out: Path, dtype: str = "source"
+    ) -> None:
         """Writes the adapters as a folder for PEFT; does nothing for a model without adapters.
 
-        `base` is the path of the model that the adapters belong to, as the config names it.
+        `source` names the model that the adapters belong to.
         """
-        if self.cfg.lora is not None:
-            peft.export(params, self.cfg, base, out)
-            hosts.note(f"adapters: {out} (for PEFT)")
+        if self.cfg.lora is None:
+            return
+        dtype = "float32" if dtype == "source" else dtype
+        local = source.path.startswith(resolve.PACKAGE) or Path(source.path).expanduser().exists()
+        base = str(self.folder.resolve()) if local else source.path
+        revision = None if local else source.revision
+        with writing(out):
+            peft.export(params, self.cfg, base, self.folder, out, revision=revision, dtype=dtype)
+        gguf = "; PEFT does not load their base, a GGUF file" if base.endswith(".gguf") else ""
+        hosts.note(f"adapters: {out} (for PEFT, {dtype}{gguf})")
 
 
 def open_model(

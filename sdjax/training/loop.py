@@ -149,8 +149,9 @@ def running(
         saved.close()
         if cfg.checkpoint.export:
             params = progress.state.model_params()
-            setup.model.export(params, folder.local)
-            setup.model.export_adapters(params, cfg.model.path, folder.local / "model_adapter")
+            model, dtype = setup.model, cfg.checkpoint.export_dtype
+            model.export(params, folder.local / "model", dtype)
+            model.export_adapters(params, cfg.model, folder.local / "model_adapter", dtype)
         out.evaluations.close()
     except Stopped:
         if progress.step and cfg.checkpoint.every:

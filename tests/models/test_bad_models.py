@@ -81,6 +81,9 @@ MODELS = {
     ),
     "an odd head": (change_config(head_dim=7), ["head_dim is 7", "even"]),
     "another activation": (change_config(hidden_act="gelu"), ["hidden_act is 'gelu'", "silu"]),
+    "a head count as text": (change_config(num_key_value_heads="2"), ["num_key_value_heads is"]),
+    "tying as text": (change_config(tie_word_embeddings="no"), ["tie_word_embeddings is 'no'"]),
+    "a switch of another model": (change_config(use_gate=True), ["use_gate is True", "unknown"]),
     "an unknown field": (change_config(quantum_gates=4), ["quantum_gates is 4", "unknown"]),
     "an unknown rope": (
         change_config(rope_scaling={"rope_type": "spiral", "factor": 2}),
@@ -133,6 +136,14 @@ def test_a_broken_model_folder_is_named(attempt, model, kind):
     attempt.model = str(folder)
     words = [str(folder) if word == "MODEL" else word for word in words]
     says(attempt(), *words, "broken" if "config.json" not in words[0] else "")
+
+
+def test_a_folder_of_adapters_names_their_base(attempt):
+    folder = attempt.folder / "adapters"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    attempt.model = str(folder)
+    says(attempt(), str(folder), "adapter_config.json", "adapters of org/base", "merge")
 
 
 def gguf(*parts):
@@ -210,7 +221,7 @@ EXPORTS = {
     "no training": (rewrite("config.json", b'{"class": "Prepare"}'), [], ["not of a training"]),
     "no such step": (lambda run: None, ["--step", "7"], ["step is 7", "are 1"]),
     "no checkpoint": (
-        lambda run: shutil.rmtree(run / "checkpoints"), [], ["step is None", "none"]
+        lambda run: shutil.rmtree(run / "checkpoints"), [], ["run is", "no checkpoints", "every"]
     ),
 }  # fmt: skip
 

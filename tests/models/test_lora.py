@@ -194,6 +194,8 @@ def test_a_run_exports_the_merged_model_and_the_adapters_for_peft(run):
     assert len(peft) == 2 * 2 * 7 and set(said["target_modules"]) == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     }
+    assert said["revision"] is None
+    assert (out / "model_adapter" / "tokenizer_config.json").exists()
     scale = said["lora_alpha"] / said["r"]
     for name, array in base.items():
         stem = f"base_model.model.{name.removesuffix('.weight')}"
@@ -246,6 +248,7 @@ def test_adapters_are_not_put_onto_another_model(run, tmp_path):
 
 def test_only_named_matrices_get_adapters():
     cfg = replace(ADAPTED, lora=config.Lora(rank=2, matrices=("q", "v")))
+    assert config.Lora(rank=2, matrices=("q_proj", "v")) == cfg.lora  # the names of PEFT
     trained, _ = lora.split(weights.abstract_params(cfg))
     assert set(trained[lora.NAME]) == {"q_a", "q_b", "v_a", "v_b"}
     assert {t.path[-1] for t in tensors.of(cfg)} >= {"q", "v"}

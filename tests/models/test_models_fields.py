@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import family_cases
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,8 @@ from flax import nnx
 
 from sdjax.errors import UserError
 from sdjax.models.families import registry
-from sdjax.models.files import hf, weights
+from sdjax.models.files import fields as fields_of
+from sdjax.models.files import weights
 from sdjax.models.network import transformer
 
 # Fields that must agree with the shapes of the weights.
@@ -33,7 +36,8 @@ REFUSED = {
     "partial_rotary_factor": 0.5,
     "quantization_config": {"bits": 4},
     "attn_logit_softcapping": 50.0,
-    "auto_map": {"AutoModel": "code.Model"},
+    "logit_scale": 0,
+    "use_rope": False,
 }
 REFUSED_ROPE = (
     {"rope_type": "longrope", "factor": 2.0},
@@ -98,7 +102,7 @@ def of_transformers(family):
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_field_of_the_transformers_config_is_accounted_for(family):
     accounted = {name.split(".")[0].split(" ")[0] for name in family_cases.of(family).effects}
-    accounted |= set(SHAPES) | set(REFUSED) | hf.HARMLESS
+    accounted |= set(SHAPES) | set(REFUSED) | fields_of.HARMLESS | set(fields_of.NEUTRAL)
     accounted |= {"model_type", "rope_parameters", "max_position_embeddings"}
     fields, common = of_transformers(family)
     own = fields.keys() - common.keys()
@@ -141,7 +145,82 @@ def test_fields_without_meaning_to_the_model_are_accepted():
         "attention_dropout": 0,
         "torch_dtype": "bfloat16",
     }
-    assert registry.from_hf(tiny.config("llama", **seen)) == registry.from_hf(tiny.config("llama"))
+    for family in tiny.FAMILIES:
+        fields = tiny.config(family)
+        assert registry.from_hf(fields | seen) == registry.from_hf(fields)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_fields_of_older_configs_are_accepted(family):
+    older = {
+        "auto_map": {"AutoModelForCausalLM": "modeling.Model"},
+        "tokenizer_class": "LlamaTokenizer",
+        "sep_token_id": 3,
+        "num_labels": 5,
+        "id2label": {"0": "good"},
+        "problem_type": "regression",
+        "temperature": 0.6,
+        "top_k": 20,
+        "do_sample": True,
+        "repetition_penalty": 1.1,
+        "suppress_tokens": [5],
+        "torchscript": True,
+        "pruned_heads": {},
+        "pretraining_tp": 2,
+        "output_attentions": True,
+        "task_specific_params": {"a": 1},
+        "layer_types": ["full_attention", "full_attention"],
+        "use_sliding_window": False,
+        "embedding_multiplier": 1.0,
+        "hidden_act": "swish",
+    }
+    fields = tiny.config(family, layer_types=["full_attention", "full_attention"])
+    assert registry.from_hf(fields | older) == registry.from_hf(fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logit_scale", 0),
+        ("logits_scaling", 8.0),
+        ("residual_multiplier", 0.22),
+        ("embedding_multiplier", True),
+        ("attention_multiplier", 1.0),
+        ("query_pre_attn_scalar", 1),
+        ("final_logit_softcapping", 30.0),
+        ("partial_rotary_factor", 0),
+        ("is_causal", False),
+        ("some_switch", True),
+        ("some_switch", False),
+        ("some_count", 1),
+    ],
+)
+def test_a_field_whose_neutral_value_is_another_is_refused(name, value):
+    for family in tiny.FAMILIES:
+        with pytest.raises(UserError, match=f"{name} is {value}"):
+            registry.from_hf(tiny.config(family, **{name: value}))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_null_is_read_as_transformers_reads_it(family):
+    import transformers
+
+    reader = transformers.CONFIG_MAPPING[family]
+    for heads in ({}, {"num_key_value_heads": 4}):
+        fields = reader.from_dict(tiny.config(family, **heads)).to_dict()
+        for name in fields.keys() - {"model_type"}:
+            given = {**fields, name: None}
+            try:
+                ours = registry.from_hf(given)
+            except UserError as error:
+                # No default fits any model; and a layer type may need a window.
+                assert name in {*SHAPES, "sliding_window"}, error
+                continue
+            try:
+                theirs = reader.from_dict(copy.deepcopy(given)).to_dict()
+            except Exception:  # transformers refuses this null, in an error of its own kind
+                continue
+            assert registry.from_hf(theirs) == ours, name
 
 
 def test_an_unknown_model_type_names_those_known():

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from sdjax.errors import UserError
 from sdjax.models.files import gguf, resolve, shards, tensors, weights
+from sdjax.models.network.transformer import head_matrix
 
 
 def stored(folder: Path) -> dict[str, np.ndarray]:
@@ -228,11 +229,108 @@ def test_all_tensors_that_do_not_fit_are_in_one_line(tmp_path):
     assert "inv_freq" not in text
 
 
-def test_a_tied_checkpoint_may_hold_its_head_too(tmp_path):
-    folder = tiny.model_folder(tmp_path, "llama", tie_word_embeddings=True)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_head_beside_a_tied_config_is_kept_where_it_differs(family, tmp_path):
+    folder = tiny.model_folder(tmp_path / "in", family, tie_word_embeddings=True)
     arrays = stored(folder)
-    rewrite(folder, {**arrays, "lm_head.weight": arrays["model.embed_tokens.weight"]})
+    embedding = arrays["model.embed_tokens.weight"]
+    rewrite(folder, {**arrays, "lm_head.weight": embedding})
+    cfg, _, _ = tiny.load(folder)
+    assert cfg.tie_embeddings
+    head = embedding.copy()
+    head[-1, -1] += 1
+    write_shards(folder, {**arrays, "lm_head.weight": head})
+    cfg, graph, params = tiny.load(folder)
+    assert not cfg.tie_embeddings
+    np.testing.assert_array_equal(head_matrix(nnx.merge(graph, params)), head.T)
+    weights.export(params, cfg, folder, tmp_path / "out", dtype="float32")
+    np.testing.assert_array_equal(stored(tmp_path / "out")["lm_head.weight"], head)
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
+    )
+    assert weights.read_config(tmp_path / "out", compute_dtype="float32") == cfg
+
+
+def write_shards(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Replaces a folder's weights by several files with an index."""
+    rewrite(folder, {})
+    (folder / shards.SINGLE).unlink()
+    shapes = {name: array.shape for name, array in arrays.items()}
+    shards.write(folder, shapes, "float32", arrays.values(), max_bytes=40_000)
+
+
+def test_the_index_decides_which_file_holds_a_tensor(tmp_path):
+    folder = tiny.model_folder(tmp_path)
+    arrays = stored(folder)
+    index = json.loads((folder / shards.INDEX).read_text())
+    name = "model.norm.weight"
+    other = next(f for f in index["weight_map"].values() if f != index["weight_map"][name])
+    old = load_file(folder / other)
+    save_file({**old, name: 2 * arrays[name]}, folder / other)
+    _, _, params = tiny.load(folder)
+    np.testing.assert_array_equal(params["norm"].get_value(), arrays[name])
+
+
+STRAY = "model-00001-of-00009.safetensors"
+
+
+@pytest.mark.parametrize("stray", [shards.SINGLE, STRAY])
+@pytest.mark.parametrize("indexed", [True, False])
+def test_two_models_in_a_folder_are_refused_by_their_names(stray, indexed, tmp_path):
+    folder = tiny.model_folder(tmp_path)
+    first = shards.INDEX
+    if not indexed:
+        rewrite(folder, stored(folder))
+        first, stray = shards.SINGLE, STRAY
+    save_file({"a": np.zeros(3, np.float32)}, folder / stray)
+    with pytest.raises(UserError, match="holds two models") as error:
+        tiny.load(folder)
+    assert first in str(error.value) and stray in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["adapter_model", "consolidated", "optimizer", "model.fp16"])
+def test_files_beside_the_model_are_not_read_as_in_transformers(name, tmp_path, caplog):
+    folder = tiny.model_folder(tmp_path)
+    save_file({"a": np.zeros(3, np.float32)}, folder / f"{name}.safetensors")
+    with caplog.at_level("INFO"):
+        tiny.load(folder)
+    assert f"not read, as in transformers: {name}.safetensors" in caplog.text
+
+
+def test_files_without_an_index_that_hold_a_tensor_twice_are_refused(tmp_path):
+    folder = tiny.model_folder(tmp_path)
+    arrays = stored(folder)
+    rewrite(folder, arrays)
+    (folder / shards.SINGLE).rename(folder / "a.safetensors")
     tiny.load(folder)
+    shutil.copy(folder / "a.safetensors", folder / "b.safetensors")
+    with pytest.raises(UserError, match=r"a\.safetensors and b\.safetensors both hold"):
+        tiny.load(folder)
+
+
+def test_the_stored_type_is_that_of_most_numbers(tmp_path):
+    folder = tiny.model_folder(tmp_path)
+    arrays = stored(folder)
+    assert weights.stored_dtype(folder) == "float32"
+    half = {n: a if a.ndim == 1 else a.astype(ml_dtypes.bfloat16) for n, a in arrays.items()}
+    rewrite(folder, half)
+    assert weights.stored_dtype(folder) == "bfloat16"
+    rewrite(folder, {n: a.astype(np.float16) for n, a in arrays.items()})
+    assert weights.stored_dtype(folder) == "float16"
+    (folder / shards.SINGLE).unlink()
+    assert weights.stored_dtype(folder) == "bfloat16"
+    fields = tiny.config("llama")
+    write_gguf(tmp_path / "m.gguf", fields, tiny.random_tensors(fields))
+    assert weights.stored_dtype(tmp_path / "m.gguf") == "float16"
+
+
+def test_a_number_too_large_for_the_type_of_an_export_is_named(tmp_path):
+    folder = tiny.model_folder(tmp_path / "in")
+    cfg, _, params = tiny.load(folder)
+    large = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(1e5), params)
+    with pytest.raises(UserError, match=r"embed_tokens\.weight has numbers .* finite in float16"):
+        weights.export(large, cfg, folder, tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,10 @@ def is_day(text: str) -> bool:
         return False
 
 
-Matrix = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Matrix = Literal[
+    "q", "k", "v", "o", "gate", "up", "down",
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,8 @@ class Lora:
     alpha: float = 32.0
     """Each adapter's product is scaled by alpha / rank."""
     matrices: tuple[Matrix, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """Matrices of each layer that get an adapter."""
+    """Matrices of each layer that get an adapter. The names of PEFT, such as q_proj, are the same
+    matrices."""
     seed: int = 0
     """Seed of the adapters' initial values."""
 
@@ -84,6 +88,8 @@ class Lora:
         require_finite(self, "lora.")
         require(self.rank >= 0, "lora.rank", self.rank, "must not be negative; 0 is off")
         require(self.alpha > 0, "lora.alpha", self.alpha, "must be positive")
+        short = tuple(name.removesuffix("_proj") for name in self.matrices)
+        object.__setattr__(self, "matrices", short)
         once = len(set(self.matrices)) == len(self.matrices) > 0
         require(once, "lora.matrices", self.matrices, "must name at least one, each once")
 

@@ -114,6 +114,9 @@ class Checkpoint:
     """keep_best: whether the highest or the lowest value of best_metric is best."""
     export: bool = True
     """Write the final model as a Hugging Face folder."""
+    export_dtype: Literal["source", "bfloat16", "float16", "float32"] = "source"
+    """Type of the exported weights. source: that of most weights of the model that the run starts
+    from; bfloat16 for quantised ones. Adapters are exported as float32 for source."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "checkpoint.every", self.every, "must not be negative")

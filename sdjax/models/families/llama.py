@@ -30,7 +30,7 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
     """Returns the ModelConfig of a config.json."""
     hf.check_known(fields, {"attention_bias"})
     sizes = hf.sizes(fields, rms_norm_eps=1e-6, max_position_embeddings=2048)
-    rope, bias = hf.rope(fields), bool(fields.get("attention_bias"))
+    rope, bias = hf.rope(fields), hf.flag(fields, "attention_bias")
     return ModelConfig(
         family="llama",
         layers=(LayerKind(rope=rope),) * sizes["num_layers"],

@@ -19,7 +19,7 @@ NAMES = llama.NAMES | {
 
 def differences(fields: hf.Fields) -> dict[str, Any]:
     """Returns the ModelConfig fields in which OLMo 2 and 3 differ from Llama."""
-    bias = bool(fields.get("attention_bias"))
+    bias = hf.flag(fields, "attention_bias")
     return {
         "norm_cast": "after",
         "norm_placement": "post",

@@ -19,18 +19,20 @@ def ropes(fields: hf.Fields) -> tuple[Rope, Rope]:
     transformers 5 writes rope_parameters by layer type. transformers 4 wrote a rope_scaling that
     holds for full layers alone.
     """
-    by_type = fields.get("rope_parameters") or {}
+    by_type = hf.table(fields, "rope_parameters")
     extra = set(by_type) - {"full_attention", "sliding_attention"}
     if extra:
         name = sorted(extra)[0]
         hf.refuse(f"rope_parameters.{name}", by_type[name], "olmo3 has these by layer type")
-    full = (by_type.get("full_attention") or {}) | (fields.get("rope_scaling") or {})
-    sliding = by_type.get("sliding_attention") or {}
+    full = hf.table(by_type, "full_attention") | hf.table(fields, "rope_scaling")
+    sliding = hf.table(by_type, "sliding_attention")
     if not (full.get("truncate", True) and sliding.get("truncate", True)):
         hf.refuse("rope_parameters.truncate", False, "transformers ignores it for olmo3")
+    # transformers reads this field by layer type alone.
+    outer = {k: v for k, v in fields.items() if k != "original_max_position_embeddings"}
     return (
-        hf.rope_of(fields, full, "rope_parameters.full_attention", THETA),
-        hf.rope_of(fields, sliding, "rope_parameters.sliding_attention", THETA),
+        hf.rope_of(outer, full, "rope_parameters.full_attention", THETA),
+        hf.rope_of(outer, sliding, "rope_parameters.sliding_attention", THETA),
     )
 
 
@@ -42,7 +44,7 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
     by_depth = ["full_attention" if i % 4 == 0 else "sliding_attention" for i in layers]
     kinds = fields.get("layer_types") or by_depth
     full, sliding = ropes(fields)
-    windows = hf.windows(fields, kinds, fields.get("sliding_window", 4096))
+    windows = hf.windows(fields, kinds, hf.window(fields, 4096))
     return ModelConfig(
         family="olmo3",
         layers=tuple(LayerKind(window=w, rope=full if w is None else sliding) for w in windows),
@@ -64,7 +66,7 @@ def to_hf(cfg: ModelConfig) -> dict[str, Any]:
         | {
             "attention_bias": cfg.o_bias,
             "rope_parameters": {kind: hf.rope_fields(rope) for kind, rope in ropes.items()},
-            "rope_theta": ropes["full_attention"].theta,
+            **hf.older_rope_fields(ropes["full_attention"]),
         }
     )
 

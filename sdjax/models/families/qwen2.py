@@ -19,8 +19,8 @@ def layers(fields: hf.Fields, count: int) -> tuple[LayerKind, ...]:
     Without layer_types, the layers from max_window_layers on have the sliding window.
     """
     rope = hf.rope(fields)
-    window = fields.get("sliding_window", 4096) if fields.get("use_sliding_window") else None
-    first = count if window is None else fields.get("max_window_layers", 28)
+    window = hf.window(fields, 4096) if hf.flag(fields, "use_sliding_window") else None
+    first = count if window is None else hf.whole(fields, "max_window_layers", 28, least=0)
     by_depth = ["sliding_attention" if i >= first else "full_attention" for i in range(count)]
     windows = hf.windows(fields, fields.get("layer_types") or by_depth, window)
     return tuple(LayerKind(window=w, rope=rope) for w in windows)
@@ -34,7 +34,8 @@ def window_fields(cfg: ModelConfig) -> dict[str, Any]:
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
     """Returns the ModelConfig of a config.json."""
-    hf.check_known(fields, WINDOW_FIELDS)
+    # attention_bias has no effect in Qwen2, which always has these biases.
+    hf.check_known(fields, WINDOW_FIELDS | {"attention_bias"})
     sizes = hf.sizes(
         fields, rms_norm_eps=1e-6, max_position_embeddings=32768, num_key_value_heads=32
     )

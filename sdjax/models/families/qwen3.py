@@ -25,7 +25,7 @@ def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
         num_key_value_heads=32,
         head_dim=128,
     )
-    bias = bool(fields.get("attention_bias"))
+    bias = hf.flag(fields, "attention_bias")
     return ModelConfig(
         family="qwen3",
         layers=qwen2.layers(fields, sizes["num_layers"]),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from sdjax.errors import UserError
 from sdjax.models.families.family import Family
 from sdjax.models.files import hf
+from sdjax.models.files.fields import refuse, without_null
 from sdjax.models.network.layer import Shapes
 from sdjax.models.network.model_config import ModelConfig
 
@@ -19,18 +19,17 @@ FAMILIES: dict[str, Family] = {
 
 def family(model_type: str) -> Family:
     """Returns a model family. Raises UserError, which lists all families, for an unknown one."""
-    if model_type not in FAMILIES:
-        raise UserError(
-            f"config.json: model_type is {model_type!r}: supported are {', '.join(FAMILIES)}"
-        )
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        refuse("model_type", model_type, f"supported are {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
 def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
     """Returns the ModelConfig of a config.json.
 
-    `runtime` are compute_dtype, remat, attention and lora.
+    A field that is null counts as absent. `runtime` are compute_dtype, remat, attention and lora.
     """
+    fields = without_null(fields)
     return family(fields.get("model_type", "")).from_hf(fields, **runtime)
 
 

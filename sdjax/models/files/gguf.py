@@ -75,6 +75,13 @@ class GgufFile:
         """The tensors' shapes."""
         return {name: info.shape for name, info in self.tensors.items()}
 
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """The tensors' types, such as F32, BF16 or Q8_0."""
+        from gguf import GGMLQuantizationType
+
+        return {name: GGMLQuantizationType(info.kind).name for name, info in self.tensors.items()}
+
     def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
         """Returns a part of a tensor as float32. Rows of q and k must be whole heads."""
         data = self._dequantise(self.tensors[name], rows)

@@ -1,15 +1,19 @@
-"""Reading and writing the config.json fields that model families share.
-
-A field that changes what the model computes is read or refused, never ignored.
-"""
+"""Reading and writing the config.json fields that model families share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
 from typing import Any
 
-from sdjax.errors import UserError
+from sdjax.models.files.fields import (
+    Fields,
+    check_known,
+    flag,
+    number,
+    refuse,
+    table,
+    whole,
+)
 from sdjax.models.network.model_config import (
     LinearScaling,
     Llama3Scaling,
@@ -19,81 +23,23 @@ from sdjax.models.network.model_config import (
     YarnScaling,
 )
 
-Fields = Mapping[str, Any]
-
-# Every family reads these.
-COMMON = {
-    "model_type",
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "max_position_embeddings",
-    "original_max_position_embeddings",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-}
-
-# Only this value of each of these is implemented.
-ONLY = {
-    "hidden_act": "silu",
-    "attention_dropout": 0.0,
-    "mlp_bias": False,
-    "partial_rotary_factor": 1.0,
-}
-
-# These do not change what a decoder-only model computes.
-HARMLESS = {
-    "architectures",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "transformers.js_config",
-    "use_cache",
-    "initializer_range",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-    "pretraining_tp",
-    "is_llama_config",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "return_dict",
-    "chunk_size_feed_forward",
-    "name_or_path",
-    "unsloth_fixed",
-    "max_length",
-    "max_window_layers",
-}
-
-
-def check_known(hf: Fields, read: Collection[str] = ()) -> None:
-    """Raises UserError for a field that is neither read nor harmless nor empty.
-
-    `read` are the fields that the family reads in addition to COMMON.
-    """
-    for name, value in hf.items():
-        if name in COMMON or name in HARMLESS or name in read:
-            continue
-        if name in ONLY:
-            if value is not None and value != ONLY[name]:
-                refuse(name, value, f"only {ONLY[name]!r} is supported")
-            continue
-        neutral = value is None or value in (False, 0, 1, "", [], {})
-        if not neutral and not name.startswith("_") and not name.endswith("version"):
-            refuse(name, value, f"unknown for model_type {hf.get('model_type')!r}")
-
-
-def refuse(name: str, value: object, why: str) -> None:
-    """Raises a UserError that names a field of config.json, its value and what is wrong."""
-    raise UserError(f"config.json: {name} is {value!r}: {why}")
+__all__ = [
+    "Fields",
+    "check_known",
+    "common_fields",
+    "flag",
+    "older_rope_fields",
+    "refuse",
+    "rope",
+    "rope_fields",
+    "rope_of",
+    "sizes",
+    "table",
+    "whole",
+    "window",
+    "window_fields",
+    "windows",
+]
 
 
 def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
@@ -103,46 +49,45 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
     in transformers.
     """
 
-    def get(name: str) -> Any:
-        value = hf.get(name)
-        if value is None:
-            value = defaults.get(name)
-        if value is None:
-            raise UserError(f"config.json: {name} is missing: is this a model folder?")
-        return value
-
-    def size(name: str) -> int:
-        value = get(name)
-        if not isinstance(value, int) or value < 1:
-            refuse(name, value, "must be a whole number of at least 1")
-        return value
-
-    heads = size("num_attention_heads")
-    tied = hf.get("tie_word_embeddings")
-    kv_heads = hf.get("num_key_value_heads") or defaults.get("num_key_value_heads") or heads
-    head_dim = hf.get("head_dim") or defaults.get("head_dim") or size("hidden_size") // heads
+    heads = whole(hf, "num_attention_heads")
+    kv_heads = whole(hf, "num_key_value_heads", defaults.get("num_key_value_heads", heads))
+    if hf.get("num_key_value_heads", 0) is None:  # there, and null
+        kv_heads = heads
+    embed = whole(hf, "hidden_size")
+    head_dim = whole(hf, "head_dim", defaults.get("head_dim") or max(embed // heads, 1))
     if heads % kv_heads:
         refuse("num_key_value_heads", kv_heads, f"must divide num_attention_heads ({heads})")
     if head_dim % 2:
         refuse("head_dim", head_dim, "must be even: rotary embedding turns pairs")
     return {
-        "vocab_size": size("vocab_size"),
-        "num_layers": size("num_hidden_layers"),
-        "embed": size("hidden_size"),
-        "mlp": size("intermediate_size"),
+        "vocab_size": whole(hf, "vocab_size"),
+        "num_layers": whole(hf, "num_hidden_layers"),
+        "embed": embed,
+        "mlp": whole(hf, "intermediate_size"),
         "num_heads": heads,
         "num_kv_heads": kv_heads,
         "head_dim": head_dim,
-        "max_positions": size("max_position_embeddings"),
-        "norm_eps": float(get("rms_norm_eps")),
-        "tie_embeddings": bool(defaults.get("tie_word_embeddings") if tied is None else tied),
+        "max_positions": whole(
+            hf, "max_position_embeddings", defaults.get("max_position_embeddings")
+        ),
+        "norm_eps": number(hf, "rms_norm_eps", defaults.get("rms_norm_eps")),
+        "tie_embeddings": flag(
+            hf, "tie_word_embeddings", bool(defaults.get("tie_word_embeddings"))
+        ),
     }
+
+
+def window(hf: Fields, default: int) -> int | None:
+    """Returns sliding_window. null is no window, and a missing field is the default."""
+    if "sliding_window" in hf and hf["sliding_window"] is None:
+        return None
+    return whole(hf, "sliding_window", default)
 
 
 def windows(hf: Fields, layer_types: list[str], window: int | None) -> tuple[int | None, ...]:
     """Returns each layer's sliding window, or None, from its type."""
     layers = hf["num_hidden_layers"]
-    if len(layer_types) != layers:
+    if not isinstance(layer_types, list) or len(layer_types) != layers:
         refuse("layer_types", layer_types, f"must have num_hidden_layers ({layers}) entries")
     for kind in layer_types:
         if kind not in ("full_attention", "sliding_attention"):
@@ -158,7 +103,7 @@ def rope(hf: Fields, theta: float = 10_000.0) -> Rope:
     Reads `rope_parameters` (transformers 5) and `rope_scaling` with `rope_theta` (transformers 4).
     """
     name = "rope_scaling" if hf.get("rope_scaling") else "rope_parameters"
-    return rope_of(hf, hf.get(name) or {}, name, theta)
+    return rope_of(hf, table(hf, name), name, theta)
 
 
 _ROPE_KEYS = {
@@ -195,7 +140,7 @@ def rope_of(hf: Fields, given: Fields, name: str, theta: float) -> Rope:
     `theta` is the default of rope_theta.
     """
     kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in _ROPE_KEYS:
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         refuse(f"{name}.rope_type", kind, f"one of {', '.join(_ROPE_KEYS)} is supported")
     known = _ROPE_KEYS[kind] | {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     for key, value in given.items():
@@ -203,55 +148,58 @@ def rope_of(hf: Fields, given: Fields, name: str, theta: float) -> Rope:
             refuse(f"{name}.{key}", value, f"unknown for rope_type {kind!r}")
     if given.get("partial_rotary_factor") not in (None, 1, 1.0):
         refuse(f"{name}.partial_rotary_factor", given["partial_rotary_factor"], "only 1.0")
-    theta = given.get("rope_theta") or hf.get("rope_theta") or theta
-    return Rope(theta=float(theta), scaling=_scaling(hf, given, name, kind))
+    theta = number(given, "rope_theta", number(hf, "rope_theta", theta), f"{name}.")
+    return Rope(theta=theta, scaling=_scaling(hf, given, name, kind))
 
 
 def _scaling(hf: Fields, given: Fields, name: str, kind: str) -> RopeScaling | None:
     if kind == "default":
         return None
-    original = (
-        hf.get("original_max_position_embeddings")
-        or given.get("original_max_position_embeddings")
-        or hf.get("max_position_embeddings")
-    )
+    key = "original_max_position_embeddings"
+    chosen = hf if hf.get(key) is not None else given
+    original = whole(chosen, key, hf.get("max_position_embeddings"))
     factor = given.get("factor")
     if factor is None and kind == "yarn":
-        factor = hf["max_position_embeddings"] / original
+        factor = whole(hf, "max_position_embeddings") / original
     given = {**given, "factor": factor}
     for key in _ROPE_NEEDS[kind]:
         if given.get(key) is None:
             refuse(f"{name}.{key}", None, f"rope_type {kind!r} needs it")
-    factor = float(given["factor"])
+    where = f"{name}."
+    factor = number(given, "factor", where=where)
     if kind == "linear":
         return LinearScaling(factor=factor)
     if kind == "llama3":
         return Llama3Scaling(
             factor=factor,
-            low_freq_factor=float(given["low_freq_factor"]),
-            high_freq_factor=float(given["high_freq_factor"]),
-            original_max_positions=int(original),  # type: ignore[arg-type]
+            low_freq_factor=number(given, "low_freq_factor", where=where),
+            high_freq_factor=number(given, "high_freq_factor", where=where),
+            original_max_positions=original,
         )
+    truncate = given.get("truncate", True)
+    truncate = False if truncate is None else truncate  # as transformers reads null
+    if not isinstance(truncate, bool):
+        refuse(f"{name}.truncate", truncate, "must be true or false")
     return YarnScaling(
         factor=factor,
-        original_max_positions=int(original),  # type: ignore[arg-type]
-        attention_factor=_yarn_attention_factor(factor, given),
-        beta_fast=float(given.get("beta_fast") or 32),
-        beta_slow=float(given.get("beta_slow") or 1),
-        truncate=bool(given.get("truncate", True)),
+        original_max_positions=original,
+        attention_factor=number(
+            given, "attention_factor", _yarn_attention_factor(factor, given, where), where
+        ),
+        beta_fast=number(given, "beta_fast", 32, where),
+        beta_slow=number(given, "beta_slow", 1, where),
+        truncate=truncate,
     )
 
 
-def _yarn_attention_factor(factor: float, given: Fields) -> float:
-    """Returns the factor of cos and sin: as given, or as the paper derives it from `factor`."""
-    if given.get("attention_factor") is not None:
-        return float(given["attention_factor"])
+def _yarn_attention_factor(factor: float, given: Fields, where: str) -> float:
+    """Returns the factor of cos and sin as the paper derives it from `factor`."""
 
     def suggested(mscale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
-    mscale, all_dim = given.get("mscale"), given.get("mscale_all_dim")
-    if mscale and all_dim:
+    if given.get("mscale") and given.get("mscale_all_dim"):
+        mscale, all_dim = (number(given, k, where=where) for k in ("mscale", "mscale_all_dim"))
         return suggested(mscale) / suggested(all_dim)
     return suggested(1.0)
 
@@ -283,6 +231,18 @@ def rope_fields(r: Rope) -> dict[str, Any]:
     return out
 
 
+def older_rope_fields(r: Rope) -> dict[str, Any]:
+    """Returns a rotary embedding as transformers 4 reads it: rope_theta and rope_scaling."""
+    scaling = {k: v for k, v in rope_fields(r).items() if k != "rope_theta"}
+    match r.scaling:
+        case None:
+            return {"rope_theta": r.theta, "rope_scaling": None}
+        case LinearScaling(factor=factor):
+            # The OLMo 2 of transformers 4 reads these two names only; all others read them too.
+            scaling = {"type": "linear", "factor": factor}
+    return {"rope_theta": r.theta, "rope_scaling": scaling}
+
+
 def common_fields(cfg: ModelConfig, architecture: str) -> dict[str, Any]:
     """Returns the config.json fields that every family writes alike.
 
@@ -304,7 +264,7 @@ def common_fields(cfg: ModelConfig, architecture: str) -> dict[str, Any]:
         "rms_norm_eps": cfg.norm_eps,
         "tie_word_embeddings": cfg.tie_embeddings,
         "rope_parameters": rope_fields(rope),
-        "rope_theta": rope.theta,  # where transformers 4 looks for it
+        **older_rope_fields(rope),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from sdjax.models.files import gguf, shards, tensors
 from sdjax.models.network import lora
 from sdjax.models.network.model_config import ModelConfig
 
-# The files of a folder, other than its weights, for its tokenizer and for generation.
-COPIED = (
-    "generation_config.json",
+# The files of a tokenizer, and of a folder without its weights and config.
+TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,8 +31,9 @@ COPIED = (
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
 )
+COPIED = ("generation_config.json", *TOKENIZER, "LICENSE")
+TEMPLATES = "additional_chat_templates"
 
 
 def export(
@@ -58,7 +58,7 @@ def export(
         source: The folder or GGUF file that the model was loaded from. Its config and tokenizer
             are kept.
         out: The folder to write.
-        dtype: bfloat16, float16 or float32.
+        dtype: bfloat16, float16 or float32. A number too large for it raises UserError.
         max_shard_bytes: The largest size of a file of weights.
     """
     if out.exists() and not (out / "config.json").exists() and any(out.iterdir()):
@@ -69,7 +69,7 @@ def export(
             f"as {dtype}: take an earlier checkpoint, or weights that are whole"
         )
     wanted = tensors.of(cfg)
-    arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype)
+    arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype, out)
     if jax.process_index() != 0:
         for _ in arrays:
             pass
@@ -78,8 +78,12 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     shapes = {t.name: t.stored_shape for t in wanted}
-    shards.write(partial, shapes, dtype, arrays, max_shard_bytes)
-    _write_config(partial, cfg, source, dtype)
+    try:
+        shards.write(partial, shapes, dtype, arrays, max_shard_bytes)
+        _write_config(partial, cfg, source, dtype)
+    except UserError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     # If the process ends anywhere below, `out` is a complete export or does not exist.
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
@@ -89,13 +93,23 @@ def export(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Iterator[np.ndarray]:
-    """Yields every tensor in the layout of a checkpoint, gathered from all devices."""
+def _fetch(
+    params: nnx.State, wanted: list[tensors.Tensor], dtype: str, out: Path
+) -> Iterator[np.ndarray]:
+    """Yields every tensor in the layout of a checkpoint, gathered from all devices.
+
+    Raises UserError for a tensor with numbers that are not finite in `dtype`.
+    """
     leaves = dict(nnx.to_flat_state(params))
     for tensor in wanted:
         leaf = leaves[tensor.path].get_value()
-        one = leaf[tensor.place] if tensor.place else leaf
-        yield tensor.stored(gather(one.astype(jnp.dtype(dtype))))
+        one = (leaf[tensor.place] if tensor.place else leaf).astype(jnp.dtype(dtype))
+        if not bool(jnp.isfinite(one).all()):
+            raise UserError(
+                f"export to {out}: {tensor.name} has numbers that are not finite in {dtype}: "
+                "export as bfloat16 or float32, or take an earlier checkpoint"
+            )
+        yield tensor.stored(gather(one))
 
 
 def gather(x: jax.Array) -> np.ndarray:
@@ -117,14 +131,31 @@ def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> N
         Tokenizer.read(source).save(folder)
     else:
         fields = json.loads((source / "config.json").read_text())
-        for name in COPIED:
-            if (source / name).exists():
-                shutil.copy(source / name, folder / name)
-        if (source / "additional_chat_templates").is_dir():
-            name = "additional_chat_templates"
-            shutil.copytree(source / name, folder / name)
-    fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = dtype
+        copy_tokenizer(source, folder, COPIED)
+    # Both spellings of each, so that transformers 4, transformers 5 and vLLM read the same model.
+    rotary = {k: v for k, v in registry.to_hf(cfg).items() if k.startswith("rope_")}
+    fields |= rotary | {"tie_word_embeddings": cfg.tie_embeddings}
+    fields |= {"dtype": dtype, "torch_dtype": dtype}
     _write_json(folder / "config.json", fields)
+
+
+def copy_tokenizer(source: Path, folder: Path, names: Iterable[str] = TOKENIZER) -> None:
+    """Copies the files of a tokenizer, in terms that transformers 4 and transformers 5 know."""
+    for name in names:
+        if (source / name).exists():
+            shutil.copy(source / name, folder / name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, folder / TEMPLATES)
+    path = folder / "tokenizer_config.json"
+    fields = json.loads(path.read_text()) if path.exists() else {}
+    changed = dict(fields)
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # transformers 5 writes a list, where transformers 4 expects names. Both read the older field.
+    if isinstance(fields.get("extra_special_tokens"), list):
+        changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
+    if changed != fields:
+        _write_json(path, changed)
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:

@@ -10,17 +10,35 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from sdjax.models.files import tensors
-from sdjax.models.files.hf_export import gather
+from sdjax.errors import UserError
+from sdjax.models.files import shards, tensors
+from sdjax.models.files.hf_export import copy_tokenizer, gather
 from sdjax.models.network import lora
 from sdjax.models.network.model_config import ModelConfig
 
 
-def export(params: nnx.State, cfg: ModelConfig, base: str, out: Path) -> None:
-    """Writes adapter_config.json and adapter_model.safetensors (float32) to the folder `out`.
+def export(
+    params: nnx.State,
+    cfg: ModelConfig,
+    base: str,
+    source: Path,
+    out: Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes adapter_config.json, adapter_model.safetensors and the tokenizer to the folder `out`.
 
-    `base` is the model that the adapters extend: a hub id or a folder. Every process must call
-    this function.
+    Every process must call this function.
+
+    Args:
+        params: The params of a Transformer with adapters.
+        cfg: The model.
+        base: The model that the adapters extend, as PEFT finds it: a hub id or a folder.
+        source: The folder that has its tokenizer, or a GGUF file.
+        out: The folder to write.
+        revision: Of a hub id.
+        dtype: bfloat16, float16 or float32.
     """
     assert cfg.lora is not None
     pairs = lora.pairs(params[lora.NAME])
@@ -34,7 +52,10 @@ def export(params: nnx.State, cfg: ModelConfig, base: str, out: Path) -> None:
         rank = cfg.lora.rank
         stored = {"lora_A": a.reshape(-1, rank).T, "lora_B": b.reshape(rank, -1).T}
         for part, array in stored.items():
-            arrays[f"base_model.model.{name}.{part}.weight"] = np.ascontiguousarray(array)
+            stored_as = np.ascontiguousarray(array, shards.DTYPES[dtype])
+            if not np.isfinite(stored_as.astype(np.float32)).all():
+                raise UserError(f"export to {out}: {name} is not finite in {dtype}: say float32")
+            arrays[f"base_model.model.{name}.{part}.weight"] = stored_as
     if jax.process_index() != 0:
         return
     out.mkdir(parents=True, exist_ok=True)
@@ -43,6 +64,7 @@ def export(params: nnx.State, cfg: ModelConfig, base: str, out: Path) -> None:
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
+        "revision": revision,
         "r": cfg.lora.rank,
         "lora_alpha": cfg.lora.alpha,
         "lora_dropout": 0.0,
@@ -51,3 +73,5 @@ def export(params: nnx.State, cfg: ModelConfig, base: str, out: Path) -> None:
         "inference_mode": True,
     }
     (out / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    if source.suffix != ".gguf":
+        copy_tokenizer(source, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from sdjax.io import hub
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 HUB_COPIES = ["original/*", "consolidated*"]  # the same weights in another layout
 PACKAGE = "package:"
+ADAPTER = "adapter_config.json"  # PEFT's
 
 
 def resolve(
@@ -28,8 +30,7 @@ def resolve(
         raise UserError(f"model.path is {path!r}: name a folder, a .gguf file or a hub id")
     local = Path(path).expanduser()
     if local.is_dir():
-        if not (local / "config.json").exists():
-            raise UserError(f"model.path is {path!r}: the folder has no config.json")
+        _check_folder(local, f"model.path is {path!r}: the folder")
         return local
     if local.is_file() and local.suffix == ".gguf":
         return local
@@ -38,6 +39,22 @@ def resolve(
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) or local.suffix == ".gguf":
         raise UserError(f"model.path is {path!r}: no such folder or file, and not a hub id")
     return _from_hub(path, revision, files)
+
+
+def _check_folder(folder: Path, named: str) -> None:
+    """Raises UserError for a folder without config.json. It names the base of PEFT adapters."""
+    if (folder / "config.json").exists():
+        return
+    try:
+        base = json.loads((folder / ADAPTER).read_text())["base_model_name_or_path"]
+    except FileNotFoundError:
+        raise UserError(f"{named} has no config.json") from None
+    except (ValueError, KeyError, TypeError):
+        base = "the base model"
+    raise UserError(
+        f"{named} has no config.json but {ADAPTER}: it holds adapters of {base}: merge them into "
+        "that model with PEFT (merge_and_unload, save_pretrained) and name the merged folder"
+    )
 
 
 def _in_package(name: str) -> Path:
@@ -79,7 +96,6 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
         raise UserError(
             f"model.path is {name!r}{at}: no such folder, and not to be had from the hub: {reason}"
         ) from None
-    if not (Path(folder) / "config.json").exists():
-        raise UserError(f"model.path is {name!r}: the hub repository has no config.json")
+    _check_folder(Path(folder), f"model.path is {name!r}: the hub repository")
     hub.check([file for file in sorted(Path(folder).rglob("*")) if file.is_file()])
     return Path(folder)

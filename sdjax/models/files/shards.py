@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +18,7 @@ from sdjax.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 READABLE = ("F32", "F16", "BF16")
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float16": np.float16}
 NAMES = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
@@ -28,6 +30,10 @@ class StoredTensors:
 
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
+    kinds: dict[str, str]
+    """The dtype of each, as the format names it: F32, F16 or BF16."""
+    unread: tuple[Path, ...] = ()
+    """Other .safetensors files of the folder, which transformers does not read either."""
 
     def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
         """Returns a part of a tensor in its own dtype."""
@@ -40,35 +46,51 @@ class StoredTensors:
 def open_folder(folder: Path) -> StoredTensors:
     """Returns the tensors of a model folder. Raises UserError if they cannot be read.
 
-    It reads the files of the index, the single file, or else every .safetensors file.
+    It reads the files of the index, the single file, the numbered files, or else every .safetensors
+    file. A second model in the folder, such as a new single file beside an old index, is refused.
     """
-    if (folder / INDEX).exists():
-        try:
-            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{folder / INDEX}: not an index of tensors ({error!r})") from None
-        strange = [name for name in weight_map.values() if Path(name).name != name]
-        if strange:
-            raise UserError(
-                f"{folder / INDEX}: names {strange[0]!r}, outside the folder: remove it"
-            )
-        paths = sorted({folder / name for name in weight_map.values()})
-    elif (folder / SINGLE).exists():
-        paths = [folder / SINGLE]
-    else:
-        paths = sorted(folder.glob("*.safetensors"))
+    weight_map, paths = _parts(folder)
     if not paths:
         raise UserError(f"{folder}: no .safetensors file: convert the weights to safetensors")
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, str] = {}
     for path in paths:
         for name, dtype, shape in _entries(path):
+            if weight_map.get(name, path.name) != path.name:
+                continue
+            if name in files:
+                raise UserError(
+                    f"{folder}: {files[name].name} and {path.name} both hold {name}: remove one"
+                )
             if dtype not in READABLE:
                 raise UserError(
                     f"{path}: tensor {name} is {dtype}: only {', '.join(READABLE)} can be read"
                 )
-            files[name], shapes[name] = path, shape
-    return StoredTensors(files=files, shapes=shapes)
+            files[name], shapes[name], kinds[name] = path, shape, dtype
+    unread = sorted(set(folder.glob("*.safetensors")) - set(paths))
+    second = [path for path in unread if path.name == SINGLE or SHARD.fullmatch(path.name)]
+    if second:
+        first = f"that of {INDEX}" if weight_map else paths[0].name
+        raise UserError(f"{folder}: holds two models, {first} and {second[0].name}: remove one")
+    return StoredTensors(files=files, shapes=shapes, kinds=kinds, unread=tuple(unread))
+
+
+def _parts(folder: Path) -> tuple[dict[str, str], list[Path]]:
+    """Returns the file of each tensor that the index names, {} without an index, and all files."""
+    if not (folder / INDEX).exists():
+        single = folder / SINGLE
+        every = sorted(folder.glob("*.safetensors"))
+        parts = [path for path in every if SHARD.fullmatch(path.name)]
+        return {}, [single] if single.exists() else parts or every
+    try:
+        weight_map = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+        strange = [name for name in weight_map.values() if Path(name).name != name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / INDEX}: not an index of tensors ({error!r})") from None
+    if strange:
+        raise UserError(f"{folder / INDEX}: names {strange[0]!r}, outside the folder: remove it")
+    return weight_map, sorted({folder / name for name in weight_map.values()})
 
 
 def _entries(path: Path) -> Iterator[tuple[str, str, tuple[int, ...]]]:

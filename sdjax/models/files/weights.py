@@ -10,6 +10,7 @@ import logging
 import math
 import resource
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,9 @@ from sdjax.models.network.transformer import Transformer
 
 __all__ = ["draw", "export", "load", "read_config", "resolve"]
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROWS = 4096  # of the vocabulary, compared at once
+
 log = logging.getLogger(__name__)
 
 
@@ -44,16 +48,46 @@ class WeightSource(Protocol):
 
 
 def read_config(path: Path, **runtime: Any) -> ModelConfig:
-    """Returns the model of a folder or GGUF file. It does not read the weights.
+    """Returns the model of a folder or GGUF file.
+
+    It reads no weights, with one exception. A head beside a config of a tied model is compared with
+    the embedding. If they differ, the model is not tied, as in transformers 5.
 
     `runtime`: compute_dtype, remat, attention, lora.
     """
     fields = hf_config(path)
     try:
-        return registry.from_hf(fields, **runtime)
+        cfg = registry.from_hf(fields, **runtime)
     except UserError as error:
         file = path if path.suffix == ".gguf" else path / "config.json"
         raise UserError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
+    if not _own_head(path, cfg):
+        return cfg
+    log.warning("%s: %s differs from the embedding, so the model is not tied", path, HEAD)
+    return replace(cfg, tie_embeddings=False)
+
+
+def _own_head(path: Path, cfg: ModelConfig) -> bool:
+    """Returns whether the files hold a head that differs from the embedding of a tied model.
+
+    A GGUF file says that a model is tied by leaving out the head.
+    """
+    if not cfg.tie_embeddings or path.suffix == ".gguf":
+        return False
+    try:
+        source = shards.open_folder(path)
+    except UserError:  # `check` and `load` raise it, where the weights are needed
+        return False
+    if not {EMBEDDING, HEAD} <= source.shapes.keys():
+        return False
+    if source.shapes[EMBEDDING] != source.shapes[HEAD]:
+        return True
+    for start in range(0, source.shapes[HEAD][0], ROWS):
+        rows = slice(start, min(start + ROWS, source.shapes[HEAD][0]))
+        one, other = (source.read(name, rows, None) for name in (EMBEDDING, HEAD))
+        if not np.array_equal(one.astype(np.float32), other.astype(np.float32)):
+            return True
+    return False
 
 
 def hf_config(path: Path) -> dict[str, Any]:
@@ -98,6 +132,9 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
     """
     start = time.monotonic()
     source, wanted = _open(path, cfg)
+    unread = [file.name for file in getattr(source, "unread", ())]
+    if unread:
+        log.info("not read, as in transformers: %s", ", ".join(unread))
     by_path: dict[tuple, list[tensors.Tensor]] = {}
     for tensor in wanted:
         by_path.setdefault(tensor.path, []).append(tensor)
@@ -188,8 +225,8 @@ def _check(
     missing = [name for name in wanted if name not in found]
     extra = [n for n in found if n not in wanted and not n.endswith("rotary_emb.inv_freq")]
     if cfg.tie_embeddings:
-        # Some tied checkpoints store the embedding twice. transformers ignores the second, too.
-        extra = [name for name in extra if name != "lm_head.weight"]
+        # Some tied checkpoints store the embedding twice: `read_config` has compared them.
+        extra = [name for name in extra if name != HEAD]
     misshapen = [
         f"{name} is {list(found[name])}, not {list(shape)}"
         for name, shape in wanted.items()
@@ -199,6 +236,25 @@ def _check(
     table = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
     if table:
         raise UserError(f"{path}: the tensors do not fit config.json; {table}")
+
+
+def stored_dtype(path: Path) -> str:
+    """Returns bfloat16, float16 or float32: the type of most stored numbers of a model.
+
+    It is bfloat16 for quantised numbers. A folder without weights has the dtype of its config.json.
+    """
+    try:
+        source = gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
+    except UserError:
+        fields = hf_config(path)
+        said = fields.get("dtype") or fields.get("torch_dtype")
+        return said if said in shards.DTYPES else "bfloat16"
+    sizes: dict[str, int] = {}
+    for name, shape in source.shapes.items():
+        kind = source.kinds[name]
+        sizes[kind] = sizes.get(kind, 0) + math.prod(shape)
+    most = max(sizes, key=sizes.__getitem__, default="BF16")
+    return {stored: name for name, stored in shards.NAMES.items()}.get(most, "bfloat16")
 
 
 def _cost(start: float) -> tuple[float, float]:
