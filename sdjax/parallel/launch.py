@@ -7,6 +7,8 @@ all of them, with one line that says so.
 
 from __future__ import annotations
 
+import glob
+import importlib.util
 import json
 import logging
 import os
@@ -97,7 +99,22 @@ def _launched_together() -> bool:
         return True
     if "cpu" == variables.get("JAX_PLATFORMS"):
         return False
-    return any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0"))  # a TPU VM
+    return _has_tpu()
+
+
+def _has_tpu() -> bool:
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def skip_missing_tpu() -> None:
+    """Lets jax use CPUs alone where libtpu is installed, but neither a TPU nor a GPU's plugin.
+
+    Without this, libtpu looks for TPUs and prints errors. JAX_PLATFORMS has priority.
+    """
+    if os.environ.get("JAX_PLATFORMS") or _has_tpu() or importlib.util.find_spec("jax_plugins"):
+        return
+    if importlib.util.find_spec("libtpu"):
+        jax.config.update("jax_platforms", "cpu")
 
 
 @contextmanager
