@@ -31,14 +31,20 @@ class Candidate:
 def candidates(
     cfg: config.Train, model: ModelConfig, piece: Slice, means: tuple[float, float]
 ) -> list[Candidate]:
-    """Returns the candidates that fit the slice, fastest first; among equals the simplest mesh
-    first."""
+    """Returns the candidates that fit the slice, fastest first.
+
+    Seconds count by two digits, because the estimate has no more. Among equals, the one that leaves
+    most memory in updates is first.
+    """
     found = [
         Candidate(work=w, piece=piece, seconds=sum(seconds.by_phase(w, piece).values()))
         for w in _all(cfg, model, piece, means)
         if seconds.fits(w, piece)
     ]
-    return sorted(found, key=lambda c: (c.seconds, c.work.mesh.tensor, c.work.mesh.data))
+    tpu = piece.chip.is_tpu
+    return sorted(
+        found, key=lambda c: (float(f"{c.seconds:.2g}"), memory.update(c.work, tpu=tpu).total)
+    )
 
 
 def smallest(

@@ -96,7 +96,7 @@ CHIPS = {
     chip.name: chip
     for chip in (
         _tpu("v4", "TPU v4", 30.75, links=600e9, network=3.1e9, overlap=0.0, shapes=_CUBES),
-        _tpu("v5e", "TPU v5e", 15.75, links=400e9, network=3.1e9, overlap=1.0, shapes=_FLAT),
+        _tpu("v5e", "TPU v5e", 15.75, links=400e9, network=3.1e9, overlap=0.95, shapes=_FLAT),
         _tpu("v5p", "TPU v5p", 95.74, links=1200e9, network=6.25e9, overlap=0.0, shapes=_CUBES),
         _tpu("v6e", "TPU v6e", 31.25, links=800e9, network=12.5e9, overlap=0.0, shapes=_FLAT),
         _tpu(
@@ -176,7 +176,7 @@ def parse(topology: str, count: int = 1) -> Slice:
             f"topology is {topology!r}: must be CHIP:SHAPE, such as v5p:2x2x2 or h100:8, with a "
             f"chip of {', '.join(CHIPS)}"
         )
-    example = f"{chip.name}:{chip.shapes[min(2, len(chip.shapes) - 1)]}"
+    example = f"{chip.name}:{chip.shapes[3]}"
     # All shapes of a chip have as many numbers as the first.
     if not re.fullmatch(re.sub(r"\d+", r"[1-9]\\d{0,3}", chip.shapes[0]), shape):
         raise UserError(f"topology is {topology!r}: must be such as {example}")
