@@ -91,15 +91,23 @@ def _launched_together() -> bool:
     A Kubernetes pod, an interactive Slurm shell and a Cloud TPU VM may also run one process alone.
     """
     variables = os.environ
-    if int(variables.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if _number("OMPI_COMM_WORLD_SIZE") > 1:
         return True
-    if "SLURM_STEP_NODELIST" in variables and int(variables.get("SLURM_NTASKS", 1)) > 1:
+    if "SLURM_STEP_NODELIST" in variables and _number("SLURM_NTASKS") > 1:
         return True
     if "KUBERNETES_SERVICE_HOST" in variables and "JOB_COMPLETION_INDEX" in variables:
         return True
     if "cpu" == variables.get("JAX_PLATFORMS"):
         return False
     return _has_tpu()
+
+
+def _number(variable: str) -> int:
+    """Returns the number in an environment variable, or 1; raises UserError for another text."""
+    value = os.environ.get(variable, "1")
+    if not value.isdecimal():
+        raise UserError(f"{variable} is {value!r}: must be a whole number; unset it to run alone")
+    return int(value)
 
 
 def _has_tpu() -> bool:

@@ -222,12 +222,12 @@ def test_a_microbatch_that_the_mesh_does_not_divide_is_advice(tmp_path, capsys):
     assert "needs --optim.microbatch 64" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("chip", slices.CHIPS)
-def test_every_chip_is_planned_and_searched_by_arithmetic(chip, tmp_path):
-    chip = slices.CHIPS[chip]
-    code, (made,) = planned_by_arithmetic(
-        tmp_path / "a", "--topology", f"{chip.name}:{chip.shapes[-1]}"
-    )
+@pytest.mark.parametrize(
+    "chip", [name for name, chip in slices.CHIPS.items() if chip.is_tpu or name == "h100"]
+)
+def test_a_chip_is_planned_and_searched_by_arithmetic(chip, tmp_path):
+    largest = f"{chip}:{slices.CHIPS[chip].shapes[-1]}"
+    code, (made,) = planned_by_arithmetic(tmp_path / "a", "--topology", largest)
     assert code in (0, TOO_LARGE) and made["step_seconds"] > 0
     code, (made,) = planned_by_arithmetic(tmp_path / "b", "--topology", chip, "--search")
     assert code == 0 and made["fits"] and made["step_seconds"] > 0
