@@ -25,3 +25,8 @@ def require_names(field: str, names: Iterable[str]) -> None:
 def require_one(name: str, value: int) -> None:
     """Raises a UserError with the field and its value, unless the value is at least 1."""
     require(value >= 1, name, value, "must be at least 1")
+
+
+def require_seed(name: str, value: int) -> None:
+    """Raises UserError unless the value is a seed that numpy and JAX both take."""
+    require(0 <= value < 2**31, name, value, "must lie between 0 and 2147483647")

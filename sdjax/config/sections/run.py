@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdjax.config.checks import require, require_one
+from sdjax.config.checks import require, require_one, require_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         require_one("task.held_out", self.held_out)
+        require_seed("task.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Data:
 
     def __post_init__(self) -> None:
         require(self.limit >= 0, "data.limit", self.limit, "must not be negative; 0 uses all")
+        require_seed("data.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
