@@ -10,6 +10,9 @@ RESUME = 75
 """Exit code of a run that a signal stopped after saving; the same command with --resume goes on.
 It is EX_TEMPFAIL of sysexits.h. Nothing else exits with it."""
 
+TOO_LARGE = 3
+"""Exit code of a plan that says that a training does not fit; its files are written."""
+
 
 class UserError(ValueError):
     """A mistake in a config, a data file, a model folder or the environment.
@@ -27,6 +30,10 @@ class WriteError(UserError):
         """Returns the error that names the path, and why `error` says it cannot be written."""
         reason = error.strerror or str(error)
         return cls(f"{path}: cannot be written ({reason}): make room, or write elsewhere")
+
+
+class TooLarge(Exception):
+    """A plan says that a training does not fit its slice; `sdjax.main` exits with TOO_LARGE."""
 
 
 class Stopped(Exception):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sdjax import config as configs
 from sdjax.config.load import job_classes, load, override
-from sdjax.errors import RESUME, Stopped, UserError
+from sdjax.errors import RESUME, TOO_LARGE, Stopped, TooLarge, UserError
 from sdjax.io import environment, redact
 
 PROG = "python -m sdjax.main"
@@ -32,9 +32,10 @@ WITHOUT_DEVICES = (configs.Prepare, configs.Traces, configs.Report)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a job and returns the exit code.
 
-    0: done. 2: a mistake that the user can mend, in one line on stderr. 75 (errors.RESUME): a
-    signal stopped the run after saving, and the same command with --resume goes on. 130:
-    interrupted. Any other exception is a bug and passes through with its traceback.
+    0: done. 2: a mistake that the user can mend, in one line on stderr. 3 (errors.TOO_LARGE): a
+    planned training does not fit. 75 (errors.RESUME): a signal stopped the run after saving, and
+    the same command with --resume goes on. 130: interrupted. Any other exception is a bug and
+    passes through with its traceback.
     """
     redact.guard_terminal()
     args = list(sys.argv[1:] if argv is None else argv)
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("sdjax").setLevel(logging.INFO)
         if not debug:
-            # Orbax also logs what it raises, with tracebacks.
-            for name in ("absl", "asyncio"):
+            # Orbax and gcsfs also log what they raise, with tracebacks.
+            for name in ("absl", "asyncio", "gcsfs"):
                 logging.getLogger(name).setLevel(logging.CRITICAL)
         run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}_job").run
         if isinstance(job, WITHOUT_DEVICES):
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from sdjax.parallel import launch
 
+        launch.skip_missing_tpu()
         with launch.together(launch.launch(flags), configs.to_public(job)):
             run(job)
         return 0
@@ -68,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
         return 2
+    except TooLarge as plan:
+        print(f"sdjax: {plan}", file=sys.stderr)
+        return TOO_LARGE
     except Stopped as stopped:
         command = resume_command(sys.argv[1:] if argv is None else argv)
         print(redact.redact(f"sdjax: stopped: {stopped}: {command}"), file=sys.stderr)

@@ -9,18 +9,37 @@ SETTINGS=${SETTINGS:-$HERE/settings.sh}
 while [[ $# -gt 0 ]]; do
   case $1 in
     --dry-run) DRY_RUN=1 ;;
-    --settings) SETTINGS=$2; shift ;;
+    --settings) SETTINGS=${2:-}; shift ;;
     -h | --help) grep '^#' "$0" | sed -n '2,$ s/^# \{0,1\}//p'; exit 0 ;;
     *) echo "$0: unknown argument $1; known are --dry-run, --settings FILE, --help" >&2; exit 2 ;;
   esac
-  shift
+  shift || true
 done
 export DRY_RUN SETTINGS
+[[ -f $SETTINGS ]] || { echo "tpu: --settings is '$SETTINGS': no such file" >&2; exit 2; }
 # shellcheck source=tpu/settings.sh
 source "$SETTINGS"
 WHERE=(--project "$PROJECT" --zone "$ZONE")
 
 say() { echo "tpu: $*" >&2; }
+
+# Ends with exit code 2 if a setting is empty or still a placeholder; --dry-run only warns, once.
+check_settings() {
+  local name
+  for name in "$@"; do
+    case ${!name} in
+      "" | my-project | my-bucket | my-cluster | my-image)
+        [[ -n ${WARNED:-} ]] || say "$name is '${!name}': set it in $SETTINGS or in the environment"
+        [[ -n $DRY_RUN ]] || exit 2
+        ;;
+    esac
+  done
+  export WARNED=1
+  [[ -n $DRY_RUN ]] || command -v "${TOOL:-gcloud}" >/dev/null || {
+    say "${TOOL:-gcloud} is not installed, or not on PATH"
+    exit 2
+  }
+}
 
 # Runs a command; with --dry-run only prints it.
 run() {

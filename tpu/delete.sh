@@ -3,6 +3,7 @@
 #   tpu/delete.sh [--dry-run] [--settings FILE]
 # The files of the run stay in the bucket.
 source "$(dirname "$0")/common.sh" "$@"
+check_settings PROJECT
 
 for _ in 1 2 3; do
   if queued; then

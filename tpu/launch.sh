@@ -3,6 +3,7 @@
 #   tpu/launch.sh [--dry-run] [--settings FILE]
 # Each worker writes its log to sdjax.log and, at the end, its exit code to sdjax.exit.
 source "$(dirname "$0")/common.sh" "$@"
+check_settings PROJECT
 
 train="python -m sdjax.main --config $CONFIG --out ~/bucket/$RUN --resume $ARGS"
 on_workers "rm -f sdjax.exit

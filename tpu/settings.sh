@@ -1,10 +1,17 @@
 # shellcheck shell=bash disable=SC2034
 # Settings of every script of this folder; environment variables take precedence.
-: "${PROJECT:=my-project}"
+: "${PROJECT:=my-project}"         # the scripts refuse my-project and my-bucket
 : "${ZONE:=us-east5-a}"
 : "${NAME:=sdjax}"
-: "${TYPE:=v5p-16}"                # accelerator type; the plan job estimates which one fits a config
-: "${RUNTIME:=v2-alpha-tpuv5}"     # v6e: v2-alpha-tpuv6e; v5e: v2-alpha-tpuv5-lite; v4: tpu-ubuntu2204-base
+: "${TYPE:=v5p-128}"               # accelerator type; the plan job says which one CONFIG fits:
+                                   # v5p-128 is v5p:4x4x4 there, v6e-32 is v6e:4x8
+case $TYPE in
+  v6e*) runtime=v2-alpha-tpuv6e ;;
+  v5lite*) runtime=v2-alpha-tpuv5-lite ;;
+  v4*) runtime=tpu-ubuntu2204-base ;;
+  *) runtime=v2-alpha-tpuv5 ;;
+esac
+: "${RUNTIME:=$runtime}"           # the image of TYPE
 : "${MODE:=spot}"                  # on-demand, spot, queued, queued-spot
 : "${BUCKET:=my-bucket}"           # survives a preemption; needs a hierarchical namespace, in ZONE's region
 : "${CONFIG:=configs/math/sdpo_qwen3_8b.py}"

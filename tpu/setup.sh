@@ -2,6 +2,7 @@
 # Copies the last commit of this repository to all workers, installs it, and mounts the bucket.
 #   tpu/setup.sh [--dry-run] [--settings FILE]
 source "$(dirname "$0")/common.sh" "$@"
+check_settings PROJECT BUCKET
 
 archive=$(mktemp --suffix .tar.gz)
 trap 'rm -f "$archive"' EXIT

@@ -6,6 +6,7 @@
 source "$(dirname "$0")/common.sh" "$@"
 
 : "${CLUSTER:=my-cluster}" "${IMAGE:=my-image}"
+TOOL=xpk check_settings PROJECT BUCKET CLUSTER IMAGE
 run xpk workload create --project "$PROJECT" --zone "$ZONE" --cluster "$CLUSTER" \
   --workload "$NAME" --tpu-type "$TYPE" --docker-image "$IMAGE" --max-restarts "$TRIES" \
   --command "python -m sdjax.main --config $CONFIG --out /bucket/$RUN --resume $ARGS"

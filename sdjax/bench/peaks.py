@@ -30,12 +30,14 @@ KNOWN = {
     "NVIDIA H200": (989e12, 4.8e12, SPEC),
     "NVIDIA A100-SXM4-40GB": (312e12, 1.555e12, SPEC),
     "NVIDIA A100-SXM4-80GB": (312e12, 2.039e12, SPEC),
+    "TPU v4": (275e12, 1.228e12, SPEC),
     "TPU v5 lite": (197e12, 0.819e12, SPEC),
     "TPU v5e": (197e12, 0.819e12, SPEC),
     "TPU v5": (459e12, 2.765e12, SPEC),
     "TPU v5p": (459e12, 2.765e12, SPEC),
     "TPU v6 lite": (918e12, 1.64e12, SPEC),
     "TPU v6e": (918e12, 1.64e12, SPEC),
+    "TPU7x": (1153.5e12, 3.69e12, SPEC),  # half a chip, because a chip is two devices
 }
 
 

@@ -54,3 +54,8 @@ def _floats(name: str, value: Any) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _floats(name, inner)
+
+
+def require_seed(name: str, value: int) -> None:
+    """Raises UserError unless the value is a seed that numpy and JAX both take."""
+    require(0 <= value < 2**31, name, value, "must lie between 0 and 2147483647")

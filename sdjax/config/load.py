@@ -36,6 +36,25 @@ BOOLEANS = (
 )
 """What --help says about boolean fields."""
 
+OTHER_NAMES = {
+    "learning_rate": "optim.lr",
+    "batch_size": "rollout.prompts_per_step",
+    "num_generations": "rollout.group_size",
+    "max_steps": "steps",
+    "output_dir": "out",
+    "model": "model.path",
+    "model_name": "model.path",
+    "model_name_or_path": "model.path",
+    "max_new_tokens": "rollout.max_completion_tokens",
+    "max_completion_length": "rollout.max_completion_tokens",
+    "max_prompt_length": "rollout.max_prompt_tokens",
+    "lora_rank": "lora.rank",
+    "lora_r": "lora.rank",
+    "target_modules": "lora.matrices",
+    "resume_from_checkpoint": "resume",
+}
+"""Fields by the names that other programs give them."""
+
 
 def job_classes() -> tuple[type, ...]:
     """Returns the config classes that a config file can bind."""
@@ -229,8 +248,17 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
     except SystemExit as stop:
         if not stop.code:
             return None
-    paths = [n for n in configs.flat(configs.to_dict(job)) if n.rpartition(".")[2] != "class"]
-    raise UserError(_one_line(printed.getvalue(), prog, paths))
+    raise UserError(_one_line(printed.getvalue(), prog, list(field_paths(job))))
+
+
+def field_paths(section: Any, prefix: str = "") -> Iterator[str]:
+    """Yields the path, "section.field", of every field of a config that holds a value."""
+    for f in dataclasses.fields(section):
+        value, name = getattr(section, f.name), f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(value):
+            yield from field_paths(value, f"{name}.")
+        else:
+            yield name
 
 
 def boolean_fields(section: Any, prefix: str = "") -> Iterator[str]:
@@ -282,10 +310,10 @@ def _list_tables(section: Any) -> None:
             type(section).__annotations__[f.name] = typing.Annotated[str, tyro.conf.arg(help=text)]
 
 
-def _one_line(printed: str, prog: str, paths: Sequence[str]) -> str:
+def _one_line(printed: str, prog: str, paths: Collection[str] = ()) -> str:
     """Returns the message and the suggested names of the text that tyro prints in a frame.
 
-    `paths` are those of all fields; tyro suggests only names that are spelled alike.
+    `paths` are those of the config's fields, one of which an unknown option may mean.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     inside = [line.strip(" │|") for line in plain.splitlines()[1:]]
@@ -303,8 +331,19 @@ def _one_line(printed: str, prog: str, paths: Sequence[str]) -> str:
         re.match(r"(?:Perhaps you meant|Arguments similar to \S+): (--\S+)", o) for o in others
     ]
     names = ", ".join(found[1].rstrip(",") for found in likely if found)
-    if not names and message.startswith("Unrecognized"):
-        unknown = [w.replace("-", "_") for w in re.findall(r"--([\w.-]+)", message)]
-        names = ", ".join(f"--{near}" for word in unknown for near in _akin(word, paths))
+    if unknown := re.match(r"Unrecognized options: ([^\s,]+)", message):
+        names = names or _meant(unknown[1], paths)
+    if wrong := re.match(r"Error parsing --(\S+): invalid literal for int\(\) .*: (.*)", message):
+        message = f"{wrong[1]} is {wrong[2]}: must be a whole number, written in digits"
     remedy = f"perhaps you meant {names}" if names else f"{prog} --help lists every field"
     return f"{message.rstrip('.')}; {remedy}"
+
+
+def _meant(option: str, paths: Collection[str]) -> str:
+    """Returns the option that an unknown one seems to mean, as TRL or PEFT name it; or ""."""
+    word = option.lstrip("-").partition("=")[0].replace("-", "_")
+    last = word.rpartition(".")[2]
+    found = [OTHER_NAMES[last]] if OTHER_NAMES.get(last) in paths else []
+    found += [path for path in paths if path == word or path.rpartition(".")[2] == last]
+    found += difflib.get_close_matches(word, paths, n=1) or _akin(word, list(paths))
+    return f"--{found[0]}" if found else ""

@@ -192,9 +192,10 @@ class Plan:
     out: str = "runs/plan"
     """Directory of plan.json and plan.md."""
     topology: tuple[str, ...] = ("v5p:4x4x4",)
-    """CHIP:SHAPE, each planned for every training. TPU v4, v5e, v5p or v6e with the shape of the
-    slice (v6e:8x8). GPU a100-40, a100-80, h100 or h200 with their number (h100:8). Programs for
-    TPUs are compiled on this machine, which needs no TPU. GPUs are estimated by arithmetic."""
+    """CHIP:SHAPE, each planned for every training. TPU v4, v5e, v5p, v6e or tpu7x (also called
+    ironwood) with the shape of the slice (v6e:8x8). GPU a100-40, a100-80, h100 or h200 with their
+    number (h100:8). Programs for TPUs are compiled on this machine, which needs no TPU. GPUs are
+    estimated by arithmetic."""
     slices: int = 1
     """Number of slices of that shape, joined by the data centre's network."""
     search: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sdjax.config.checks import require, require_finite, require_names
+from sdjax.config.checks import require, require_finite, require_names, require_seed
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model
 from sdjax.config.sections.optim import Optim
@@ -62,6 +62,7 @@ class Train:
     def __post_init__(self) -> None:
         require_finite(self)
         require_names("out_of_domain", self.out_of_domain)
+        require_seed("seed", self.seed)
         if self.checkpoint.keep_best:
             every = self.eval.every
             require(

@@ -8,13 +8,17 @@ Checkpoints go to the bucket directly (Orbax). An object appears there whole or 
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.request import getproxies
 
 from sdjax.errors import UserError
 
@@ -23,6 +27,9 @@ DIRECT = ("checkpoints",)
 """Folders that are written to their place directly."""
 NOT_READ_BACK = (*DIRECT, "model", "server")
 """Folders that a resumed run does not read."""
+GOOGLE = "storage.googleapis.com"
+REACH_S = 5
+"""Longest wait in seconds for an answer of GOOGLE."""
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}
 
 
@@ -50,9 +57,41 @@ def place(path: str, field_name: str = "out") -> Any:
             f"{field_name} is {path!r}: {scheme}:// needs {LIBRARIES[scheme]}: pip install "
             f"{LIBRARIES[scheme]}"
         ) from None
+    if scheme == "gs":
+        _check_google(path, field_name)
     from etils import epath
 
     return epath.Path(path)
+
+
+@cache
+def _check_google(path: str, field_name: str) -> None:
+    """Raises UserError if there are no credentials for a bucket, or no network.
+
+    Otherwise the library tries again for a minute, and prints tracebacks.
+    """
+    import google.auth
+    from google.auth.exceptions import GoogleAuthError
+
+    if os.environ.get("STORAGE_EMULATOR_HOST"):  # a local server, which asks for nothing
+        return
+    try:
+        google.auth.default()
+    except GoogleAuthError as error:
+        raise UserError(
+            f"{field_name} is {path!r}: no Google Cloud credentials ({str(error).split('. ')[0]}): "
+            "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS "
+            "to a key file"
+        ) from None
+    if getproxies().get("https"):
+        return
+    try:
+        socket.create_connection((GOOGLE, 443), timeout=REACH_S).close()
+    except OSError as error:
+        raise UserError(
+            f"{field_name} is {path!r}: {GOOGLE} cannot be reached ({error.strerror or error}): "
+            "look at the network, or name a local directory"
+        ) from None
 
 
 class Folder:

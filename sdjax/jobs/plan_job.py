@@ -13,7 +13,7 @@ import jax
 from sdjax import config
 from sdjax.bench import subject
 from sdjax.config.load import load, override
-from sdjax.errors import UserError
+from sdjax.errors import TooLarge, UserError
 from sdjax.io import run_dir
 from sdjax.io.files import write_text
 from sdjax.models.files import published, weights
@@ -28,26 +28,30 @@ from sdjax.plan.workload import Workload
 
 
 def run(cfg: config.Plan) -> None:
-    """Prints a page for every training and topology, and writes plan.md and plan.json."""
+    """Prints a page for every training and topology, and writes plan.md and plan.json.
+
+    Raises TooLarge after all of them if a training does not fit its slice.
+    """
     # Planning needs no accelerator, so none is initialised even if the machine has one.
     jax.config.update("jax_platforms", "cpu")
     planned = [_Planned.of(cfg, file, topology) for file in cfg.train for topology in cfg.topology]
     if any(one.compiles for one in planned):
         programs.require_compiler()
     out = run_dir.claim(cfg.out, cfg, resume=True).local
-    pages, plans = [], []
+    pages, plans, too_large = [], [], []
     for one in planned:
         plan = _search(one) if cfg.search else _as_it_stands(one)
         if plan is None:
             quickly = f" with steps of {cfg.most_step_s:g} s" if cfg.most_step_s else ""
-            reason = f"no slice up to {one.piece.name} holds {one.file}{quickly}"
-            if len(planned) == 1:
-                raise UserError(
-                    f"topology is {one.piece.name!r}: {reason}; without --search the plan says "
-                    "what takes the memory"
-                )
-            hosts.note(reason)
+            too_large.append(
+                f"topology is {one.piece.name!r}: no slice up to it holds {one.file}{quickly}; "
+                "without --search the plan says what takes the memory"
+            )
             continue
+        if not plan.fits:
+            too_large.append(f"{one.file} does not fit {one.piece.name}: see {out / 'plan.md'}")
+        elif plan.needs:
+            too_large.append(f"{one.file} on {one.piece.name} needs {' '.join(plan.needs)}")
         pages.append(plan_table.to_markdown(plan, cfg, one.file, one.name))
         plans.append((one.file, plan))
         hosts.note(pages[-1])
@@ -58,6 +62,8 @@ def run(cfg: config.Plan) -> None:
         write_text(out / "plan.json", json.dumps({"plans": rows}, indent=2) + "\n")
     if len(plans) > 1:
         hosts.note(table)
+    if too_large:
+        raise TooLarge("; ".join(too_large))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,7 @@ class _Planned:
     piece: Slice
     means: tuple[float, float]
     """Mean tokens per prompt and per completion."""
+    is_bench: bool
     compiles: bool
     every_layer: bool
     most_step_s: float
@@ -97,6 +104,7 @@ class _Planned:
             model=model,
             piece=piece,
             means=(cfg.prompt_tokens, cfg.completion_tokens or mean),
+            is_bench=isinstance(job, config.Bench),
             compiles=cfg.compile and piece.chip.is_tpu,
             every_layer=cfg.every_layer,
             most_step_s=cfg.most_step_s,
@@ -168,8 +176,8 @@ def _attention(source: config.Model, piece: Slice) -> Any:
 
 def _piece(cfg: config.Plan, topology: str) -> Slice:
     """Returns a slice; a search by the name of a chip gets its largest one."""
-    if cfg.search and topology in slices.CHIPS:
-        chip = slices.CHIPS[topology]
+    chip = slices.named(topology) if cfg.search else None
+    if chip is not None:
         return Slice(chip=chip, shape=chip.shapes[-1], count=cfg.slices)
     return slices.parse(topology, cfg.slices)
 
@@ -177,10 +185,11 @@ def _piece(cfg: config.Plan, topology: str) -> Slice:
 def _as_it_stands(one: _Planned) -> plan_table.Found:
     """Returns the plan of the config on the slice, with the mesh and microbatch of the config."""
     train, piece = one.train, one.piece
-    data, fsdp, tensor = meshes.sizes(train.mesh, piece.chips)
+    data, fsdp, tensor = meshes.sizes(train.mesh, piece.devices)
     mesh = workload.MeshSizes(
         data=data, fsdp=fsdp, tensor=tensor, rollout_tensor=train.mesh.rollout_tensor
     )
+    train, needs = _divided(train, mesh)
     w = workload.make(
         train,
         one.model,
@@ -192,7 +201,28 @@ def _as_it_stands(one: _Planned) -> plan_table.Found:
     if not w.slots:
         fit = min(memory.slots_that_fit(w, piece.chip.memory), workload.most_slots(w))
         w = replace(w, slots=max(fit, mesh.copies))
-    return _estimated(w, piece, _compiled(one, w, piece) if one.compiles else None)
+    found = _estimated(w, piece, _compiled(one, w, piece) if one.compiles else None)
+    return replace(found, needs=needs)
+
+
+def _divided(train: config.Train, mesh: workload.MeshSizes) -> tuple[config.Train, tuple[str, ...]]:
+    """Returns the training with the next microbatch that the mesh divides, and it as argument.
+
+    Returns the training as it is, and no argument, where the mesh divides its microbatch.
+    """
+    given = train.optim.microbatch
+    micro = -(-given // mesh.batch_shards) * mesh.batch_shards
+    if micro == given:
+        return train, ()
+    try:
+        return replace(train, optim=replace(train.optim, microbatch=micro)), (
+            f"--optim.microbatch {micro}",
+        )
+    except UserError as error:
+        raise UserError(
+            f"optim.microbatch is {given}: must be a multiple of {mesh.batch_shards} on a mesh of "
+            f"{mesh}, but {error}; change mesh or rollout.prompts_per_step"
+        ) from None
 
 
 def _search(one: _Planned) -> plan_table.Found | None:
@@ -221,7 +251,9 @@ def _search(one: _Planned) -> plan_table.Found | None:
     best = search.smallest(
         one.train, one.model, pieces, one.means, holds, most_step_s=one.most_step_s
     )
-    return None if best is None else plans[-1]
+    if best is None:
+        return None
+    return replace(plans[-1], chosen=search.as_arguments(best.work, slots=not one.is_bench))
 
 
 def _compiled(one: _Planned, w: Workload, piece: Slice) -> list[Compiled]:
@@ -238,6 +270,6 @@ def _estimated(w: Workload, piece: Slice, compiled: list[Compiled] | None) -> pl
         piece=piece,
         update=memory.update(w, tpu=piece.chip.is_tpu),
         rollout=memory.rollout(w),
-        seconds=seconds.by_phase(w, piece),
+        seconds=seconds.by_phase(w, piece, compiled[0].overlap if compiled else None),
         compiled=compiled,
     )

@@ -7,6 +7,8 @@ all of them, with one line that says so.
 
 from __future__ import annotations
 
+import glob
+import importlib.util
 import json
 import logging
 import os
@@ -89,15 +91,38 @@ def _launched_together() -> bool:
     A Kubernetes pod, an interactive Slurm shell and a Cloud TPU VM may also run one process alone.
     """
     variables = os.environ
-    if int(variables.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+    if _number("OMPI_COMM_WORLD_SIZE") > 1:
         return True
-    if "SLURM_STEP_NODELIST" in variables and int(variables.get("SLURM_NTASKS", 1)) > 1:
+    if "SLURM_STEP_NODELIST" in variables and _number("SLURM_NTASKS") > 1:
         return True
     if "KUBERNETES_SERVICE_HOST" in variables and "JOB_COMPLETION_INDEX" in variables:
         return True
     if "cpu" == variables.get("JAX_PLATFORMS"):
         return False
-    return any(os.path.exists(f"/dev/{name}") for name in ("accel0", "vfio/0"))  # a TPU VM
+    return _has_tpu()
+
+
+def _number(variable: str) -> int:
+    """Returns the number in an environment variable, or 1; raises UserError for another text."""
+    value = os.environ.get(variable, "1")
+    if not value.isdecimal():
+        raise UserError(f"{variable} is {value!r}: must be a whole number; unset it to run alone")
+    return int(value)
+
+
+def _has_tpu() -> bool:
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def skip_missing_tpu() -> None:
+    """Lets jax use CPUs alone where libtpu is installed, but neither a TPU nor a GPU's plugin.
+
+    Without this, libtpu looks for TPUs and prints errors. JAX_PLATFORMS has priority.
+    """
+    if os.environ.get("JAX_PLATFORMS") or _has_tpu() or importlib.util.find_spec("jax_plugins"):
+        return
+    if importlib.util.find_spec("libtpu"):
+        jax.config.update("jax_platforms", "cpu")
 
 
 @contextmanager

@@ -57,7 +57,9 @@ def over(devices: Sequence[jax.Device], shape: tuple[int, int, int]) -> Mesh:
     axes = (AxisType.Auto,) * 3
     slices = len({getattr(d, "slice_index", None) for d in devices})
     if slices == 1:
-        return jax.make_mesh(shape, NAMES, axis_types=axes, devices=devices)
+        # jax.make_mesh refuses, on most TPUs, an axis that is only a part of a side of the slice.
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, NAMES, axis_types=axes)
     data, *rest = shape
     if data % slices:
         raise UserError(f"mesh.data is {data}: must be a multiple of the {slices} slices")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {
     "pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "s16": 2,
     "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8,
 }  # fmt: skip
+ASYNC_START = 'custom_call_target="AsyncCollectiveStart"'
 _HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) .*\{$")
 _OP = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -33,6 +34,8 @@ class Collective:
     other work; empty for a whole operation."""
     shape: str
     """Shape of the result."""
+    overlapped: bool
+    """Whether the program starts it, computes, and then waits for its end."""
     group: int
     """Number of chips that take part."""
     times: float
@@ -53,8 +56,21 @@ def collectives(text: str, chips: int, unknown: float = 1.0) -> list[Collective]
     if entry is None:
         raise ValueError("no ENTRY computation: not the text of a compiled program")
     found = _within(bodies, entry[1], 1.0, chips, unknown)
-    # The text writes every piece with the shape of the whole operation, so each counts once.
-    return list({one.piece or str(i): one for i, one in enumerate(found)}.values())
+    # The text writes every piece with the shape of the whole operation, so each counts once. Only
+    # the first piece says that the operation is one that starts and is waited for later.
+    whole: dict[str, Collective] = {}
+    for i, one in enumerate(found):
+        name = one.piece or str(i)
+        started = one.overlapped or (name in whole and whole[name].overlapped)
+        whole[name] = replace(one, overlapped=started)
+    return list(whole.values())
+
+
+def overlap(found: list[Collective]) -> float:
+    """Returns the share of the bytes that move while the chip computes; 1 if none move."""
+    total = sum(one.times * one.bytes for one in found)
+    moved = sum(one.times * one.bytes for one in found if one.overlapped)
+    return moved / total if total else 1.0
 
 
 def by_kind(found: list[Collective]) -> dict[str, float]:
@@ -108,7 +124,10 @@ def _within(
                 kind, shape = "reduce-scatter", parts
             channel = re.search(r"channel_id=(\d+)", rest)
             piece = f"{kind} {channel[1]}" if fused and channel else ""
-            yield _collective(kind, piece, shape, rest, is_async, times, chips)
+            one = _collective(kind, piece, shape, rest, is_async, times, chips)
+            # A TPU's program starts a gather in a fusion that ends in this call.
+            starts = any(ASYNC_START in other for other in bodies[name]) if fused else False
+            yield replace(one, overlapped=is_async or starts)
         inner = times
         if called == "while":
             trips = _trips(bodies, rest)
@@ -184,7 +203,15 @@ def _collective(
     whole = sum(given) * (group if kind == "reduce-scatter" else 1)
     share = {"all-reduce": 2 * (group - 1) / group, "collective-permute": 1.0}
     moved = whole * share.get(kind, (group - 1) / group)
-    return Collective(kind=kind, piece=piece, shape=shape, group=group, times=times, bytes=moved)
+    return Collective(
+        kind=kind,
+        piece=piece,
+        shape=shape,
+        overlapped=is_async,
+        group=group,
+        times=times,
+        bytes=moved,
+    )
 
 
 def _size(dtype: str, dims: str) -> int:

@@ -27,6 +27,10 @@ class Found:
     rollout: Bytes
     seconds: dict[str, float]
     compiled: list[Compiled] | None
+    needs: tuple[str, ...] = ()
+    """Arguments without which the training would refuse the slice's mesh."""
+    chosen: str = ""
+    """The arguments of what a search chose."""
 
     @property
     def fullest(self) -> dict[str, float]:
@@ -61,6 +65,8 @@ def to_dict(found: Found, cfg: config.Plan, train: str) -> dict[str, Any]:
         "chips": found.piece.chips,
         "memory_bytes": found.piece.chip.memory,
         "fits": found.fits,
+        "needs": list(found.needs),
+        "chosen": found.chosen,
         "mesh": {
             "data": w.mesh.data,
             "fsdp": w.mesh.fsdp,
@@ -91,12 +97,18 @@ def chip_hours(found: Found) -> float:
 def to_markdown(found: Found, cfg: config.Plan, train: str, model: str) -> str:
     """Returns the page of one training, given by its file and the name of its model."""
     w, piece = found.work, found.piece
+    rows = "row" if w.rows == 1 else "rows"
     lines = [
         f"# {train} on {piece.name}",
         "",
-        f"{model}, {piece.chips} chips of {piece.chip.memory / GB:.1f} GB: {w.mesh}.",
-        f"Microbatch {w.microbatch}: {w.rows} rows a shard of {w.student:,} student and "
+        f"{model}, {piece.size}: {w.mesh}.",
+        f"Microbatch {w.microbatch}: {w.rows} {rows} a shard of {w.student:,} student and "
         f"{w.teacher:,} teacher tokens; {w.slots:,} slots of {w.capacity:,} tokens.",
+        *(
+            f"The mesh does not divide the config's value, so this assumes {n}."
+            for n in found.needs
+        ),
+        *([f"As arguments: {found.chosen}"] if found.chosen else ()),
         "",
         *_memory(found),
         "",
@@ -112,9 +124,10 @@ def to_markdown(found: Found, cfg: config.Plan, train: str, model: str) -> str:
 
 def summary(plans: Sequence[tuple[str, Found]], cfg: config.Plan) -> str:
     """Returns a table of several plans, one row each."""
+    unit = "device" if any(found.piece.chip.devices > 1 for _, found in plans) else "chip"
     head = (
         *("training", "slice", "mesh", "microbatch", "slots"),
-        *("GB per chip: update", "decode", "of", "s per step", "chip-hours, 100 steps"),
+        *(f"GB per {unit}: update", "decode", "of", "s per step", "chip-hours, 100 steps"),
         *(("dollars",) if cfg.price else ()),
     )
     rows = [head, ("---",) * len(head)]
@@ -133,13 +146,14 @@ def summary(plans: Sequence[tuple[str, Found]], cfg: config.Plan) -> str:
 
 def _memory(found: Found) -> list[str]:
     uses = [u for u in USES if found.update.by_use.get(u) or found.rollout.by_use.get(u)]
-    rows = ["| GB per chip | update | rollout |", "|---|---|---|"]
+    unit = "chip" if found.piece.chip.devices == 1 else "device"
+    rows = [f"| GB per {unit} | update | rollout |", "|---|---|---|"]
     for use in uses:
         rows.append(f"| {use} | {_gb(found.update, use)} | {_gb(found.rollout, use)} |")
     total = [b.total / GB for b in (found.update, found.rollout)]
     rows.append(f"| all, by arithmetic | {total[0]:.1f} | {total[1]:.1f} |")
     if found.compiled is not None:
-        rows += ["", "| compiled, GB per chip | arguments | temporaries | with waiting state |"]
+        rows += ["", f"| compiled, GB per {unit} | arguments | temporaries | with waiting state |"]
         rows.append("|---|---|---|---|")
         for one in found.compiled:
             sizes = (one.arguments, one.temporaries, found.fullest[one.name])

@@ -50,6 +50,8 @@ class Compiled:
     """Bytes of arguments in the host's memory."""
     traffic: dict[str, float]
     """Bytes that the chip receives over links in one call, by collective."""
+    overlap: float
+    """Share of these bytes that move while the chip computes; 1 where none move."""
     rematerialized: bool
     """Whether the compiler gathered a whole array because it found no better way."""
 
@@ -81,7 +83,11 @@ def topology_mesh(piece: Slice, shape: tuple[int, int, int]) -> jax.sharding.Mes
     """
     from jax.experimental import topologies
 
-    more = {"num_slices": piece.count} if piece.count > 1 else {}
+    more: dict[str, Any] = {"num_slices": piece.count} if piece.count > 1 else {}
+    if piece.chip.name == "v4":  # by default each of its two cores would be a device
+        more["chip_config_name"] = "megacore"
+    if piece.shape.startswith("1x"):  # by default a host has 2 x 2 chips
+        more["chips_per_host_bounds"] = [*map(int, piece.shape.split("x")), 1][:3]
     topology = f"{piece.chip.name}:{piece.shape}"
     try:
         with _errors_of_compiler():
@@ -264,6 +270,7 @@ def _compiled(name: str, program: Any, *args: Any, loops: int = 1, **static: Any
         temporaries=memory.temp_size_in_bytes + own,
         host=memory.host_argument_size_in_bytes,
         traffic=hlo.by_kind(found),
+        overlap=hlo.overlap(found),
         rematerialized=REMATERIALIZED in "".join(said),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from sdjax import config
 from sdjax.errors import UserError
@@ -31,14 +31,20 @@ class Candidate:
 def candidates(
     cfg: config.Train, model: ModelConfig, piece: Slice, means: tuple[float, float]
 ) -> list[Candidate]:
-    """Returns the candidates that fit the slice, fastest first; among equals the simplest mesh
-    first."""
+    """Returns the candidates that fit the slice, fastest first.
+
+    Seconds count by two digits, because the estimate has no more. Among equals, the one that leaves
+    most memory in updates is first.
+    """
     found = [
         Candidate(work=w, piece=piece, seconds=sum(seconds.by_phase(w, piece).values()))
         for w in _all(cfg, model, piece, means)
         if seconds.fits(w, piece)
     ]
-    return sorted(found, key=lambda c: (c.seconds, c.work.mesh.tensor, c.work.mesh.data))
+    tpu = piece.chip.is_tpu
+    return sorted(
+        found, key=lambda c: (float(f"{c.seconds:.2g}"), memory.update(c.work, tpu=tpu).total)
+    )
 
 
 def smallest(
@@ -96,16 +102,16 @@ def _all(
 
 
 def _meshes(piece: Slice) -> Iterator[MeshSizes]:
-    """Yields the meshes of a slice: chips of a slice split parameters, slices are replicas."""
+    """Yields the meshes of a slice: its devices split parameters, slices are replicas."""
     for tensor in TENSOR:
-        chips = piece.chips // piece.count
-        if chips % tensor:
+        devices = piece.devices // piece.count
+        if devices % tensor:
             continue
         for rollout in TENSOR:
-            if rollout >= tensor and piece.chips % rollout == 0:
+            if rollout >= tensor and piece.devices % rollout == 0:
                 yield MeshSizes(
                     data=piece.count,
-                    fsdp=chips // tensor,
+                    fsdp=devices // tensor,
                     tensor=tensor,
                     rollout_tensor=rollout if rollout != tensor else 0,
                 )
@@ -119,3 +125,13 @@ def as_config(mesh: MeshSizes) -> config.Mesh:
         tensor=mesh.tensor,
         rollout_tensor=mesh.rollout_tensor,
     )
+
+
+def as_arguments(w: Workload, *, slots: bool) -> str:
+    """Returns mesh, microbatch and slots as arguments of a training; a bench has no slots."""
+    mesh = as_config(w.mesh)
+    values = {f"mesh.{f.name}": getattr(mesh, f.name) for f in fields(mesh)}
+    values["optim.microbatch"] = w.microbatch
+    if slots:
+        values["rollout.slots"] = w.slots
+    return " ".join(f"--{name} {value}" for name, value in values.items())

@@ -18,10 +18,14 @@ HOP_S = 5e-6
 """Seconds of the smallest exchange between chips."""
 
 
-def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
-    """Returns the seconds of one step, by phase."""
+def by_phase(w: Workload, piece: Slice, overlap: float | None = None) -> dict[str, float]:
+    """Returns the seconds of one step, by phase.
+
+    `overlap` is the share of an update's exchange that goes on during arithmetic, as its compiled
+    program says. None takes that of the chip.
+    """
     rates, chip = piece.chip.rates, piece.chip
-    flops = piece.chips * rates.flops_per_s * ARITHMETIC
+    flops = piece.devices * rates.flops_per_s * ARITHMETIC
     links = chip.links * LINKS
     parts = {
         "weights to rollouts": traffic.rollout_weights(w) / links,
@@ -39,7 +43,9 @@ def by_phase(w: Workload, piece: Slice) -> dict[str, float]:
     between = (chip.network if piece.count > 1 else chip.links) * LINKS
     replicas = moved.pop("replicas")
     exchange = updates * filled * (sum(moved.values()) / links + replicas / between)
-    parts["update"] = max(_update(w, student) / flops, exchange)
+    hidden = chip.overlap if overlap is None else overlap
+    computing = _update(w, student) / flops
+    parts["update"] = max(computing, hidden * exchange) + (1 - hidden) * exchange
     return parts
 
 

@@ -5,7 +5,7 @@ is what it was. Models and checkpoints: test_bad_models.
 """
 
 import pytest
-from mistakes import CONFIG, Attempt, rows, says
+from mistakes import CONFIG, JOBS, Attempt, rows, says
 
 from sdjax.main import main
 
@@ -36,6 +36,9 @@ def attempt(tmp_path, model, capsys):
         (["--checkpoint.keep", "0"], ["checkpoint.keep is 0", "at least 1"]),
         (["--reprompt.template", "no hole"], ["reprompt.template", "{prompt}"]),
         (["--steps", "0"], ["steps is 0", "at least 1"]),
+        (["--seed", "-1"], ["seed is -1", "between 0 and"]),
+        (["--data.seed", "-1"], ["data.seed is -1", "between 0 and"]),
+        (["--task.seed", "99999999999"], ["task.seed is 99999999999", "between 0 and"]),
         (["--steps", "many"], ["many", "steps"]),
         (["--optim.lr", "nan"], ["optim.lr is nan"]),
         (["--mesh.data", "0"], ["mesh.data is 0", "positive or -1"]),
@@ -176,6 +179,93 @@ def test_wrong_data_is_named_by_file_and_row(attempt, kind):
         data = text if isinstance(text, bytes) else text.encode()
         (attempt.folder / name).write_bytes(data)
     says(attempt("--data.on_overlong", "error", task="file"), *words)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["-steps", "2"], ["-steps", "perhaps you meant --steps"]),
+        (["steps=2"], ["steps=2", "perhaps you meant --steps"]),
+        (["--steps", "1.5"], ["steps is '1.5'", "whole number"]),
+        (["--steps", "1e3"], ["steps is '1e3'", "whole number"]),
+        (["--rollout.max_completion_tokens", "2k"], ["tokens is '2k'", "whole number"]),
+        (["--optim.learning_rate", "1e-5"], ["learning_rate", "perhaps you meant --optim.lr"]),
+        (["--lr", "1e-5"], ["--lr", "perhaps you meant --optim.lr"]),
+        (["--batch_size", "4"], ["--batch_size", "--rollout.prompts_per_step"]),
+        (["--num-generations", "4"], ["--num-generations", "--rollout.group_size"]),
+        (["--model_name_or_path", "x"], ["--model_name_or_path", "--model.path"]),
+        (["--output_dir", "x"], ["--output_dir", "perhaps you meant --out"]),
+        (["--temperature", "1"], ["--temperature", "temperature"]),
+        (["--log.progress", "maybe"], ["maybe", "log.progress", "'True', 'False'"]),
+        (["--model.compute_dtype", "fp16"], ["fp16", "model.compute_dtype", "bfloat16"]),
+        (["--lora.rank", "-1"], ["lora.rank is -1", "must not be negative"]),
+        (["--model.remat", "all"], ["all", "model.remat", "full"]),
+    ],
+)
+def test_a_wrong_argument_is_answered_with_the_field_it_means(attempt, args, words):
+    says(attempt(*args), *words)
+
+
+@pytest.mark.parametrize(
+    ("job", "args", "words"),
+    [
+        ("sft", ["--source", "gone.jsonl"], ["gone.jsonl"]),
+        ("sft", [], ["train.json"]),  # questions, not conversations
+        ("sft", ["--turns", "first"], ["first", "turns", "last"]),
+        ("sft", ["--max_tokens", "0"], ["max_tokens is 0"]),
+        ("sft", ["--batch", "0"], ["batch is 0"]),
+        ("study", ["--solved_min", "5", "--solved_max", "1"], ["solved_min", "5"]),
+        ("study", ["--tried", "0"], ["tried is 0"]),
+        ("study", ["--conditions", "guidedd"], ["guidedd", "conditions", "unguided"]),
+        ("evaluate", ["--eval.k", "0"], ["eval.k is 0"]),
+        ("evaluate", ["--model.path", "gone"], ["model.path is 'gone'"]),
+        ("sweep", ["--axis", "data.limt"], ["data.limt"]),
+        ("sweep", ["--values"], ["values"]),
+        ("traces", ["--rows", "0"], ["rows is 0"]),
+        ("traces", ["--shares", "other", "1.0"], ["other"]),
+        ("report", [], ["made"]),
+        ("report", ["--runs"], ["runs"]),
+        ("bench", ["--phases", "rollouts"], ["rollouts", "phases"]),
+        ("bench", ["--group_size", "0"], ["group_size is 0"]),
+        ("prepare", ["--splits.train", "gone.jsonl"], ["gone.jsonl", "no such file"]),
+        ("export", [], ["made", "no config.json"]),
+        ("plan", [], ["made.py", "no such config file"]),
+        ("plan", ["--price", "-1"], ["price is -1"]),
+        ("plan", ["--slices", "0"], ["slices is 0", "at least 1"]),
+    ],
+)
+def test_a_mistake_in_another_job_is_named(attempt, job, args, words):
+    says(attempt(*args, config=JOBS[job]), *words)
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"},
+            ["--processes is 'two'", "whole number"],
+        ),
+        ({"OMPI_COMM_WORLD_SIZE": "many"}, ["OMPI_COMM_WORLD_SIZE is 'many'"]),
+    ],
+)
+def test_a_wrong_environment_is_named(attempt, monkeypatch, variables, words):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    says(attempt(), *words)
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("http://x/y", ["out is 'http://x/y'", "gs://"]),
+        ("s3://bucket/x", ["out is 's3://bucket/x'", "pip install s3fs"]),
+        ("gs://bucket/x", ["out is 'gs://bucket/x'", "no Google Cloud credentials"]),
+    ],
+)
+def test_a_bucket_that_cannot_be_had_is_named(attempt, monkeypatch, out, words):
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/gone/key.json")
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    says(attempt("--out", out), *words)
 
 
 def test_debug_shows_the_traceback(attempt, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -9,7 +10,11 @@ import marks
 import pytest
 from paths import ROOT
 
+from sdjax.main import main
+from sdjax.plan import slices
+
 SCRIPTS = sorted((ROOT / "tpu").glob("*.sh"))
+WORKING = [p.name for p in SCRIPTS if p.name not in ("common.sh", "settings.sh")]
 
 
 @pytest.fixture
@@ -19,6 +24,7 @@ def call(tmp_path):
     shutil.copy(ROOT / "tests" / "gcloud", tmp_path / "bin" / "gcloud")
     shutil.copytree(ROOT / "tpu", tmp_path / "repo" / "tpu")
     shutil.copy(ROOT / "pyproject.toml", tmp_path / "repo")
+    shutil.copytree(ROOT / "configs" / "math", tmp_path / "repo" / "configs" / "math")
     git = ["git", "-C", str(tmp_path / "repo"), "-c", "user.name=n", "-c", "user.email=e"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
         subprocess.run([*git, *command], check=True)
@@ -29,6 +35,7 @@ def call(tmp_path):
         if state:
             (tmp_path / "state").write_text(state)
         env = os.environ | {"FAKE": str(tmp_path), "POLL_S": "0", "TRIES": "3", "MODE": "spot"}
+        env |= {"PROJECT": "mine", "BUCKET": "ours", "CLUSTER": "c", "IMAGE": "i"}
         env |= {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"} | settings
         script = tmp_path / "repo" / "tpu" / name
         shell = ["bash", "-c", 'RUN_PID=$$ exec "$0" "$@"', script, *args]
@@ -121,9 +128,7 @@ def test_an_interrupted_run_leaves_no_slice(call):
 
 
 @pytest.mark.parametrize("mode", ["spot", "queued"])
-@pytest.mark.parametrize(
-    "name", [p.name for p in SCRIPTS if p.name not in ("common.sh", "settings.sh")]
-)
+@pytest.mark.parametrize("name", WORKING)
 def test_a_dry_run_prints_every_command_and_calls_nothing(call, name, mode):
     done = call(name, "--dry-run", MODE=mode)
     assert done.returncode == 0 and done.calls == [], done.stderr
@@ -132,6 +137,60 @@ def test_a_dry_run_prints_every_command_and_calls_nothing(call, name, mode):
         tool = "queued-resources" if mode == "queued" else "tpu-vm"
         for part in (f"{tool} create", "scp", "nohup", f"{tool} delete", "storage rsync"):
             assert part in done.stdout, part
+
+
+@pytest.mark.parametrize("name", WORKING)
+def test_a_placeholder_is_refused_and_in_a_dry_run_warned_of_once(call, name):
+    done = call(name, PROJECT="my-project", BUCKET="my-bucket")
+    assert done.returncode == 2 and done.calls == [], done.stderr
+    assert done.stderr.startswith("tpu: PROJECT is 'my-project': set it in ")
+    done = call(name, "--dry-run", PROJECT="my-project", BUCKET="my-bucket")
+    assert done.returncode == 0 and done.stderr.count("PROJECT is 'my-project'") == 1
+
+
+def test_the_bucket_and_the_config_are_looked_at_before_a_slice_is_paid_for(call):
+    for given, said in (
+        ({"BUCKET": "my-bucket"}, "BUCKET is 'my-bucket'"),
+        ({"CONFIG": "configs/mine.py"}, "CONFIG is configs/mine.py: not in the last commit"),
+        ({"SETTINGS": "nowhere.sh"}, "--settings is 'nowhere.sh': no such file"),
+    ):
+        done = call("run.sh", **given)
+        assert done.returncode == 2 and done.calls == [] and said in done.stderr, done.stderr
+
+
+def shipped(**settings):
+    """Returns TYPE, RUNTIME, CONFIG and ARGS of settings.sh."""
+    script = f'. {ROOT}/tpu/settings.sh; printf "%s\n" "$TYPE" "$RUNTIME" "$CONFIG" "$ARGS"'
+    env = {"PATH": os.environ["PATH"]} | settings
+    done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True)
+    return done.stdout.split("\n")[:4]
+
+
+def test_the_settings_as_shipped_fit_their_own_slice(tmp_path):
+    type_, _, file, args = shipped()
+    generation, cores = type_.split("-")
+    chip = slices.CHIPS[generation]
+    chips = int(cores) // (1 if generation == "v6e" else 2)  # v4 and v5p count cores
+    (piece,) = (p for p in slices.ladder(chip) if p.chips == chips)
+    changes = [f"{n}={v}" for n, v in re.findall(r"--(\S+) (\S+)", args)]
+    plan = ["--config", ROOT / "configs/plan.py", "--no_compile", "--out", tmp_path / "plan"]
+    plan += ["--train", ROOT / file, "--topology", piece.name]
+    plan += ["--change", *changes] if changes else []
+    assert main([str(word) for word in plan]) == 0
+
+
+@pytest.mark.parametrize(
+    ("type_", "image"),
+    [
+        ("v6e-32", "v2-alpha-tpuv6e"),
+        ("v5litepod-8", "v2-alpha-tpuv5-lite"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v4-8", "tpu-ubuntu2204-base"),
+    ],
+)
+def test_the_image_is_that_of_the_slice(type_, image):
+    assert shipped(TYPE=type_)[1] == image
+    assert shipped(TYPE=type_, RUNTIME="own")[1] == "own"
 
 
 def test_a_wrong_argument_and_a_wrong_mode_are_named(call):

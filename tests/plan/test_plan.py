@@ -1,6 +1,7 @@
 """The plan job: arithmetic, search, reports of compiled programs, and errors in one line."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -11,11 +12,12 @@ from paths import ROOT
 from planned import model, step_of, training
 
 from sdjax import config
-from sdjax.errors import UserError
+from sdjax.bench import peaks
+from sdjax.errors import TOO_LARGE, UserError
 from sdjax.jobs import plan_job
 from sdjax.main import main
 from sdjax.parallel import mesh as meshes
-from sdjax.plan import hlo, memory, programs, search, seconds, slices, workload
+from sdjax.plan import hlo, memory, programs, search, seconds, slices, traffic, workload
 from sdjax.rollout.engine.generation import Schedule
 
 PAPER = ROOT / "configs" / "math" / "sdpo_qwen3_8b.py"
@@ -156,10 +158,11 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
         *("--topology", "v6e:4x4", "--no_compile", "--out", str(tmp_path)),
         *("--change", "mesh.fsdp=16", "optim.microbatch=16"),
     ]
-    assert main(argv) == 0
+    assert main(argv) == TOO_LARGE
     (made,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
     assert not made["fits"] and any("mesh.tensor" in change for change in made["changes"])
-    said = capsys.readouterr().out
+    said, error = capsys.readouterr()
+    assert error == f"sdjax: {PAPER} does not fit v6e:4x4: see {tmp_path / 'plan.md'}\n"
     assert "does not fit v6e:4x4" in said and said in (tmp_path / "plan.md").read_text()
     # With the first change that is marked "fits", the training fits.
     change = next(c for c in made["changes"] if c.endswith(", fits")).split(":")[0]
@@ -180,10 +183,11 @@ def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
         (["--train", "configs/nothing.py"], ["configs/nothing.py", "no such config file"]),
         (["--change", "optim.microbatch"], ["change is 'optim.microbatch'", "NAME=VALUE"]),
         (["--change", "optim.microbach=8"], ["optim.microbach", "microbatch"]),
-        (["--change", "optim.microbatch=8"], ["optim.microbatch is 8", "multiple of 64"]),
+        (["--change", "rollout.slots=3"], ["rollout.slots is 3", "multiple of 64"]),
+        (["--topology", "v5p:2x2"], ["topology is 'v5p:2x2'", "v5p:2x4x4"]),
+        (["--topology", "v5p-16"], ["topology is 'v5p-16'", "v5p:2x2x2"]),
         (["--change", "mesh.fsdp=3"], ["mesh", "64"]),
         (["--change", "model.path=nowhere/at-all.gguf"], ["model.path", "nowhere"]),
-        (["--topology", "v5e:2x2", "--search"], ["topology is 'v5e:2x2'", "no slice"]),
     ],
 )
 def test_a_mistake_in_a_plan_is_one_line(args, says, tmp_path, capsys, monkeypatch):
@@ -194,6 +198,122 @@ def test_a_mistake_in_a_plan_is_one_line(args, says, tmp_path, capsys, monkeypat
     (line,) = capsys.readouterr().err.splitlines()
     assert all(word in line for word in says), line
     assert not (out / "plan.json").exists()
+
+
+def planned_by_arithmetic(out, *args):
+    """Returns the exit code of a plan without compiling, and the plan."""
+    plan = ("--config", str(ROOT / "configs/plan.py"), "--train", str(PAPER), "--no_compile")
+    code = main([*plan, "--out", str(out), *args])
+    file = out / "plan.json"
+    return code, json.loads(file.read_text())["plans"] if file.exists() else []
+
+
+def test_a_search_that_finds_no_slice_ends_with_the_code_of_what_does_not_fit(tmp_path, capsys):
+    assert planned_by_arithmetic(tmp_path, "--topology", "v5e:2x2", "--search") == (TOO_LARGE, [])
+    said = capsys.readouterr().err
+    assert "topology is 'v5e:2x2': no slice up to it holds" in said and said.count("\n") == 1
+
+
+def test_a_microbatch_that_the_mesh_does_not_divide_is_advice(tmp_path, capsys):
+    args = ("--topology", "v5p:4x4x4", "--change", "optim.microbatch=8")
+    code, (made,) = planned_by_arithmetic(tmp_path, *args)
+    assert code == TOO_LARGE and made["fits"]
+    assert (made["microbatch"], made["needs"]) == (64, ["--optim.microbatch 64"])
+    assert "needs --optim.microbatch 64" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "chip", [name for name, chip in slices.CHIPS.items() if chip.is_tpu or name == "h100"]
+)
+def test_a_chip_is_planned_and_searched_by_arithmetic(chip, tmp_path):
+    largest = f"{chip}:{slices.CHIPS[chip].shapes[-1]}"
+    code, (made,) = planned_by_arithmetic(tmp_path / "a", "--topology", largest)
+    assert code in (0, TOO_LARGE) and made["step_seconds"] > 0
+    code, (made,) = planned_by_arithmetic(tmp_path / "b", "--topology", chip, "--search")
+    assert code == 0 and made["fits"] and made["step_seconds"] > 0
+    # The printed arguments are those of a training that the slice takes.
+    changes = [f"--{pair}" for pair in made["chosen"].split("--")[1:]]
+    pairs = [change.strip("- ").replace(" ", "=") for change in changes]
+    code, (again,) = planned_by_arithmetic(
+        tmp_path / "c", "--topology", made["topology"], "--change", *pairs
+    )
+    assert code == 0 and again["bytes"] == made["bytes"]
+
+
+def test_ironwood_has_two_devices_a_chip_and_is_known_by_its_other_names():
+    piece = slices.parse("tpu7x:2x2x1")
+    assert (piece.chips, piece.devices) == (4, 8)
+    assert {slices.parse(f"{name}:2x2x1") for name in ("Ironwood", "v7", "v7x")} == {piece}
+    # Rates of a device are half of a chip's.
+    assert piece.chip.rates.flops_per_s == 2307e12 / 2
+    assert piece.size == "4 chips, each of 2 devices of 101.7 GB"
+    assert slices.parse("v5e:1x1").size == "1 chip of 16.9 GB"
+    assert "75% of 85.5 GB" in slices.parse("h100:8").size
+
+
+def test_an_exchange_that_does_not_overlap_adds_to_the_arithmetic():
+    w = step_of(training(), model(), mesh=(1, 4, 1))
+    piece = slices.parse("v6e:2x2")
+    none, half, all_ = (seconds.by_phase(w, piece, share)["update"] for share in (0.0, 0.5, 1.0))
+    exchange = sum(traffic.update(w).values()) / (piece.chip.links * seconds.LINKS)
+    computing = none - exchange
+    assert all_ == pytest.approx(max(computing, exchange))
+    assert half == pytest.approx(max(computing, exchange / 2) + exchange / 2)
+    # Without a compiled program the chip's own share is taken.
+    assert seconds.by_phase(w, piece)["update"] == none
+
+
+STARTED = """\
+%start (a: bf16[16,8]) -> (bf16[16,8], bf16[64,8]) {
+  %a = bf16[16,8]{1,0} parameter(0)
+  %all-gather.1 = bf16[64,8]{1,0} all-gather(%a), channel_id=3, replica_groups={{0,1,2,3}}
+  ROOT %call = (bf16[16,8]{1,0}, bf16[64,8]{1,0}) custom-call(%all-gather.1), \
+custom_call_target="AsyncCollectiveStart"
+}
+
+%done (a: bf16[16,8]) -> bf16[64,8] {
+  %a.1 = bf16[16,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[64,8]{1,0} all-gather(%a.1), channel_id=3, replica_groups={{0,1,2,3}}
+}
+
+ENTRY %main (a: bf16[16,8]) -> bf16[64,8] {
+  %begun = (bf16[16,8]{1,0}, bf16[64,8]{1,0}) fusion(%a), kind=kCustom, calls=%start
+  %got = bf16[64,8]{1,0} fusion(%a), kind=kCustom, calls=%done
+  ROOT %plain = bf16[64,8]{1,0} all-gather(%a), channel_id=4, replica_groups={{0,1,2,3}}
+}
+"""
+
+
+def test_a_gather_overlaps_if_the_program_starts_it_before_it_waits():
+    found = hlo.collectives(STARTED, 4)
+    assert [one.overlapped for one in found] == [True, False]
+    assert hlo.overlap(found) == 0.5 and hlo.overlap(found[1:]) == 0 and hlo.overlap([]) == 1
+
+
+@pytest.mark.heavy
+def test_the_compiler_knows_every_slice_with_its_devices_and_their_memory():
+    pytest.importorskip("libtpu", reason="libtpu is not installed: pip install sdjax[tpu]")
+    other_process.run("import test_plan; test_plan.describe_every_slice()", **QUIET)
+
+
+def describe_every_slice():
+    """Runs in the subprocess: no side of most slices is 2 devices long, as the tensor axis is."""
+    import jax.numpy as jnp
+
+    for chip in slices.CHIPS.values():
+        for piece in slices.ladder(chip) if chip.is_tpu else ():
+            if piece.devices <= 64:
+                tensor = min(2, piece.devices)
+                mesh = programs.topology_mesh(piece, (1, piece.devices // tensor, tensor))
+                assert {d.device_kind for d in mesh.devices.flat} <= set(peaks.KNOWN), piece
+        if chip.is_tpu:
+            one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+            large = jax.ShapeDtypeStruct((1 << 20, 1 << 17), jnp.float32, sharding=one)
+            with pytest.raises(jax.errors.JaxRuntimeError) as error:
+                jax.jit(lambda x: x + 1).lower(large).compile()
+            allowed = re.search(r"available HBM \(([\d.]+)G\)|of ([\d.]+)G hbm", str(error.value))
+            assert allowed, error.value
+            assert float(allowed[1] or allowed[2]) == pytest.approx(chip.memory / 2**30, abs=0.01)
 
 
 @pytest.mark.heavy

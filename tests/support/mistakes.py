@@ -34,6 +34,28 @@ EXPORT = """
 from sdjax.config import *
 config = Export(run="RUN", out="OUT")
 """
+PARTS = """
+from sdjax.config import *
+from sdjax.tasks.countdown import Countdown
+small = Model(path="MODEL", compute_dtype="float32")
+short = Eval(k=1, examples=2, max_completion_tokens=8, every=0)
+"""
+JOBS = {
+    "sft": """config = SFT(out="OUT", source="TRAIN", max_tokens=300, batch=2, steps=1,
+    model=small, optim=Optim(microbatch=2), checkpoint=Checkpoint(export=False))""",
+    "study": """config = Study(out="OUT", task=TASK, problems=2, tried=4, solved_max=1, model=small,
+    max_prompt_tokens=400, eval=short)""",
+    "evaluate": """config = Evaluate(out="OUT", task=TASK, max_prompt_tokens=400, model=small,
+    eval=short)""",
+    "traces": """config = Traces(out="OUT", rows=10, tasks={"any": Countdown()})""",
+    "report": """config = Report(runs=("RUN",), out="OUT.html")""",
+    "bench": """config = Bench(out="OUT", model=small, weights="model")""",
+    "prepare": """config = Prepare(name="made", splits={"train": "TRAIN"}, out="OUT")""",
+    "export": """config = Export(run="RUN", out="OUT")""",
+    "plan": """config = Plan(train=("RUN.py",), compile=False, out="OUT")""",
+}
+JOBS = {name: PARTS + text for name, text in JOBS.items()}
+JOBS["sweep"] = CONFIG + """config = Sweep(out="OUT", runs={"a": config}, values=(1, 2))"""
 ROW = {
     "answer": "A",
     "prompt": "Which?\n\nA: one\nB: two\nPlease reason step by step.",

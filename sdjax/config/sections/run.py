@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sdjax.config.checks import require, require_finite, require_one
+from sdjax.config.checks import require, require_finite, require_one, require_seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class TaskConfig:
     def __post_init__(self) -> None:
         require_finite(self, "task.")
         require(self.held_out >= 0, "task.held_out", self.held_out, "must not be negative")
+        require_seed("task.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Data:
 
     def __post_init__(self) -> None:
         require(self.limit >= 0, "data.limit", self.limit, "must not be negative; 0 uses all")
+        require_seed("data.seed", self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
