@@ -397,10 +397,11 @@ def test_a_signal_does_not_wait_for_the_server(mode):
         if time.monotonic() > due:
             raise Stopped
 
-    with raw_server(rest=mode) as (url, _), pytest.raises(Stopped):
-        draw(
-            "http://127.0.0.1:1" if mode is None else url, between=between, timeout_s=60, retries=9
-        )
+    modes = {"hang": hang, "body": DRIP[0], "headers": DRIP[1]}
+    sent = modes.get(mode, with_retry_after("503 Busy"))
+    with raw_server(rest=sent) as (url, _), pytest.raises(Stopped):
+        url = "http://127.0.0.1:1" if mode == "gone" else url
+        draw(url, between=between, timeout_s=60, retries=9)
     assert time.monotonic() - due < 2
 
 
