@@ -21,7 +21,7 @@ from pathlib import Path
 from sdjax import config as configs
 from sdjax.config.load import job_classes, load, override
 from sdjax.errors import RESUME, TOO_LARGE, Stopped, TooLarge, UserError
-from sdjax.io import environment, redact
+from sdjax.io import environment, lease, redact
 
 PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return 130
+    finally:
+        lease.release_all()
 
 
 def resume_command(argv: Sequence[str]) -> str:

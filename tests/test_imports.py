@@ -25,6 +25,7 @@ ALLOWED = {
     "io.redact": (),
     "io.files": ("errors",),
     "io.storage": ("errors",),
+    "io.lease": ("errors", "io.storage"),
     "io.hub": ("errors",),
     "io.environment": ("",),  # the version
     "io.run_record": ("config", "errors", "io"),
@@ -32,7 +33,7 @@ ALLOWED = {
     "records": (),
     "config": ("errors", "io.redact"),
     "config.load": ("config", "errors"),
-    "logs": ("config", "errors", "io.files", "analysis"),
+    "logs": ("config", "errors", "io.files", "io.lease", "analysis"),
     "token_pieces": (),
     "tokenizer": (
         *("errors", "records", "token_pieces"),
@@ -60,7 +61,7 @@ ALLOWED = {
         *("config", "errors", "records", "tokenizer", "io", "logs", "data", "tasks", "analysis"),
         *("objectives", "parallel", "models", "rollout", "teacher", "learner"),
     ),
-    "main": ("config", "errors", "parallel.launch", "io.redact", "io.environment"),
+    "main": ("config", "errors", "parallel.launch", "io.redact", "io.environment", "io.lease"),
 }
 # Rooms and modules that neither import jax nor load it, directly or through others.
 WITHOUT_JAX = (

@@ -14,7 +14,7 @@ import jax
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError
-from sdjax.io import run_record, storage
+from sdjax.io import lease, run_record, storage
 from sdjax.parallel import hosts
 
 # The first result of each job. A directory with one of these holds a run.
@@ -95,6 +95,7 @@ def _claim(
         if held:
             run_record.check_fingerprints(folder.place, job, after, fingerprints)
         folder.local.mkdir(parents=True, exist_ok=True)
+        lease.take(folder.place)
         if resume:
             folder.pull()
         if not held or not after:
@@ -144,17 +145,24 @@ def answers(out: str, *names: str) -> int:
 
 @contextmanager
 def pushed(folder: storage.Folder) -> Iterator[None]:
-    """Copies the files of a run to their place at the end of the block, also if it fails."""
+    """Copies the files of a run to their place at the end of the block, also if it fails.
+
+    The run directory then has no owner any more.
+    """
     primary = jax.process_index() == 0
     try:
         yield
     except BaseException:
         with suppress(UserError):
             if primary:
+                lease.check()
                 folder.push()
+        lease.release(folder.place)
         raise
     if primary:
+        lease.check()
         folder.push()
+    lease.release(folder.place)
     folder.close()
 
 

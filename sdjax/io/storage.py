@@ -25,6 +25,8 @@ from sdjax.errors import UserError
 PART = 1 << 24  # bytes copied at a time
 DIRECT = ("checkpoints",)
 """Folders that are written to their place directly."""
+OWNER = "owner.json"
+"""Names the process that writes a run directory; see sdjax/io/lease.py."""
 NOT_READ_BACK = (*DIRECT, "model", "server")
 """Folders that a resumed run does not read."""
 GOOGLE = "storage.googleapis.com"
@@ -181,7 +183,8 @@ def _files_of_place(folder: Any) -> Iterator[Any]:
     if folder.exists():
         for entry in folder.iterdir():
             if not entry.is_dir():
-                yield entry
+                if entry.name != OWNER:
+                    yield entry
             elif entry.name not in NOT_READ_BACK:
                 yield from _files_of_place(entry)
 

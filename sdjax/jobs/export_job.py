@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.io import storage
+from sdjax.io import lease, storage
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.models.network import lora
 from sdjax.parallel import hosts, rules
@@ -35,7 +36,9 @@ def run(cfg: config.Export) -> None:
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), trained, shardings
     )
-    with jax.set_mesh(model.mesh):
+    primary = jax.process_index() == 0 and not folder.remote
+    owned = lease.holding(folder.local) if primary else nullcontext()
+    with jax.set_mesh(model.mesh), owned:
         params = checkpoints.params(step, like)
         if frozen is not None:
             params = lora.joined(params, resume.load_base(model, checkpoints.host(step)))

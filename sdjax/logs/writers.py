@@ -17,6 +17,7 @@ from typing import Any
 
 from sdjax import config
 from sdjax.errors import WriteError, writing
+from sdjax.io import lease
 from sdjax.io.files import to_json
 from sdjax.logs import terminal
 
@@ -83,6 +84,7 @@ class Lines:
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows and flushes the file; raises WriteError if that fails."""
+        lease.check()
         try:
             for row in rows:
                 self._file.write(to_json(row) + "\n")

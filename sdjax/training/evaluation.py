@@ -20,7 +20,8 @@ from sdjax.analysis import lengths, scores
 from sdjax.analysis.scores import Scores
 from sdjax.data.pipeline import drop_overlong
 from sdjax.data.rows import Skipped
-from sdjax.errors import UserError
+from sdjax.errors import UserError, writing
+from sdjax.io import lease
 from sdjax.io.files import to_json, write_text
 from sdjax.logs.terminal import closing_table
 from sdjax.parallel import hosts
@@ -377,7 +378,8 @@ def resumed(
     new = answers(model.sampler, to_sample, model.tokenizer, plan[done:], cfg, thinking)
     for number, rows in enumerate(new, done + 1):
         if primary:
-            with file.open("a", encoding="utf-8") as out:
+            lease.check()
+            with writing(file), file.open("a", encoding="utf-8") as out:
                 out.write(jsonl(rows))
         hosts.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
         yield rows

@@ -12,7 +12,7 @@ from flax import nnx
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError
-from sdjax.io import storage
+from sdjax.io import lease, storage
 from sdjax.io.storage import Folder
 from sdjax.learner.checkpoint import Checkpoints, abstract, saved_steps
 from sdjax.learner.state import TrainState
@@ -133,6 +133,7 @@ def save(
         host: Its JSON part.
         score: The metric that config.Checkpoint.keep_best compares; None: this step has none.
     """
+    lease.check()
     if jax.process_index() == 0:
         folder.push()
     # A copy, because saving is asynchronous and the loop changes the lists in `host`.

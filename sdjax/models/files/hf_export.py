@@ -81,7 +81,7 @@ def export(
     try:
         shards.write(partial, shapes, dtype, arrays, max_shard_bytes)
         _write_config(partial, cfg, source, dtype)
-    except UserError:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     # If the process ends anywhere below, `out` is a complete export or does not exist.
