@@ -20,11 +20,11 @@ from sdjax.training import evaluation, fingerprint, loaded_model
 def run(cfg: config.Evaluate) -> None:
     """Writes answers.jsonl, scores.json and scores.md into `cfg.out` and prints the table."""
     after = run_dir.answers(cfg.out, "answers.jsonl") if cfg.resume else 0
+    cfg = loaded_model.kept_date(cfg)
     changes = run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
     others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
-    cfg = loaded_model.kept_date(cfg)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
     cfg = model.dated(cfg)
     loaded_model.check_context(

@@ -52,9 +52,9 @@ T = TypeVar("T")
 def run(cfg: config.SFT) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
     after = resume.done(cfg.out) if cfg.resume else 0
+    cfg = loaded_model.kept_date(cfg)
     run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
-    cfg = loaded_model.kept_date(cfg)
     model = loaded_model.open_model(cfg.model, cfg.mesh)
     cfg = model.dated(cfg)
     loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)

@@ -102,10 +102,10 @@ class _Study:
 def run(cfg: config.Study) -> None:
     """Collects problems, answers them under each condition, writes figures and data sets."""
     after = run_dir.answers(cfg.out, "collected.jsonl", "answers/*.jsonl") if cfg.resume else 0
+    cfg = loaded_model.kept_date(cfg)
     changes = run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
-    cfg = loaded_model.kept_date(cfg)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
     cfg = model.dated(cfg)
     longest = cfg.eval.max_completion_tokens
@@ -133,7 +133,7 @@ def run(cfg: config.Study) -> None:
             changes.clear()
         return loaded
 
-    with jax.set_mesh(model.mesh):
+    with jax.set_mesh(model.mesh), run_dir.pushed(folder):
         study = _Study(
             cfg=cfg,
             task=task,
@@ -143,10 +143,10 @@ def run(cfg: config.Study) -> None:
         )
         collected, tried = _collect(study, candidates)
         _conditions(study, collected, {e.id: e for e in candidates if e.id in collected})
-    if changes:  # The scores are computed anew, although nothing was sampled.
-        run_dir.record(folder, cfg, after, fingerprints)
-    if jax.process_index() == 0:
-        _report(study, collected, tried)
+        if changes:  # The scores are computed anew, although nothing was sampled.
+            run_dir.record(folder, cfg, after, fingerprints)
+        if jax.process_index() == 0:
+            _report(study, collected, tried)
 
 
 def _candidates(cfg: config.Study, task: Task, model: LoadedModel) -> Sequence[Example]:

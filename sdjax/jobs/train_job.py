@@ -27,9 +27,9 @@ def run(cfg: config.Train) -> None:
         replay.run(cfg)
         return
     after = resume.done(cfg.out) if cfg.resume else 0
+    cfg = loaded_model.kept_date(cfg)
     changes = run_dir.check_same(cfg, after)
     stop = Stop()
-    cfg = loaded_model.kept_date(cfg)
     task, model, examples, sets = _prepare(cfg, stop.check)
     cfg = model.dated(cfg)
     shared = cfg.resume or cfg.checkpoint.every > 0

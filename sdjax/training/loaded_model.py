@@ -197,7 +197,8 @@ def _tokenizer(source: config.Model, rows: int) -> Tokenizer:
 def kept_date(job: J) -> J:
     """Returns the config of a job that resumes with the day that its run began with.
 
-    Call it before `open_model`, and `LoadedModel.dated` after it.
+    Call it before the config is compared with the run's, and `LoadedModel.dated` once the model is
+    open.
     """
     if not job.resume or job.model.date is not None:
         return job

@@ -131,7 +131,7 @@ BAD_ARGUMENTS = {
     "--optim.learning_rate 3": ["--optim.learning_rate", "perhaps you meant --optim.lr"],
     "--max_steps 3": ["--max_steps", "perhaps you meant --steps"],
     "--optim.lr fast": ["--optim.lr", "'fast'", "--help"],
-    "--rollout.group_size 4.5": ["--rollout.group_size", "'4.5'", "--help"],
+    "--rollout.group_size 4.5": ["rollout.group_size is '4.5': must be a whole number", "--help"],
     "--rollout.group_size": ["--rollout.group_size", "Missing value"],
     "--optim.lr -1": ["optim.lr is -1.0: must not be negative"],
     "--loss.alpha 1.5": ["loss.alpha is 1.5: must lie in [0, 1]"],

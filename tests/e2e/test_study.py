@@ -96,7 +96,7 @@ def test_a_trajectory_says_where_the_chain_led(first, last, trend):
 
 def even(attempts: list[Attempt]) -> list[Grade]:
     """Grades an answer by its letters, so that a random model solves some problems."""
-    right = [sum(map(ord, attempt.text)) % 3 == 0 for attempt in attempts]
+    right = [attempt.text != "" and sum(map(ord, attempt.text)) % 3 == 0 for attempt in attempts]
     return [Grade(reward=float(ok), correct=ok, details={"prediction": str(ok)}) for ok in right]
 
 

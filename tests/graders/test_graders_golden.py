@@ -33,7 +33,8 @@ def test_math_reference_gives_the_papers_reward_and_all_that_comes_with_it():
     given = rewards("math")
     for row, grade in zip(given, grade_math.reference()(attempts(given)), strict=True):
         got = {"score": grade.reward, "acc": float(grade.correct), "feedback": grade.feedback}
-        assert got | grade.details == row["expected"], row["id"]
+        details = {name: v for name, v in grade.details.items() if name != "prediction"}
+        assert got | details == row["expected"], row["id"]
 
 
 @pytest.mark.heavy
@@ -63,7 +64,8 @@ def test_tooluse_reference_gives_the_papers_reward_and_feedback():
     for row in rewards("tooluse"):
         grade = tool_calls.grade_reference(row["response"], row["ground_truth"])
         got = {"score": grade.reward, "acc": float(grade.correct), "feedback": grade.feedback}
-        assert got | grade.details == row["expected"], row["id"]
+        details = {name: v for name, v in grade.details.items() if name != "prediction"}
+        assert got | details == row["expected"], row["id"]
 
 
 @pytest.mark.heavy

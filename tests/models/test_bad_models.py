@@ -195,14 +195,20 @@ def other_model(attempt):
     attempt.model = str(tiny.model_folder(attempt.folder / "other", num_hidden_layers=3))
 
 
+# The copy of the run has its data and model in another folder.
+MOVED = ["--allow", "task.train", "task.test", "model.path"]
 RESUMED = {
     "no --resume": ([], None, ["holds a run", "--resume"]),
     "another teacher": (
-        ["--resume", "--steps", "2", "--teacher.kind", "live"],
+        ["--resume", "--steps", "2", "--teacher.kind", "live", *MOVED, "teacher.kind"],
         None,
         ["checkpoint", "does not fit", "teacher"],
     ),
-    "another model": (["--resume", "--steps", "2"], other_model, ["does not fit", "model"]),
+    "another model": (
+        ["--resume", "--steps", "2", *MOVED, "weights", "model.path"],
+        other_model,
+        ["does not fit", "model"],
+    ),
 }
 
 
@@ -249,10 +255,10 @@ def test_an_export_does_not_replace_a_folder(attempt, finished):
             ["answers.jsonl:1", "answers other", "comes here"],
         ),
         (
-            {"config.json": '{"eval": {"k": 9}}', "answers.jsonl": ""},
-            ["was made with", "set it back"],
+            {"config.json": '{"class": "Evaluate", "eval": {"k": 9}}', "answers.jsonl": "{}\n"},
+            ["was made with other fields", "eval.k 9 -> ", "--resume --allow"],
         ),
-        ({"config.json": "{", "answers.jsonl": ""}, ["config.json", "not JSON"]),
+        ({"config.json": "{", "answers.jsonl": "{}\n"}, ["config.json", "not JSON"]),
     ],
 )
 def test_answers_that_cannot_be_gone_on_with_are_named(attempt, files, words):

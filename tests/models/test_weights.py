@@ -328,7 +328,7 @@ def test_a_number_too_large_for_the_type_of_an_export_is_named(tmp_path):
     folder = tiny.model_folder(tmp_path / "in")
     cfg, _, params = tiny.load(folder)
     large = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(1e5), params)
-    with pytest.raises(UserError, match=r"embed_tokens\.weight has numbers .* finite in float16"):
+    with pytest.raises(UserError, match=r"embedding.* hold NaN or infinity as float16"):
         weights.export(large, cfg, folder, tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 

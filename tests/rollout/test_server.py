@@ -249,7 +249,7 @@ def test_an_evaluation_from_before_there_were_servers_can_go_on(folder, tmp_path
     (tmp_path / "config.json").write_text(json.dumps(made))
     evaluate_job.run(cfg)
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(cfg)))
-    with pytest.raises(UserError, match=r"server\.url is 'http://a:1'"):
+    with pytest.raises(UserError, match=r"server\.url null -> http://a:1"):
         evaluate_job.run(replace(cfg, server=config.Server(url="http://a:1", retries=0)))
 
 

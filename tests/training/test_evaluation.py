@@ -255,7 +255,7 @@ config = Evaluate(out="OUT", task=Arithmetic(held_out=3), model=Model(path="MODE
         (('"largest"', '"a/b"'), [], "out_of_domain is 'a/b': names must be letters"),
         (("held_out=3)}", "held_out='3')}"), [], "LargestNumber.held_out is '3': must be int"),
         (("LargestNumber(held_out=3)", "3"), [], "out_of_domain is {'largest': 3}: must be"),
-        (("LargestNumber(held_out=3)", "Arithmetic(seed='a')"), [], "out_of_domain.largest.seed"),
+        (("LargestNumber(held_out=3)", "Arithmetic(seed='a')"), [], "Arithmetic.seed is 'a'"),
         (("", ""), ["--out_of_domain.larges.held_out", "1"], "--out_of_domain.largest.held_out"),
         (("", ""), ["--out_of_domain.largest.held_out", "-1"], "task.held_out is -1"),
         (("", ""), ["--out_of_domain.largest.held_out", "0"], "largest: has no held-out examples"),

@@ -51,7 +51,7 @@ def test_an_exported_model_keeps_the_template_of_the_config(tmp_path):
     (folder / "chat_template.jinja").unlink()
     source = config.Model(path=str(folder), compute_dtype="float32", chat_template="{{ 'own' }}")
     model = loaded_model.open_model(source, config.Mesh())
-    model.export(model.load(), tmp_path)
+    model.export(model.load(), tmp_path / "model")
     assert (
         Tokenizer.load(tmp_path / "model").prompt_text([{"role": "user", "content": ""}]) == "own"
     )

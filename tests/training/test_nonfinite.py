@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 
 @dataclass(frozen=True, kw_only=True)
 class Poisoned(runs.Letters):
-    """Letters with a NaN reward for the answers to some questions."""
+    """Letters with a reward, for the answers to some questions, that makes a loss infinite."""
 
     poisoned: tuple[str, ...] = ()
     system: str = ""
@@ -37,7 +37,7 @@ def load(cfg: Poisoned, data: config.Data) -> Task:
 
     def grader(attempts):
         return [
-            replace(grade, reward=float("nan")) if attempt.id in cfg.poisoned else grade
+            replace(grade, reward=1e300) if attempt.id in cfg.poisoned else grade
             for attempt, grade in zip(attempts, task.grader(attempts), strict=True)
         ]
 
@@ -225,7 +225,7 @@ def test_a_model_whose_logits_are_not_finite_is_an_error_of_every_job_and_leaves
     else:
         assert "at token 0 of completion" in said and "model.path" in said
     written = {file.name for file in out.rglob("*") if file.is_file() and file.stat().st_size}
-    assert written <= {"config.json", "metrics.jsonl", "log.txt"}, written
+    assert written <= {"config.json", "run.json", "metrics.jsonl", "log.txt"}, written
 
 
 @pytest.mark.parametrize(

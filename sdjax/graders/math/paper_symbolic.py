@@ -126,10 +126,14 @@ def _matrices(prediction: str, gold: str, depth: int) -> bool:
 
 # The papers' parser reads past these.
 _SKIPPED = re.compile(r"\\(?:displaystyle|[,:;!])|\\$")
+# But not a backslash after a number alone.
+_UNREAD = re.compile(r"-?[\d.]+\\")
 
 
 def _parsed(text: str) -> Any:
     """Returns a sympy expression, or the text if neither parser reads it."""
+    if _UNREAD.fullmatch(text):
+        return text
     texts = dict.fromkeys((text.replace("\\\\", "\\"), text))
     for parse in (safe_parse.parse, _latex):
         for candidate in texts:
