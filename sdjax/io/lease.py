@@ -1,9 +1,8 @@
 """One owner per run directory: owner.json there names the process that writes.
 
-The owner writes the time into the file every BEAT_S seconds. A process that finds the file of a
-dead owner takes the directory over; so it does with an owner that has not written for STALE_S
-seconds, such as one on a host that hangs. An owner that wakes up later finds the file of another
-process and must not write.
+The owner writes the time into the file every BEAT_S seconds. Another process takes the directory
+over from an owner that is dead, or that has not written for STALE_S seconds because its host hangs.
+An owner that wakes up later finds the file of another process and must not write.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """Returns what tells this machine since its boot, and this container, from all others."""
+    """Returns a name that only this boot of this machine, and this container, has."""
     parts = []
     for read in (
         lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
@@ -178,7 +177,7 @@ def _described(owner: dict[str, Any]) -> str:
 
 
 def _read(file: Any) -> dict[str, Any] | None:
-    """Returns what the file says; None for no file, and for one that this module did not write."""
+    """Returns the content of the file, or None without a file that this module wrote."""
     try:
         found = json.loads(file.read_text())
         return found if {"token", "beat", "process", "host", "since"} <= found.keys() else None

@@ -254,10 +254,16 @@ def _check_names(allow: Sequence[str], cfg: config.Job) -> None:
         raise UserError(f"allow is {name!r}: no such field; {remedy}")
 
 
+LISTED = 6
+"""Changes that an error shows with their values."""
+
+
 def _refuse(place: Any, changes: Sequence[FieldChange], why: str) -> None:
-    """Raises UserError with all changes, if there is one."""
+    """Raises UserError with the first changes and the names of all, if there is one."""
     if changes:
-        listed = ", ".join(map(str, changes))
+        listed = ", ".join(map(str, changes[:LISTED]))
+        if len(changes) > LISTED:
+            listed += f" and {len(changes) - LISTED} more"
         sections = {c.name.removesuffix(".class") for c in changes if c.name.endswith(".class")}
         alone = [c.name for c in changes if not _is_in(c.name, sections)]
         names = " ".join([*sorted(sections), *alone])

@@ -256,7 +256,7 @@ def test_an_export_does_not_replace_a_folder(attempt, finished):
         ),
         (
             {"config.json": '{"class": "Evaluate", "eval": {"k": 9}}', "answers.jsonl": "{}\n"},
-            ["was made with other fields", "eval.k 9 -> ", "--resume --allow"],
+            ["was made with other fields", " more; ", "--resume --allow", "eval.k"],
         ),
         ({"config.json": "{", "answers.jsonl": "{}\n"}, ["config.json", "not JSON"]),
     ],
