@@ -195,12 +195,14 @@ def _write(file: Any, owner: dict[str, Any], instead_of: dict[str, Any] | None) 
     part = file.with_name(f".{file.name}.{owner['token']}")
     try:
         part.write_text(text)
-        if instead_of is None and not file.exists():
-            os.link(part, file)
-            return True
+        if instead_of is None:
+            try:
+                os.link(part, file)
+                return True
+            except FileExistsError:
+                if _read(file) is not None:
+                    return False
         os.replace(part, file)
-    except FileExistsError:
-        return False
     finally:
         part.unlink(missing_ok=True)
     time.sleep(0.1)
