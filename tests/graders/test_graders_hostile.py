@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -182,6 +184,17 @@ def test_closing_a_pool_ends_its_processes():
     assert processes().count("sdjax.graders.workers.worker json:dumps 1789") >= 2
     pool.close()
     assert gone("sdjax.graders.workers.worker json:dumps 1789")
+
+
+def test_a_worker_whose_caller_died_in_a_call_ends():
+    command = [sys.executable, "-m", "sdjax.graders.workers.worker", "time:sleep", "2048", "null"]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert b"ready" in worker.stdout.readline() + worker.stdout.readline()
+    worker.stdin.write(b"[5, [0.5]]\n")
+    worker.stdin.flush()
+    worker.stdout.close()  # as the death of the caller does
+    worker.stdin.close()
+    assert worker.wait(timeout=20) == 0
 
 
 def test_a_call_has_the_limit_that_it_is_given_and_renewed_workers_forget_earlier_calls(

@@ -62,7 +62,7 @@ def _call(function: Any, arguments: list[Any], limit_s: float) -> dict[str, Any]
 
 
 def _serve(function: Any, channel: int) -> None:
-    """Answers calls until standard input ends."""
+    """Answers calls until standard input ends, or nobody reads the results any more."""
     # The first line feed ends a line that an earlier fork may have left unfinished.
     message: dict[str, Any] = {"ready": os.getpid()}
     line = b"\n"
@@ -93,7 +93,9 @@ def main() -> None:
         server = os.fork()
         if server == 0:
             try:
-                _serve(function, channel)
+                # Where the caller died during a call, a new server could not answer either.
+                with contextlib.suppress(BrokenPipeError):
+                    _serve(function, channel)
             finally:
                 os._exit(0 if sys.exc_info()[0] is None else 1)
         if os.waitpid(server, 0)[1] == 0:
