@@ -38,7 +38,7 @@ NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # special tokens wit
 # Tokens with such a word in them are part of a text, whatever their flag says.
 MEANING = re.compile(r"think|thought|reason|answer|solution|tool|function|python_tag", re.I)
 MARKUP = re.compile(r"[<\[]\S+[>\]]")
-CLOCK = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+CLOCK = re.compile(r"\bstrftime_now\b")
 LONGEST_EXACT = 1000  # tokens; the exact split needs a time that grows with their square
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token that stands for a byte
 # Characters that no text should have (Unicode, "noncharacters"). One marks text of the data.
@@ -161,9 +161,10 @@ class Tokenizer:
         template = str(self.base.chat_template)
         if self.date is not None:
             day = datetime.datetime.fromisoformat(self.date)
-            if not CLOCK.search(template):
+            if CLOCK.search(template):
+                template = _clock_of(day) + template
+            else:
                 options["date_string"] = day.strftime("%d %b %Y")  # as Llama 3.1 writes it
-            template = CLOCK.sub(lambda call: json.dumps(day.strftime(call[2])), template)
         try:
             text = self.base.apply_chat_template(
                 [dict(m) for m in messages],  # type: ignore[arg-type]
@@ -416,6 +417,18 @@ class Tokenizer:
         fields = json.loads(path.read_text()) if path.exists() else {}
         if fields.pop("chat_template", None) is not None:
             path.write_text(json.dumps(fields, indent=2) + "\n")
+
+
+def _clock_of(day: datetime.datetime) -> str:
+    """Returns the head of a chat template in which strftime_now writes a given day.
+
+    It is a macro, because transformers passes no functions to a template. A macro hides the
+    function of the same name, which reads the clock, however the template calls it.
+    """
+    formats = [f"%-{c}" for c in "dmHIMSj"] + [f"%{c}" for c in "aAbBcdDeFHIjmMpSTuUwWxXyY"]
+    calls = "".join(f"|replace({json.dumps(f)}, {json.dumps(day.strftime(f))})" for f in formats)
+    # The empty value keeps a line end at the beginning of the template.
+    return "{% macro strftime_now(format) %}{{ format" + calls + " }}{% endmacro %}{{ '' }}"
 
 
 def today() -> str:

@@ -237,6 +237,24 @@ def test_a_template_that_reads_the_clock_reads_the_day_of_the_run(tmp_path):
     assert Tokenizer.load(own, date="2024-02-03").prompt_text([USER]) == "03 Feb 2024"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        'strftime_now("%d %b %Y")',
+        "strftime_now(format='%d %b %Y')",
+        "strftime_now ('%d ' ~ '%b %Y')",
+        "strftime_now(form)",
+    ],
+)
+def test_a_template_reads_the_day_of_the_run_however_it_calls_the_clock(tmp_path, call):
+    tiny.write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    template = "{% set form = '%d %b %Y' %}{{ " + call + " }}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert Tokenizer.load(tmp_path).date is not None
+    assert Tokenizer.load(tmp_path, date="2024-02-03").prompt_text([USER]) == "03 Feb 2024"
+
+
 def test_a_template_is_chosen_by_its_name_or_given(tmp_path):
     named = [{"name": "rag", "template": "R"}, {"name": "tool_use", "template": "T"}]
     folder = with_added(tmp_path / "m", chat_template=named)

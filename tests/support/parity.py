@@ -36,7 +36,7 @@ def load(cfg: Parity, data: config.Data) -> Task:
         all_right = cfg.right_until < 1_000_000 and len(graded) <= cfg.right_until
         none = len(graded) > cfg.right_until
         right = [not none and (all_right or sum(map(ord, a.text)) % 2 == 0) for a in attempts]
-        return [Grade(reward=float(r), correct=r) for r in right]
+        return [Grade(reward=float(r), correct=r, details={"prediction": str(r)}) for r in right]
 
     return Task(
         name="parity",
@@ -49,6 +49,7 @@ def load(cfg: Parity, data: config.Data) -> Task:
 def page() -> dict[str, re.Pattern]:
     """Returns a pattern for each name in the first column of the page's tables."""
     cells = re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    cells = [cell for cell in cells if "/" in cell]  # the page has a table of graders too
     assert len(cells) == len(set(cells)) > 30
     return {
         cell: re.compile(re.escape(cell).replace("K", r"\d+").replace("NAME", r"\w+"))

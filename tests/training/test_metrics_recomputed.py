@@ -180,7 +180,6 @@ def evaluated(rows, prefix):
     c = right.sum(1)
     out = {
         f"{prefix}/avg@4": right.mean(),
-        f"{prefix}/pass@1": right.mean(),
         f"{prefix}/pass@2": np.mean(1 - (4 - c) * (3 - c) / 12),
         f"{prefix}/pass@4": np.mean(c > 0),
         f"{prefix}/length": np.mean([r["tokens"] for r in rows]),

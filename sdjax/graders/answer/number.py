@@ -34,10 +34,18 @@ _NUMBER = re.compile(
     re.ASCII,
 )
 _SIGNS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d", "-"))
+_WIDE = str.maketrans("０１２３４５６７８９", "0123456789")
+# What may stand between a minus sign and its number:
+# -{5}, -(5), -\text{5}, -\left(5\right), -**5**.
+_OPEN = r"(?:\\left|\\(?:text|mathrm|mathbf|boldsymbol|mathit)\s?(?=\{)|[{(|`]|\*\*)"
+_CLOSE = r"(?:\\right|[})|`]|\*\*)"
+_WRAPPED = re.compile(rf"-\s?(?:{_OPEN}\s?)+(?P<number>[\d.,]+)\s?(?:{_CLOSE}\s?)+", re.ASCII)
+_WRAPPED_SIGN = re.compile(r"(?:\\(?:text|mathrm|mathbf)\s?)?\{\s?-\s?\}(?=\s?[\d.])")
+_SIGN_WORD = re.compile(r"\b(?:minus|negative)\s(?=[\d.$])", re.IGNORECASE)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _THIN = re.compile(r"(?<=\d)(?:\\[,;:!]|[\u2009\u202f\u00a0~])+(?=\d{3}(?!\d))")
 _COMMA = re.compile(r"(?<=\d),\\[!](?=\s?\d{3}(?!\d))")
-_SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-zA-Z])|[~\u2009\u202f\u00a0]")
+_SPACE = re.compile(r"(?:\\[,;:! ]|\\q?quad(?![a-zA-Z])|&nbsp;|[~\u2009\u202f\u00a0 \t])+")
 _BOXED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])")
 _LETTERS = re.compile(r"(\\?[A-Za-z]+)$")
 
@@ -70,8 +78,9 @@ def numbers(text: str) -> list[str | None]:
 def _plain(text: str) -> str:
     """Returns a text with plain signs and spaces, and without thin spaces inside a number."""
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^" + m.group().translate(_RAISED), text)
-    text = _THIN.sub("", _COMMA.sub("", text.translate(_SIGNS)))
-    return _SPACE.sub(" ", text)
+    text = _THIN.sub("", _COMMA.sub("", text.translate(_SIGNS).translate(_WIDE)))
+    text = _SIGN_WORD.sub("-", _SPACE.sub(" ", text))
+    return _WRAPPED.sub(r"-\g<number> ", _WRAPPED_SIGN.sub("-", text))
 
 
 def _matches(text: str) -> Iterator[tuple[re.Match[str], bool]]:
