@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import UserError, writing
-from sdjax.io.storage import OWNER
+from sdjax.io.storage import OWNER, reported
 
 BEAT_S = 10.0
 STALE_S = 30.0
@@ -189,7 +189,8 @@ def _write(file: Any, owner: dict[str, Any], instead_of: dict[str, Any] | None) 
     """Writes the file; returns False if another process was quicker."""
     text = json.dumps(owner)
     if not isinstance(file, Path):
-        file.write_text(text)
+        with reported(file.parent):
+            file.write_text(text)
         time.sleep(1.0)  # the last of several writers is the owner
         return (_read(file) or {}).get("token") == owner["token"]
     part = file.with_name(f".{file.name}.{owner['token']}")

@@ -128,7 +128,7 @@ class Folder:
     def pull(self) -> None:
         """Copies the files that the run left in its place to `local`, before it is resumed."""
         if self.remote:
-            with _reported(self.place):
+            with reported(self.place):
                 files = list(_files_of_place(self.place))
             for file in files:
                 name = Path(*file.relative_to(self.place).parts)
@@ -147,7 +147,7 @@ class Folder:
 
 def holds(place: Any, names: Iterable[str]) -> bool:
     """Returns whether a directory has one of these files, and it is not empty."""
-    with nullcontext() if isinstance(place, Path) else _reported(place):
+    with nullcontext() if isinstance(place, Path) else reported(place):
         files = [place / name for name in names]
         return any(f.exists() and _size(f) > 0 for f in files)
 
@@ -191,12 +191,12 @@ def _files_of_place(folder: Any) -> Iterator[Any]:
 
 def _copy(source: Any, target: Any, kept: str = "") -> None:
     """Copies a file; raises UserError, with `kept` at its end, if that fails."""
-    with _reported(target, kept), source.open("rb") as read, target.open("wb") as write:
+    with reported(target, kept), source.open("rb") as read, target.open("wb") as write:
         shutil.copyfileobj(read, write, PART)
 
 
 @contextmanager
-def _reported(where: Any, kept: str = "") -> Iterator[None]:
+def reported(where: Any, kept: str = "") -> Iterator[None]:
     """Raises UserError in place of any error of a store's library.
 
     Those errors (no bucket, no right to write, no credentials, no network) have many classes.

@@ -11,10 +11,15 @@ from runs import lines
 from sdjax import config
 from sdjax.jobs import evaluate_job, report_job, study_job, train_job
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("compiled_once")]
+pytestmark = pytest.mark.usefixtures("compiled_once")
+# Each kind of answer once; the other rules run with -m slow. test_votes has all rules without jobs.
+SHORT = ("number", "math_reference", "tooluse")
 
 
-@pytest.mark.parametrize("rule", CASES)
+@pytest.mark.parametrize(
+    "rule",
+    [pytest.param(r, marks=pytest.mark.heavy if r in SHORT else pytest.mark.slow) for r in CASES],
+)
 def test_every_job_runs_with_every_rule(rule, model, tmp_path, request):
     if rule.startswith("code"):
         request.getfixturevalue("sandboxed")

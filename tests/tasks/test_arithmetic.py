@@ -22,7 +22,7 @@ QUICK = (
     *("bitwise_arithmetic", "gsm_symbolic", "list_functions", "game_of_life_halting"),
     *("graph_color", "chain_sum", "polynomial_multiplication"),
 )
-LONGER = ("acre", "word_ladder", "puzzle24", "intermediate_integration", "countdown")
+LONGER = ("acre", "puzzle24", "countdown")
 
 
 def load(name, size=16, held_out=4, **options):
