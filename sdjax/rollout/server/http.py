@@ -70,9 +70,10 @@ class Client:
                 status, data = await self._send(method, url, body)
             except aiohttp.ClientError as error:
                 if last:
+                    count = f"{tries} tries" if tries > 1 else "1 try"
                     raise UserError(
-                        f"{url}: not reached in {tries} tries ({_reason(error)}): start the "
-                        "server, or correct server.url"
+                        f"{url}: not reached in {count} ({_reason(error)}): start the server, or "
+                        "correct server.url"
                     ) from None
                 await _pause(tries)
                 if isinstance(error, aiohttp.ClientConnectorError):
