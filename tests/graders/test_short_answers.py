@@ -71,7 +71,7 @@ NUMBERS = [
     ("He has 3, 4", "4", True),
     ("\\boxed 8", "8", True),
     ("in 2019 100 people", "100", True),
-    ("３", "3", False),
+    ("３", "3", True),
     ("$\\boxed{-40}$ dollars", "-40", True),
     ("(-5)", "-5", True),
     ("5-3", "3", True),
