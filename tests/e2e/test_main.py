@@ -354,6 +354,7 @@ def test_a_config_as_it_stands_needs_no_parser(tmp_path):
     assert done.stdout == "runs/x\n", done.stderr
 
 
+@pytest.mark.heavy
 def test_a_missing_model_ends_the_real_command_with_one_line(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(GOOD)

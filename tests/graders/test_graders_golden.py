@@ -133,6 +133,7 @@ def test_choice_and_tooluse_differ_where_listed(kind, reference, module):
     assert differing(given, grades, reward) == listed(reference)
 
 
+@pytest.mark.heavy
 def test_code_differs_from_its_reference_where_listed(sandboxed):
     # Programs that run out of time are wrong for both, and slow to find so.
     given = [row for row in rewards("code") if not row["expected"]["timed_out"]]

@@ -115,6 +115,7 @@ SHAPED = [
 ]
 
 
+@pytest.mark.heavy
 def test_none_of_40_secrets_leaves_the_process(tmp_path):
     """Looks at a run's config.json, its error with --debug and the traceback of a bug."""
     assert len(NAMED) + len(SHAPED) == 40

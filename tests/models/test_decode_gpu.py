@@ -17,7 +17,10 @@ from sdjax.models.network import decode_gpu, decode_kernels, layer, transformer
 from sdjax.parallel.mesh import AS_WRITTEN
 
 
-@pytest.mark.parametrize("family, window", [("qwen3", None), ("llama", 70), ("qwen3", 5)])
+@pytest.mark.parametrize(
+    "family, window",
+    [pytest.param("qwen3", None, marks=pytest.mark.heavy), ("llama", 70), ("qwen3", 5)],
+)
 def test_the_kernel_attends_and_writes_as_the_layer_does(tmp_path, family, window):
     case = step(tmp_path, family=family)
     assert (case[1].q_norm is None) == (family == "llama")

@@ -101,6 +101,7 @@ def test_tensors_of_experts_stack_over_layers_and_experts(folder, tmp_path):
         np.testing.assert_array_equal(written[name], tensor)
 
 
+@pytest.mark.heavy
 def test_the_mlp_of_a_family_runs_in_training_and_in_decoding(folder):
     cfg, _, params = tiny.load(folder)
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 13)).astype(np.int32)

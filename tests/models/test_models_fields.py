@@ -7,7 +7,6 @@ import copy
 import family_cases
 import jax
 import jax.numpy as jnp
-import marks
 import numpy as np
 import pytest
 import tiny
@@ -65,7 +64,8 @@ def without(params: nnx.State, cfg) -> nnx.State:
     return nnx.from_flat_state([(p, v) for p, v in nnx.to_flat_state(params) if p in wanted])
 
 
-@pytest.mark.parametrize("family", marks.heavy_but(["qwen3"], tiny.FAMILIES))
+@pytest.mark.heavy
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_field_that_changes_the_function_changes_the_output(family, tmp_path):
     bases: dict[str, tuple] = {}
     for name, (base, change) in family_cases.of(family).effects.items():

@@ -5,7 +5,6 @@ import threading
 
 import jax
 import learning
-import marks
 import numpy as np
 import other_process
 import pytest
@@ -111,7 +110,8 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", marks.heavy_but(["ema"], KINDS))
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", KINDS)
 def test_alternatives_are_of_the_distributions_that_the_update_compares(kind):
     sections = {"teacher": {"dtype": "float32"}, **KINDS[kind]}
     cfg = learning.train_config(log={"alternatives": 256}, **sections)
