@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,11 +32,13 @@ from sdjax.logs import profiler
 from sdjax.logs.writers import Writer
 from sdjax.parallel import hosts
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import alerts, evaluation, fingerprint, loaded_model, resume
+from sdjax.training import alerts, evaluation, fingerprint, loaded_model, loop, resume
 from sdjax.training.evaluation import EvaluationHistory, HeldOut
 from sdjax.training.host_step import Skips
 from sdjax.training.loaded_model import LoadedModel
 from sdjax.training.loop import evaluates, is_due
+from sdjax.training.resume import Progress
+from sdjax.training.stopping import Stop
 
 # A train state without a teacher: a live teacher is the student itself.
 NO_TEACHER = config.Teacher(kind="live")
@@ -55,7 +58,8 @@ def run(cfg: config.SFT) -> None:
     cfg = loaded_model.kept_date(cfg)
     run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
-    model = loaded_model.open_model(cfg.model, cfg.mesh)
+    stop = Stop()
+    model = loaded_model.open_model(cfg.model, cfg.mesh, between=stop.check)
     cfg = model.dated(cfg)
     loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
     loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
@@ -90,8 +94,11 @@ def run(cfg: config.SFT) -> None:
         after=after,
         fingerprints=fingerprints,
     )
-    with jax.set_mesh(model.mesh), run_dir.pushed(folder):
-        _train(cfg, model, kept, sets, folder, fingerprints)
+    setup = _Setup.of(cfg, model, kept, sets)
+    listening = stop.listening(cfg.checkpoint.every > 0)
+    with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
+        with _running(setup, folder, fingerprints) as (progress, out):
+            _train(setup, progress, out, stop)
 
 
 def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
@@ -161,69 +168,170 @@ def _fitting(
     return kept
 
 
-def _train(
-    cfg: config.SFT,
-    model: LoadedModel,
-    kept: Sequence[Conversation],
-    sets: Sequence[HeldOut],
-    folder: Folder,
-    fingerprints: Mapping[str, str],
-) -> None:
-    """Takes the updates that are left, and exports the model."""
-    init, take_update, shardings = _functions(cfg, model)
-    order = Batches(kept, cfg.batch, cfg.data.seed)
-    saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
-    done, train_state, host = resume.restore(saved, model, init, shardings, resume=cfg.resume)
-    if host is not None:
-        order.set_state(host["data"])
-    steps = cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch)
-    if 0 < done < steps:
-        run_dir.record(folder, cfg, done, fingerprints)
-    history = [] if host is None else host["history"]
-    skips = Skips() if host is None else Skips(**host.get("skips", {}))
-    evaluations = _evaluations(cfg, model, sets, folder.local, history)
-    primary, after = jax.process_index() == 0, done if cfg.resume else None
-    writer = Writer(folder.local, cfg.log, steps=steps, primary=primary, after=after)
-    updates = _updates(order, kept, model, cfg)
-    with writer, profiler.rounds(cfg.profile) as begin_round, ThreadPoolExecutor(1) as background:
-        if done == 0 and sets and evaluates(0, cfg.eval, last=False):
-            writer.write(0, evaluations.measure(0, model.sampler.weights(train_state.params)))
-        ahead = prefetched(lambda: next(updates), background)
-        interval = Interval()
-        for number in range(done + 1, steps + 1):
-            begin_round(number - done - 1)
-            batch, position = next(ahead)
-            train_state, metrics = take_update(train_state, batch)
-            interval.add(metrics)
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What every update of a finetuning reads."""
 
-            # Evaluate, log, checkpoint.
-            last = number == steps
-            measured = bool(sets) and evaluates(number, cfg.eval, last=last)
-            saves = cfg.checkpoint.every > 0 and (last or is_due(number, cfg.checkpoint.every))
-            # A checkpoint ends an interval, because a resumed run begins with a new one.
-            if last or measured or saves or is_due(number, cfg.log_every):
-                values, skipped = interval.take()
-                skips, ended = _counted(skips, skipped, cfg.optim.most_skipped, steps, number)
-                values["optim/skipped_total"] = float(skips.total)
-                if measured and not ended:
-                    weights = model.sampler.weights(train_state.params)
-                    values |= evaluations.measure(number, weights)
-                    del weights
-                writer.write(number, values)
-                writer.warn(number, alerts.skipped_updates(skipped, REMEDY) if any(skipped) else {})
-                if ended:
-                    raise UserError(
-                        f"update {number}: loss or gradient not finite in {skips.in_row} updates "
-                        f"in a row; optim.most_skipped is {cfg.optim.most_skipped}: {REMEDY}"
-                    )
-                interval = Interval()
-            if saves:
-                host = {"data": position, "history": history, "skips": asdict(skips)}
-                resume.save(saved, folder, number, train_state, host)
-    saved.close()
-    if cfg.checkpoint.export:
-        model.export(train_state.params, folder.local / "model", cfg.checkpoint.export_dtype)
-    evaluations.close()
+    cfg: config.SFT
+    model: LoadedModel
+    kept: Sequence[Conversation]
+    sets: Sequence[HeldOut]
+    steps: int
+    functions: _Functions
+    order: Batches[Conversation]
+
+    @classmethod
+    def of(
+        cls,
+        cfg: config.SFT,
+        model: LoadedModel,
+        kept: Sequence[Conversation],
+        sets: Sequence[HeldOut],
+    ) -> _Setup:
+        """Returns the setup of a finetuning on these conversations."""
+        return cls(
+            cfg=cfg,
+            model=model,
+            kept=kept,
+            sets=sets,
+            steps=cfg.steps or math.ceil(cfg.epochs * len(kept) / cfg.batch),
+            functions=_functions(cfg, model),
+            order=Batches(kept, cfg.batch, cfg.data.seed),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outputs:
+    """The places that a finetuning writes to, and the metrics that are not written yet."""
+
+    folder: Folder
+    saved: Checkpoints
+    writer: Writer
+    evaluations: EvaluationHistory
+    interval: Interval
+
+
+@contextmanager
+def _running(
+    setup: _Setup, folder: Folder, fingerprints: Mapping[str, str]
+) -> Iterator[tuple[Progress, _Outputs]]:
+    """Yields a run's progress and its outputs; exports the model at the end of the block.
+
+    See loop.saving for the end of a block that fails.
+    """
+    cfg, model, functions = setup.cfg, setup.model, setup.functions
+    saved = Checkpoints(folder.place / "checkpoints", cfg.checkpoint)
+    done, train_state, host = resume.restore(
+        saved, model, functions.init, functions.shardings, resume=cfg.resume
+    )
+    if host is None:
+        host = {"unscored": {}}
+    else:
+        setup.order.set_state(host["data"])
+    progress = Progress(
+        state=train_state,
+        step=done,
+        data=host.get("data") or setup.order.get_state(),
+        history=host.get("history", []),
+        unscored=host.get("unscored"),
+        skips=Skips(**host.get("skips", {})),
+    )
+    if done and progress.logged < setup.steps:
+        run_dir.record(folder, cfg, done, fingerprints)
+    primary, logged = jax.process_index() == 0, progress.logged if cfg.resume else None
+    out = _Outputs(
+        folder=folder,
+        saved=saved,
+        writer=Writer(folder.local, cfg.log, steps=setup.steps, primary=primary, after=logged),
+        evaluations=_evaluations(cfg, model, setup.sets, folder.local, progress.history),
+        interval=Interval(host.get("interval", ())),
+    )
+    with loop.saving(progress, cfg, saved, lambda: _checkpoint(progress, out, passing=True)):
+        with out.writer:
+            yield progress, out
+        saved.close()
+        if cfg.checkpoint.export:
+            params, dtype = progress.state.params, cfg.checkpoint.export_dtype
+            model.export(params, folder.local / "model", dtype)
+        out.evaluations.close()
+
+
+def _train(setup: _Setup, progress: Progress, out: _Outputs, stop: Stop) -> None:
+    """Takes the updates that are left; raises Stopped after a signal."""
+    cfg = setup.cfg
+    if progress.unscored is not None:
+        _end_step(setup, progress, out)
+    updates = _updates(setup.order, setup.kept, setup.model, cfg)
+    with profiler.rounds(cfg.profile) as begin_round, ThreadPoolExecutor(1) as background:
+        ahead = prefetched(lambda: next(updates), background)
+        first = progress.step
+        out.interval.restart()
+        while progress.step < setup.steps:
+            stop.check()
+            begin_round(progress.step - first)
+            batch, position = next(ahead)
+            progress.state, metrics = setup.functions.take_update(progress.state, batch)
+            out.interval.add(metrics)
+            progress.data, progress.step = position, progress.step + 1
+            if _is_logged(setup, progress.step):
+                progress.unscored = _interval_metrics(setup, progress, out)
+                _end_step(setup, progress, out)
+                out.interval.restart()
+        stop.check()
+
+
+def _is_logged(setup: _Setup, step: int) -> bool:
+    """Returns whether the metrics since the last line are written after a step."""
+    cfg, last = setup.cfg, step == setup.steps
+    measured = bool(setup.sets) and evaluates(step, cfg.eval, last=last)
+    # A checkpoint ends an interval too.
+    return last or measured or any(is_due(step, n) for n in (cfg.checkpoint.every, cfg.log_every))
+
+
+def _interval_metrics(setup: _Setup, progress: Progress, out: _Outputs) -> dict[str, float]:
+    """Returns the metrics since the last line, and counts the updates that were skipped.
+
+    Raises UserError, after it has written the metrics, if too many in a row were skipped.
+    """
+    most, step = setup.cfg.optim.most_skipped, progress.step
+    values, skipped = out.interval.take()
+    progress.skips, ended = _counted(progress.skips, skipped, most, setup.steps, step)
+    values["optim/skipped_total"] = float(progress.skips.total)
+    out.writer.warn(step, alerts.skipped_updates(skipped, REMEDY) if any(skipped) else {})
+    if ended:
+        out.writer.write(step, values)
+        raise UserError(
+            f"update {step}: loss or gradient not finite in {progress.skips.in_row} updates in a "
+            f"row; optim.most_skipped is {most}: {REMEDY}"
+        )
+    return values
+
+
+def _end_step(setup: _Setup, progress: Progress, out: _Outputs) -> None:
+    """Evaluates, logs and checkpoints the step that is done, where these are due."""
+    cfg, step, values = setup.cfg, progress.step, dict(progress.unscored or {})
+    last = step == setup.steps
+    if setup.sets and evaluates(step, cfg.eval, last=last):
+        weights = setup.model.sampler.weights(progress.state.params)
+        values |= out.evaluations.measure(step, weights)
+    if values:  # Without an evaluation, step 0 has none.
+        out.writer.write(step, values)
+    progress.unscored = None
+    if step and cfg.checkpoint.every and (last or is_due(step, cfg.checkpoint.every)):
+        _checkpoint(progress, out)
+
+
+def _checkpoint(progress: Progress, out: _Outputs, *, passing: bool = False) -> None:
+    """Starts to save a checkpoint."""
+    host = {
+        "data": progress.data,
+        "history": progress.history,
+        "unscored": progress.unscored,
+        "skips": asdict(progress.skips),
+        "interval": out.interval.fetch(),
+    }
+    step, state = progress.step, progress.state
+    resume.save(out.saved, out.folder, step, state, host, passing=passing)
 
 
 def _counted(
@@ -240,14 +348,17 @@ def _counted(
     return skips, False
 
 
-def _functions(
-    cfg: config.SFT, model: LoadedModel
-) -> tuple[
-    Callable[[nnx.State], TrainState],
-    Callable[[TrainState, SFTBatch], tuple[TrainState, dict[str, jax.Array]]],
-    TrainState,
-]:
-    """Returns the jitted functions that make and update the state, and the state's shardings."""
+@dataclass(frozen=True, kw_only=True)
+class _Functions:
+    """The jitted functions that make and update the state, and the state's shardings."""
+
+    init: Callable[[nnx.State], TrainState]
+    take_update: Callable[[TrainState, SFTBatch], tuple[TrainState, dict[str, jax.Array]]]
+    shardings: TrainState
+
+
+def _functions(cfg: config.SFT, model: LoadedModel) -> _Functions:
+    """Returns the functions of a finetuning."""
     tx = adamw.make(cfg.optim)
     shardings = state.shardings(model.abstract, tx, NO_TEACHER, model.mesh)
     init = state.initialiser(tx, NO_TEACHER, shardings)
@@ -258,7 +369,7 @@ def _functions(
         train_state, metrics, _ = train_step(train_state, batch)
         return after_step(train_state), metrics
 
-    return init, take_update, shardings
+    return _Functions(init=init, take_update=take_update, shardings=shardings)
 
 
 def _evaluations(
@@ -300,23 +411,40 @@ def prefetched(
 
 
 class Interval:
-    """The metrics of consecutive updates; they stay on the devices until `take`."""
+    """The metrics of consecutive updates since a line was written."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Sequence[dict[str, float]] = ()) -> None:
+        """`before` are those of the updates before a signal."""
+        self._before = list(before)
+        self._metrics: list[dict[str, jax.Array]] = []  # on the devices
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts the time from now."""
         self._start = time.perf_counter()
-        self._metrics: list[dict[str, jax.Array]] = []
 
     def add(self, metrics: dict[str, jax.Array]) -> None:
-        """Adds the metrics of an update without waiting for them."""
+        """Adds the metrics of an update; waits for an update before it.
+
+        Otherwise a signal might have to wait for as many updates as an interval has.
+        """
         self._metrics.append(metrics)
+        if len(self._metrics) > AHEAD:
+            jax.block_until_ready(self._metrics[-1 - AHEAD])
+
+    def fetch(self) -> list[dict[str, float]]:
+        """Returns the metrics of each update; waits for the last one."""
+        new = jax.device_get(self._metrics)
+        return self._before + [{name: float(x) for name, x in each.items()} for each in new]
 
     def take(self) -> tuple[dict[str, float], list[bool]]:
         """Returns means over the updates with their speed, and which updates were skipped.
 
-        Waits for the last update.
+        Waits for the last update. The next interval has none of them.
         """
-        host = jax.device_get(self._metrics)
-        seconds = (time.perf_counter() - self._start) / len(host)
-        means = {name: float(np.mean([m[name] for m in host])) for name in host[0]}
+        rows = self.fetch()
+        seconds = (time.perf_counter() - self._start) / len(self._metrics)
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         speed = {"sft/tokens_per_s": means["sft/tokens"] / seconds, "time/update_s": seconds}
-        return means | speed, [bool(m["optim/skipped"]) for m in host]
+        self._before, self._metrics = [], []
+        return means | speed, [bool(row["optim/skipped"]) for row in rows]

@@ -3,6 +3,10 @@
 A checkpoint is a folder named by its step: `state` and `host` as Orbax writes them, and
 checksums.json with the size and SHA-256 of every file. The folder gets its name after all files
 are written. A checkpoint is whole if its files are those of checksums.json.
+
+A signal makes checkpoints that pass: they go once a later checkpoint is whole. One that it makes
+during the evaluation of a step is unscored. Before the evaluated step saves another, the unscored
+one is renamed to STEP.unscored, so that a whole one stands there at any time.
 """
 
 from __future__ import annotations
@@ -38,20 +42,29 @@ CHECKSUMS = "checksums.json"
 TIMES = "_CHECKPOINT_METADATA"
 # The last file to be written where a folder cannot be renamed (object stores).
 COMMITTED = "commit_success.txt"
+UNSCORED = ".unscored"
 BLOCK = 1 << 24
 
 
 def saved_steps(folder: Any) -> list[int]:
     """Returns the steps of all checkpoints in a folder, oldest first. Some may be damaged."""
+    return sorted({step for step, _ in _saved(folder)})
+
+
+def _saved(folder: Any) -> list[tuple[int, Any]]:
+    """Returns step and folder of all checkpoints, oldest first; a renamed one before its scored."""
     if not folder.exists():
         return []
+    named = [(re.fullmatch(rf"(\d+)({UNSCORED})?", one.name), one) for one in folder.iterdir()]
     return sorted(
-        int(one.name)
-        for one in folder.iterdir()
-        if re.fullmatch(r"\d+", one.name)
-        # Without either file the save did not end.
-        and ((one / CHECKSUMS).exists() or (one / COMMITTED).exists())
+        ((int(match[1]), one) for match, one in named if match and _is_finished(one)),
+        key=lambda each: (each[0], not each[1].name.endswith(UNSCORED)),
     )
+
+
+def _is_finished(folder: Any) -> bool:
+    """Returns whether a save ended; without either file it did not."""
+    return (folder / CHECKSUMS).exists() or (folder / COMMITTED).exists()
 
 
 class Checkpoints:
@@ -66,11 +79,16 @@ class Checkpoints:
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
         )
-        self._saving: tuple[int, float | None] | None = None
+        self._saving: tuple[epath.Path, dict[str, Any]] | None = None
+        self._damaged: list[str] = []
 
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints, oldest first. Some may be damaged."""
         return saved_steps(self._folder)
+
+    def _at(self, step: int) -> epath.Path:
+        """Returns the folder of a step's checkpoint."""
+        return dict(_saved(self._folder)).get(step, self._folder / str(step))
 
     def newest(self) -> int | None:
         """Returns the step of the newest whole checkpoint, or None where there is no checkpoint.
@@ -78,27 +96,25 @@ class Checkpoints:
         A warning names the damage of each newer checkpoint. Raises UserError where none is whole.
         Every process must call it; the first process reads the files.
         """
-        newest, wrong = None, []
-        for step in reversed(self.steps() if jax.process_index() == 0 else []):
-            if (why := damage(self._folder / str(step))) is None:
+        newest, wrong = None, {}
+        for step, folder in reversed(_saved(self._folder) if jax.process_index() == 0 else []):
+            if (why := damage(folder)) is None:
                 newest = step
                 break
-            wrong.append(f"checkpoint {self._folder / str(step)} is damaged: {why}")
+            wrong[folder.name] = f"checkpoint {folder} is damaged: {why}"
         newest, wrong = hosts.of_first((newest, wrong))
         if newest is None and wrong:
-            raise UserError(
-                f"{wrong[0]}; there is none before it that is whole: choose another out"
-            )
-        for line in wrong if jax.process_index() == 0 else []:
+            why = next(iter(wrong.values()))
+            raise UserError(f"{why}; there is none before it that is whole: choose another out")
+        for line in wrong.values() if jax.process_index() == 0 else []:
             log.warning("%s; going on from the one before", line)
+        self._damaged = [*wrong]
         return newest
 
     def check(self, step: int) -> None:
         """Raises UserError where this checkpoint is damaged."""
-        if (why := damage(self._folder / str(step))) is not None:
-            raise UserError(
-                f"checkpoint {self._folder / str(step)} is damaged: {why}; choose another step"
-            )
+        if (why := damage(self._at(step))) is not None:
+            raise UserError(f"checkpoint {self._at(step)} is damaged: {why}; choose another step")
 
     def begin(self, *, resume: bool) -> int | None:
         """Returns the newest whole step, from which a run resumes; None: the run starts.
@@ -111,41 +127,55 @@ class Checkpoints:
                 f"{self._folder}: holds checkpoints; pass --resume or choose another --out"
             )
         newest = self.newest()
-        self._set_aside(newest)
+        self._set_damaged_aside()
         hosts.wait_for_first()
         return newest
 
-    def _set_aside(self, after: int | None) -> None:
+    def _set_damaged_aside(self) -> None:
         if jax.process_index() != 0 or not self._folder.exists():
             return
         with writing(self._folder):
             for folder in self._folder.iterdir():
                 if ".orbax-checkpoint-tmp" in folder.name:
                     folder.rmtree()
-            for step in self.steps():
-                if after is None or step > after:
-                    aside = self._folder / f"{step}.damaged"
-                    if aside.exists():
-                        aside.rmtree()
-                    (self._folder / str(step)).rename(aside)
+            for name in self._damaged:
+                _rename(self._folder / name, f"{name}.damaged")
 
     def save(
-        self, step: int, state: TrainState, host: dict[str, Any], score: float | None = None
+        self,
+        step: int,
+        state: TrainState,
+        host: dict[str, Any],
+        score: float | None = None,
+        *,
+        passing: bool = False,
+        unscored: bool = False,
     ) -> None:
         """Starts a save; the arrays of the state are copied before this returns.
 
-        Frozen parameters are not saved, because the run loads them from the model. cfg.keep_best
-        compares `score`. A step that has a checkpoint is not saved a second time. Raises WriteError
-        where this save or the save before it fails.
+        Frozen parameters are not saved, because the run loads them from the model. A step that has
+        a checkpoint is not saved a second time.
+
+        Args:
+            step: The steps that are done.
+            state: The arrays.
+            host: The JSON part.
+            score: What cfg.keep_best compares.
+            passing: Whether a signal made the checkpoint. It goes once a later one is whole.
+            unscored: Whether the step's evaluation is still to come.
+
+        Raises:
+            WriteError: This save or the save before it fails.
         """
         self.wait()
         path = self._folder / str(step)
-        if hosts.of_first(step in self.steps()):
+        if hosts.of_first(jax.process_index() == 0 and _stays(path, unscored=unscored)):
             return
         state = replace(state, frozen=None)
         with _writing(path):
             self._prune()
-            self._saving = step, score
+            flags = {"passing": passing, "unscored": unscored}
+            self._saving = path, {"score": score} | {k: True for k, v in flags.items() if v}
             self._saver.save(
                 path,
                 args=ocp.args.Composite(
@@ -158,39 +188,41 @@ class Checkpoints:
     def _seal(self) -> None:
         """Writes the checksums into the folder just before it gets its name."""
         assert self._saving is not None
-        step, score = self._saving
-        folder = self._saver.get_temporary_path(self._folder / str(step)).get()
+        path, facts = self._saving
+        folder = self._saver.get_temporary_path(path).get()
         with ThreadPoolExecutor(8) as pool:
             names = [str(p.relative_to(folder)) for p in _files(folder)]
             files = dict(zip(names, pool.map(lambda n: _summed(folder / n), names), strict=True))
         files.pop(TIMES, None)
-        text = json.dumps({"score": score, "files": files}, indent=1)
+        text = json.dumps(facts | {"files": files}, indent=1)
         (folder / CHECKSUMS).write_text(text)
 
     def _prune(self) -> None:
-        """Removes the checkpoints that cfg.keep and cfg.keep_best do not cover."""
+        """Removes the checkpoints that cfg.keep and cfg.keep_best do not cover.
+
+        Those of signals count for neither.
+        """
         if jax.process_index() != 0:
             return
-        steps = self.steps()
-        kept = set(steps[-self._cfg.keep :])
+        saved = _saved(self._folder)
+        facts = {folder: _facts(folder) for _, folder in saved}
+        passing = {f for f in facts if facts[f].get("passing")}
+        due = [(step, folder) for step, folder in saved if folder not in passing]
+        newest = max((step for step, _ in due), default=-1)
+        kept = {folder for _, folder in due[-self._cfg.keep :]}
+        kept |= {folder for step, folder in saved if folder in passing and step > newest}
+        # Of two checkpoints of a step only the scored one.
+        kept -= {f.with_name(f.name + UNSCORED) for f in kept}
         if self._cfg.keep_best:
-            scores = {step: self._score(step) for step in steps}
             sign = -1 if self._cfg.best_is == "lowest" else 1
-            scored = [step for step in steps if scores[step] is not None]
+            scored = [(facts[f].get("score"), step, f) for step, f in due]
             # Among equal scores the newest ranks highest.
-            ranked = sorted(scored, key=lambda step: (sign * scores[step], step))  # type: ignore[operator]
-            kept |= set(ranked[-self._cfg.keep_best :])
-        for step in set(steps) - kept:
-            folder = self._folder / str(step)
+            ranked = sorted((sign * s, step, f) for s, step, f in scored if s is not None)
+            kept |= {folder for *_, folder in ranked[-self._cfg.keep_best :]}
+        for folder in facts.keys() - kept:
             # Before the other files, because a half-removed folder must not pass for whole.
             (folder / CHECKSUMS).unlink(missing_ok=True)
             folder.rmtree()
-
-    def _score(self, step: int) -> float | None:
-        try:
-            return json.loads((self._folder / str(step) / CHECKSUMS).read_text())["score"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state, placed as `like` (abstract, with shardings), and the JSON part.
@@ -198,7 +230,7 @@ class Checkpoints:
         The state has no frozen parameters. Raises UserError where the checkpoint does not fit.
         """
         like = replace(like, frozen=None)
-        path = self._folder / str(step)
+        path = self._at(step)
         try:
             restored = self._saver.restore(
                 path,
@@ -218,7 +250,7 @@ class Checkpoints:
     def host(self, step: int) -> dict[str, Any]:
         """Returns the JSON part of a checkpoint."""
         only = ocp.args.Composite(host=ocp.args.JsonRestore())  # type: ignore[call-arg]
-        return self._saver.restore(self._folder / str(step), args=only)["host"]
+        return self._saver.restore(self._at(step), args=only)["host"]
 
     def params(self, step: int, like: nnx.State) -> nnx.State:
         """Returns the trained parameters only, placed as `like` (abstract, with shardings)."""
@@ -227,12 +259,12 @@ class Checkpoints:
             restore_args={"params": ocp.checkpoint_utils.construct_restore_args(like)},
             partial_restore=True,
         )
-        path = self._folder / str(step)
-        return self._saver.restore(path, args=ocp.args.Composite(state=restore))["state"]["params"]
+        args = ocp.args.Composite(state=restore)
+        return self._saver.restore(self._at(step), args=args)["state"]["params"]
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises WriteError where it failed."""
-        with _writing(self._folder / str(self._saving[0] if self._saving else "")):
+        with _writing(self._saving[0] if self._saving else self._folder):
             self._saver.wait_until_finished()
 
     def close(self) -> None:
@@ -265,6 +297,37 @@ def _writing(path: epath.Path) -> Iterator[None]:
         traceback.clear_frames(error.__traceback__)
         gc.collect()
         raise WriteError(f"{path}: cannot be written ({why})") from error
+
+
+def _stays(folder: epath.Path, *, unscored: bool) -> bool:
+    """Returns whether a step's checkpoint is not saved again.
+
+    An unscored one is renamed, if the new one is scored.
+    """
+    if not _is_finished(folder):
+        return False
+    if unscored or not _facts(folder).get("unscored"):
+        return True
+    with writing(folder):
+        _rename(folder, folder.name + UNSCORED)
+    return False
+
+
+def _rename(folder: epath.Path, name: str) -> None:
+    """Gives a folder another name; a folder that has it is removed."""
+    new = folder.with_name(name)
+    if new.exists():
+        new.rmtree()
+    folder.rename(new)
+
+
+def _facts(folder: epath.Path) -> dict[str, Any]:
+    """Returns score and kind of a checkpoint; {} where its file of checksums is not readable."""
+    try:
+        read = json.loads((folder / CHECKSUMS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def damage(folder: epath.Path) -> str | None:

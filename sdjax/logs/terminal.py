@@ -10,7 +10,7 @@ class Bar:
     """A bar at the bottom of the terminal; text that is printed meanwhile appears above it."""
 
     def __init__(self, steps: int, after: int | None) -> None:
-        """`steps` is the last step of the run; `after` the step resumed from, None at the start."""
+        """`steps` is the last step of the run; `after` is as in writers.Writer."""
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -28,7 +28,7 @@ class Bar:
             # In seconds, because one step may take longer than rich's default of 30.
             speed_estimate_period=86_400,
         )
-        self._task = self._progress.add_task("", total=steps, completed=after or 0)
+        self._task = self._progress.add_task("", total=steps, completed=max(after or 0, 0))
         self._progress.start()
 
     def step(self, step: int, shown: str) -> None:

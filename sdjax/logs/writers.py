@@ -74,13 +74,13 @@ class Lines:
     """A JSONL file with one line per row; each row has its "step"."""
 
     def __init__(self, path: Path, *, after: int | None) -> None:
-        """Keeps the lines up to `after`, the step resumed from; None or 0 empties the file."""
+        """Keeps the lines up to the step `after`; None empties the file."""
         self._path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if after:
+            if after is not None:
                 truncate_after(path, after)
-            self._file = path.open("a" if after else "w", encoding="utf-8")
+            self._file = path.open("w" if after is None else "a", encoding="utf-8")
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows and flushes the file; raises WriteError if that fails."""
@@ -160,7 +160,11 @@ class Writer:
     def __init__(
         self, out: Path, log: config.Log, *, steps: int, primary: bool, after: int | None = None
     ) -> None:
-        """`steps` is the last step of the run; `after` the step resumed from, None at the start."""
+        """`steps` is the last step of the run.
+
+        `after` is the last step that is written when a run resumes, -1 without one. It is None for
+        a run from the start.
+        """
         self._lines = Lines(out / "metrics.jsonl", after=after) if primary else None
         self._board = _Board(out / "tensorboard", after) if primary and log.tensorboard else None
         self._terminal: terminal.Bar | _StepLines | None = None
@@ -267,7 +271,7 @@ class _Board:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
-        if after:
+        if after is not None:
             # With this, TensorBoard ignores what earlier files have from this step on.
             self._add(after + 1, session_log=SessionLog(status=SessionLog.START))
 

@@ -68,6 +68,8 @@ class LoadedModel:
     """The seed of random weights; None: the folder holds the weights."""
     own_template: bool
     """Whether the config, and not the model, names the chat template."""
+    between: Callable[[], None]
+    """Called often while sampling and exporting. What it raises ends that."""
 
     def dated(self, job: J) -> J:
         """Returns a job's config with the day that the chat template reads, if it reads one."""
@@ -95,7 +97,7 @@ class LoadedModel:
         if dtype == "source":
             dtype = weights.stored_dtype(self.folder)
         with writing(out):
-            weights.export(params, self.cfg, self.folder, out, dtype=dtype)
+            weights.export(params, self.cfg, self.folder, out, dtype=dtype, between=self.between)
             if self.own_template and jax.process_index() == 0:
                 self.tokenizer.save_template(out)
         hosts.note(f"model: {out} (a Hugging Face folder, {dtype})")
@@ -135,7 +137,7 @@ def open_model(
         server: Samples in place of this process, if it has a url.
         out: The run directory; the server's weights go below it unless `server` names a folder.
         lora: Adds adapters, if its rank is not 0.
-        between: Called often while sampling. What it raises ends the sampling.
+        between: Called often while sampling and exporting. What it raises ends that.
     """
     keep_programs()
     mesh = meshes.make(mesh_cfg)
@@ -178,6 +180,7 @@ def open_model(
         sampler=sampler,
         init_seed=source.init_seed,
         own_template=source.chat_template is not None or source.chat_template_name is not None,
+        between=between,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -42,7 +43,9 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
     cfg, model = setup.cfg, setup.model
     with profiler.rounds(cfg.profile) as begin_round:
         weights = model.sampler.weights(progress.state.model_params())
-        first, last = progress.step, _finish_pending_step(setup, progress, out, weights)
+        # Pending is step 0 of a new run, or a step whose evaluation a signal interrupted.
+        first, pending = progress.step, progress.unscored is not None
+        last = pending and end_step(setup, progress, out, weights)
         while progress.step < cfg.steps and not last:
             stop.check()
             begin_round(progress.step - first)
@@ -85,16 +88,7 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
             weights = model.sampler.weights(progress.state.model_params())
 
             # Evaluate, log, checkpoint.
-            last = progress.step == cfg.steps
-            if evaluates(progress.step, cfg.eval, last=last):
-                outcome = evaluate(out, progress, weights, cfg.alarm)
-                metrics, warnings = metrics | outcome.metrics, warnings | outcome.warnings
-                last = last or outcome.ends_run
-            out.writer.write(progress.step, metrics)
-            out.writer.warn(progress.step, warnings)
-            progress.unscored = None
-            if cfg.checkpoint.every and (last or is_due(progress.step, cfg.checkpoint.every)):
-                checkpoint(setup, progress, out, metrics.get(cfg.checkpoint.best_metric))
+            last = end_step(setup, progress, out, weights, warnings)
         if progress.step < cfg.steps:
             out.writer.say(f"stopped by alarm.stop after step {progress.step} of {cfg.steps}")
         stop.check()
@@ -110,9 +104,7 @@ def running(
 ) -> Iterator[tuple[Progress, RunOutputs]]:
     """Yields a run's progress and its outputs; exports the model at the end of the block.
 
-    If a signal ends the block, a checkpoint is saved where the config has checkpoints. The message
-    of Stopped says how to go on. Any other exception waits for a checkpoint that is being written,
-    and the message of a UserError says which one is whole.
+    See `saving` for the end of a block that fails.
 
     Args:
         setup: What every step reads.
@@ -126,13 +118,15 @@ def running(
     # A run without a checkpoint has its record already, and a finished one keeps it.
     if progress.step and (progress.step < cfg.steps or progress.unscored is not None):
         run_dir.record(folder, cfg, progress.step, fingerprints)
-    after = progress.step if cfg.resume else None
     logs_rollouts = primary and cfg.log.rollouts
+    logged = progress.logged if cfg.resume else None
     out = RunOutputs(
         folder=folder,
         saved=saved,
-        writer=Writer(folder.local, cfg.log, steps=cfg.steps, primary=primary, after=after),
-        rollouts=RolloutWriter(folder.local, primary=logs_rollouts, after=after),
+        writer=Writer(folder.local, cfg.log, steps=cfg.steps, primary=primary, after=logged),
+        rollouts=RolloutWriter(
+            folder.local, primary=logs_rollouts, after=progress.step if cfg.resume else None
+        ),
         evaluations=EvaluationHistory(
             model=setup.model,
             sets=sets,
@@ -143,7 +137,7 @@ def running(
             lexicon=cfg.lexicon,
         ),
     )
-    try:
+    with saving(progress, cfg, saved, lambda: checkpoint(setup, progress, out, passing=True)):
         with out.writer, out.rollouts:
             yield progress, out
         saved.close()
@@ -153,9 +147,25 @@ def running(
             model.export(params, folder.local / "model", dtype)
             model.export_adapters(params, cfg.model, folder.local / "model_adapter", dtype)
         out.evaluations.close()
+
+
+@contextmanager
+def saving(
+    progress: Progress,
+    cfg: config.Train | config.SFT,
+    saved: Checkpoints,
+    save: Callable[[], None],
+) -> Iterator[None]:
+    """Ends a run with a whole checkpoint, and a message that says which one, if the block fails.
+
+    After a signal it calls `save` where the config has checkpoints. Any other exception waits for
+    a checkpoint that is being written.
+    """
+    try:
+        yield
     except Stopped:
         if progress.step and cfg.checkpoint.every:
-            checkpoint(setup, progress, out)
+            save()
         saved.close()
         raise Stopped(resume.how_to_resume(progress, cfg)) from None
     except UserError as error:
@@ -189,31 +199,48 @@ def evaluate(
     return replace(outcome, metrics=metrics | outcome.metrics)
 
 
+def end_step(
+    setup: StepSetup,
+    progress: Progress,
+    out: RunOutputs,
+    weights: Any,
+    warnings: Mapping[str, str] = MappingProxyType({}),
+) -> bool:
+    """Evaluates, logs and checkpoints the step that is done, where these are due.
+
+    Returns whether it is the last of the run.
+
+    Args:
+        setup: What every step reads.
+        progress: Its `unscored` are the metrics of the step so far.
+        out: Where they go.
+        weights: The sampler's.
+        warnings: Of the step, by kind.
+    """
+    cfg, step, metrics = setup.cfg, progress.step, dict(progress.unscored or {})
+    last = step == cfg.steps
+    if evaluates(step, cfg.eval, last=last):
+        outcome = evaluate(out, progress, weights, cfg.alarm)
+        metrics, warnings = metrics | outcome.metrics, {**warnings, **outcome.warnings}
+        last = last or outcome.ends_run
+    out.writer.write(step, metrics)
+    out.writer.warn(step, warnings)
+    progress.unscored = None
+    if step and cfg.checkpoint.every and (last or is_due(step, cfg.checkpoint.every)):
+        checkpoint(setup, progress, out, metrics.get(cfg.checkpoint.best_metric))
+    return last
+
+
 def checkpoint(
-    setup: StepSetup, progress: Progress, out: RunOutputs, score: float | None = None
+    setup: StepSetup,
+    progress: Progress,
+    out: RunOutputs,
+    score: float | None = None,
+    *,
+    passing: bool = False,
 ) -> None:
     """Writes the pending lines of the rollout log, then starts to save a checkpoint."""
     out.rollouts.flush()
     host = resume.host_part(progress, setup)
-    resume.save(out.saved, out.folder, progress.step, progress.state, host, score)
-
-
-def _finish_pending_step(
-    setup: StepSetup, progress: Progress, out: RunOutputs, weights: Any
-) -> bool:
-    """Evaluates and logs the pending step, if any; returns whether it is the last of the run.
-
-    Pending is step 0 of a new run, or a step whose evaluation a signal interrupted. The checkpoint
-    of such a step holds its metrics.
-    """
-    if progress.unscored is None:
-        return False
-    metrics, warnings, last = progress.unscored, {}, progress.step == setup.cfg.steps
-    if evaluates(progress.step, setup.cfg.eval, last=last):
-        outcome = evaluate(out, progress, weights, setup.cfg.alarm)
-        metrics, warnings = metrics | outcome.metrics, outcome.warnings
-        last = last or outcome.ends_run
-    out.writer.write(progress.step, metrics)
-    out.writer.warn(progress.step, warnings)
-    progress.unscored = None
-    return last
+    step, state = progress.step, progress.state
+    resume.save(out.saved, out.folder, step, state, host, score, passing=passing)

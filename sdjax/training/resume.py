@@ -38,6 +38,11 @@ class Progress:
     signal came during the step's evaluation. None: they are written."""
     skips: Skips
 
+    @property
+    def logged(self) -> int:
+        """The last step whose metrics are written; -1 without one."""
+        return self.step - (self.unscored is not None)
+
 
 def start(setup: StepSetup, saved: Checkpoints) -> Progress:
     """Returns where a run begins: at the newest whole checkpoint, or at step 0 without one."""
@@ -122,6 +127,8 @@ def save(
     state: TrainState,
     host: dict[str, Any],
     score: float | None = None,
+    *,
+    passing: bool = False,
 ) -> None:
     """Copies a run's files to their place, then starts saving a checkpoint.
 
@@ -130,14 +137,17 @@ def save(
         folder: The run directory; process 0 copies what the run has written so far.
         step: Names the checkpoint.
         state: Its arrays.
-        host: Its JSON part.
+        host: Its JSON part; its "unscored" is that of the progress.
         score: The metric that config.Checkpoint.keep_best compares; None: this step has none.
+        passing: Whether a signal makes the checkpoint.
     """
     lease.check()
     if jax.process_index() == 0:
         folder.push()
     # A copy, because saving is asynchronous and the loop changes the lists in `host`.
-    saved.save(step, state, json.loads(json.dumps(host)), score)
+    copy = json.loads(json.dumps(host))
+    unscored = host["unscored"] is not None
+    saved.save(step, state, copy, score, passing=passing, unscored=unscored)
 
 
 def base_of(state: TrainState, source: config.Model) -> dict[str, Any]:
@@ -167,7 +177,7 @@ def load_base(model: LoadedModel, host: dict[str, Any]) -> nnx.State:
     return frozen
 
 
-def how_to_resume(progress: Progress, cfg: config.Train) -> str:
+def how_to_resume(progress: Progress, cfg: config.Train | config.SFT) -> str:
     """Returns the message of Stopped: where a signal ended the run. A command follows it."""
     if not cfg.checkpoint.every:
         kept = "without a checkpoint, since checkpoint.every is 0"

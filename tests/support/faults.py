@@ -1,7 +1,7 @@
-"""Kills trainings. A server forks a process for each, so that all share its imports.
+"""Interrupts trainings. A server forks a process for each, so that all share its imports.
 
-`Server` starts the server. A child runs a config file as the command line does. It may kill itself
-a while after it has entered a phase for the n-th time.
+`Server` starts the server. A child runs a config file as the command line does. It may send itself
+signals a while after it has entered a phase for the n-th time.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ PHASES = {
     "export": ("sdjax.training.loaded_model", "LoadedModel.export"),
 }
 """Functions that begin a phase. A save goes on after its function has returned."""
+OF_TRAININGS = ("rollout", "update")
+"""Phases that a finetuning has not."""
 
 
 class Server:
@@ -46,7 +48,7 @@ class Server:
     def run(self, *args: str, log: Path, **kill: object) -> int:
         """Runs the arguments; returns the exit code, or minus the signal that ended the run.
 
-        What it prints goes to `log`. `kill`: phase, occurrence, delay (seconds) and signal.
+        What it prints goes to `log`. `kill`: phase, occurrence, delay (seconds) and signals.
         """
         assert self._process.stdin and self._process.stdout
         request = {"args": args, "log": str(log), "kill": kill}
@@ -97,8 +99,10 @@ def _child(args: list[str], log: str, kill: dict) -> None:
     os._exit(code)
 
 
-def _arm(phase: str, occurrence: int, delay: float, number: int = signal.SIGKILL) -> None:
-    """Makes this process send itself a signal, `delay` seconds after it enters the phase."""
+def _arm(
+    phase: str, occurrence: int, delay: float, signals: tuple[int, ...] = (signal.SIGKILL,)
+) -> None:
+    """Makes this process send itself signals, `delay` seconds after it enters the phase."""
     module, _, name = PHASES[phase][0], None, PHASES[phase][1]
     owner = sys.modules[module] if module in sys.modules else __import__(module, fromlist=["_"])
     *classes, attribute = name.split(".")
@@ -108,8 +112,9 @@ def _arm(phase: str, occurrence: int, delay: float, number: int = signal.SIGKILL
     entered = [0]
 
     def fire() -> None:
-        time.sleep(delay)
-        os.kill(os.getpid(), number)
+        for number in signals:
+            time.sleep(delay)
+            os.kill(os.getpid(), number)
 
     def called(*args: object, **kwargs: object) -> object:
         entered[0] += 1

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sdjax import config
 from sdjax.records import Example, Grade
@@ -104,12 +105,36 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def _is_time(metric: str) -> bool:
+    return metric.startswith("time/") or metric.endswith("per_s")
+
+
 def timeless(path: Path) -> list[dict]:
     """Returns the metrics of a run without those that are times or rates."""
-    return [
-        {k: v for k, v in row.items() if not k.startswith("time/") and not k.endswith("per_s")}
-        for row in lines(path / "metrics.jsonl")
-    ]
+    rows = lines(path / "metrics.jsonl")
+    return [{k: v for k, v in row.items() if not _is_time(k)} for row in rows]
+
+
+def events(file: Path) -> Iterator[Event]:
+    """Yields the events of a file of TensorBoard; a cut one at its end is left out."""
+    data = file.read_bytes()
+    while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
+        size = int.from_bytes(data[:8], "little")
+        if len(data) < 16 + size:
+            return
+        yield Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+
+
+def board(folder: Path) -> list[tuple[int, str, float]]:
+    """Returns step, tag and value of what TensorBoard shows of a run, without times."""
+    shown: list[tuple[int, str, float]] = []
+    for file in sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime_ns):
+        for event in events(file):
+            if event.session_log.status == SessionLog.START:
+                shown = [each for each in shown if each[0] < event.step]
+            shown += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+    return [each for each in shown if not _is_time(each[1])]
 
 
 def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
@@ -123,13 +148,21 @@ def arrays(checkpoint: Path) -> dict[str, np.ndarray]:
 def assert_equal(a: Path, b: Path, step: int = 6) -> None:
     """Asserts that two runs wrote the same, except times."""
     assert timeless(a) == timeless(b)
-    for folder in ("answers", "model"):
+    if (a / "tensorboard").exists():
+        assert board(a / "tensorboard") == board(b / "tensorboard")
+    for folder in ("answers", "model", "model_adapter"):
         names = sorted(p.name for p in (a / folder).glob("*"))
         assert names == sorted(p.name for p in (b / folder).glob("*"))
         for name in names:
             assert (a / folder / name).read_bytes() == (b / folder / name).read_bytes(), name
     for name in ("rollouts.jsonl", "evaluations.json"):
-        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+        assert (a / name).exists() == (b / name).exists()
+        assert not (a / name).exists() or (a / name).read_bytes() == (b / name).read_bytes(), name
+    saved = [
+        sorted(p.name for p in (run / "checkpoints").iterdir() if p.suffix != ".damaged")
+        for run in (a, b)
+    ]
+    assert saved[0] == saved[1]
     ours, theirs = (arrays(run / "checkpoints" / str(step)) for run in (a, b))
     assert ours.keys() == theirs.keys() and ours
     for name, array in ours.items():
@@ -137,3 +170,7 @@ def assert_equal(a: Path, b: Path, step: int = 6) -> None:
         assert array.tobytes() == theirs[name].tobytes(), name
     kept = [json.loads((r / f"checkpoints/{step}/host/metadata").read_text()) for r in (a, b)]
     assert kept[0] == kept[1]
+    sums = [json.loads((r / f"checkpoints/{step}/checksums.json").read_text()) for r in (a, b)]
+    for one in sums:
+        del one["files"]  # every save names the files of arrays anew
+    assert sums[0] == sums[1]

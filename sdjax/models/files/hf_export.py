@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def export(
     *,
     dtype: str = "bfloat16",
     max_shard_bytes: int = 5_000_000_000,
+    between: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes weights, config.json, generation_config.json and tokenizer to the folder `out`.
 
@@ -60,6 +61,7 @@ def export(
         out: The folder to write.
         dtype: bfloat16, float16 or float32. A number too large for it raises UserError.
         max_shard_bytes: The largest size of a file of weights.
+        between: Called before each tensor. What it raises ends the export without a trace.
     """
     if out.exists() and not (out / "config.json").exists() and any(out.iterdir()):
         raise UserError(f"export to {out}: the folder holds something else: name another")
@@ -70,7 +72,7 @@ def export(
             "checkpoint, or a type with a larger range"
         )
     wanted = tensors.of(cfg)
-    arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype)
+    arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype, between)
     if jax.process_index() != 0:
         for _ in arrays:
             pass
@@ -94,10 +96,13 @@ def export(
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fetch(params: nnx.State, wanted: list[tensors.Tensor], dtype: str) -> Iterator[np.ndarray]:
+def _fetch(
+    params: nnx.State, wanted: list[tensors.Tensor], dtype: str, between: Callable[[], None]
+) -> Iterator[np.ndarray]:
     """Yields every tensor in the layout of a checkpoint, gathered from all devices."""
     leaves = dict(nnx.to_flat_state(params))
     for tensor in wanted:
+        between()
         leaf = leaves[tensor.path].get_value()
         one = (leaf[tensor.place] if tensor.place else leaf).astype(jnp.dtype(dtype))
         yield tensor.stored(gather(one))
