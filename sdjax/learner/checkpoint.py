@@ -53,13 +53,15 @@ def saved_steps(folder: Any) -> list[int]:
 
 def _saved(folder: Any) -> list[tuple[int, Any]]:
     """Returns step and folder of all checkpoints, oldest first; a renamed one before its scored."""
-    if not folder.exists():
-        return []
-    named = [(re.fullmatch(rf"(\d+)({UNSCORED})?", one.name), one) for one in folder.iterdir()]
-    return sorted(
-        ((int(match[1]), one) for match, one in named if match and _is_finished(one)),
-        key=lambda each: (each[0], not each[1].name.endswith(UNSCORED)),
-    )
+    found = [(step, one) for step, one in _named(folder) if _is_finished(one)]
+    return sorted(found, key=lambda each: (each[0], not each[1].name.endswith(UNSCORED)))
+
+
+def _named(folder: Any) -> Iterator[tuple[int, Any]]:
+    """Yields step and folder of all that have the name of a checkpoint."""
+    for one in folder.iterdir() if folder.exists() else ():
+        if match := re.fullmatch(rf"(\d+)({UNSCORED})?", one.name):
+            yield int(match[1]), one
 
 
 def _is_finished(folder: Any) -> bool:
@@ -200,10 +202,12 @@ class Checkpoints:
     def _prune(self) -> None:
         """Removes the checkpoints that cfg.keep and cfg.keep_best do not cover.
 
-        Those of signals count for neither.
+        Those of signals count for neither. What a killed process had begun to remove goes too.
         """
         if jax.process_index() != 0:
             return
+        for folder in [one for _, one in _named(self._folder) if not _is_finished(one)]:
+            folder.rmtree()
         saved = _saved(self._folder)
         facts = {folder: _facts(folder) for _, folder in saved}
         passing = {f for f in facts if facts[f].get("passing")}

@@ -88,6 +88,8 @@ def test_transformers_loads_an_export_to_the_same_weights(family, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.bfloat16
     assert model.generation_config.eos_token_id == [2, 0]
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"] == [type(model).__name__]  # vLLM reads it
     found = model.state_dict()
     for tensor in tensors.of(cfg):
         ours = leaf(params, tensor).astype(ml_dtypes.bfloat16).astype(np.float32)

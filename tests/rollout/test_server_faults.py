@@ -424,9 +424,9 @@ def test_an_error_does_not_wait_for_other_requests():
     assert time.monotonic() - start < 2
 
 
-def training_sampler(url):
+def training_sampler(url, retries=4):
     """Returns a sampler whose server has loaded the weights once, and a request for it."""
-    cfg = config.Server(url=url, model="tiny", retries=4, timeout_s=5, reload="folder")
+    cfg = config.Server(url=url, model="tiny", retries=retries, timeout_s=5, reload="folder")
     made = client.make(
         cfg,
         stop_ids=serving.STOPS,
@@ -448,14 +448,16 @@ LOADED = http_bytes(b"")
 LOADS, DRAWS = ["/collective_rpc", "/reset_prefix_cache"], ["/v1/completions"] * 3
 
 
-def test_a_server_that_restarts_within_a_step_gets_the_weights_before_it_draws():
+@pytest.mark.parametrize(("retries", "away_s"), [(4, 0.0), (0, 1.2)], ids=["soon", "later"])
+def test_a_server_that_restarts_within_a_step_gets_the_weights_before_it_draws(retries, away_s):
     with raw_server(rest=LOADED) as (url, first):
-        made, request = training_sampler(url)
+        made, request = training_sampler(url, retries)
     assert paths(first) == LOADS
     second, drawn = [], threading.Event()
 
     def restart():
         refused.wait()
+        time.sleep(away_s)
         with raw_server(LOADED, LOADED, rest=GOOD, port=int(url.rsplit(":", 1)[1])) as (_, seen):
             drawn.wait(10)
             second.extend(seen)

@@ -76,7 +76,8 @@ class Server:
     timeout_s: float = 600.0
     """Longest wait in seconds for the completions of one prompt, and for loading weights."""
     retries: int = 5
-    """Further tries, with growing pauses, while the server is busy, fails or cannot be reached."""
+    """Further tries, with growing pauses, while the server is busy, fails or cannot be reached. A
+    server that has answered and refuses connections later is waited for during timeout_s."""
     key_variable: str | None = None
     """Environment variable that holds the server's API key; None sends no key."""
 

@@ -128,8 +128,11 @@ def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> N
     else:
         fields = json.loads((source / "config.json").read_text())
         copy_tokenizer(source, folder, COPIED)
+    ours = registry.to_hf(cfg)
+    # vLLM chooses the class of a model by this field alone.
+    fields.setdefault("architectures", ours["architectures"])
     # Both spellings of each, so that transformers 4, transformers 5 and vLLM read the same model.
-    rotary = {k: v for k, v in registry.to_hf(cfg).items() if k.startswith("rope_")}
+    rotary = {k: v for k, v in ours.items() if k.startswith("rope_")}
     fields |= rotary | {"tie_word_embeddings": cfg.tie_embeddings}
     fields |= {"dtype": dtype, "torch_dtype": dtype}
     _write_json(folder / "config.json", fields)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import json
 import os
 import socket
@@ -29,7 +30,7 @@ CONNECT_S = 10.0
 LOOK_S = 0.2
 """Seconds between two calls of `between` while requests are open."""
 BUSY = (429, 500, 502, 503, 504)
-MOST_PAUSE_S = 30.0
+MOST_PAUSE_S = 10.0
 MOST_BYTES = 1 << 28
 """Bytes of the longest answer: 16 completions of 100,000 tokens are some 100 MB."""
 
@@ -44,6 +45,7 @@ class Client:
         """Gives the weights again to a server that was gone; None: the server keeps its own."""
         self.answered = time.monotonic()
         """When the server last answered, in seconds of time.monotonic."""
+        self._known = False
         self._headers = _authorization(cfg.key_variable)
         self._restored = 0
         self._restorer: asyncio.Task | None = None
@@ -62,30 +64,36 @@ class Client:
         return _checked(await self._ask("POST", path, body, remedy), schema, self.base + path)
 
     async def _ask(self, method: str, path: str, body: Any, remedy: str) -> bytes:
-        """Returns the bytes of an answer. After a try that may succeed later, it tries again."""
-        url = self.base + path
-        for tries in range(1, self.cfg.retries + 2):
+        """Returns the bytes of an answer. After a try that may succeed later, it tries again.
+
+        A server that has answered before may be restarting. It is waited for as long as for an
+        answer.
+        """
+        url, begun = self.base + path, time.monotonic()
+        for tries in itertools.count(1):
             last, seen = tries > self.cfg.retries, self._restored
             try:
                 status, data = await self._send(method, url, body)
             except aiohttp.ClientError as error:
-                if last:
+                refused = isinstance(error, aiohttp.ClientConnectorError)
+                waits = self._known and refused and time.monotonic() - begun < self.cfg.timeout_s
+                if last and not waits:
                     count = f"{tries} tries" if tries > 1 else "1 try"
                     raise UserError(
                         f"{url}: not reached in {count} ({_reason(error)}): start the server, or "
                         "correct server.url"
                     ) from None
                 await _pause(tries)
-                if isinstance(error, aiohttp.ClientConnectorError):
+                if refused:
                     await self._restore(seen)
                 continue
             if 200 <= status < 300:
-                self.answered = time.monotonic()
+                self.answered, self._known = time.monotonic(), True
                 return data
             if status not in BUSY or last:
                 raise UserError(f"{url}: HTTP {status}: {_message(data)}: {remedy}")
             await _pause(tries)
-        raise AssertionError("the last try returns or raises")
+        raise AssertionError("the loop has no end")
 
     async def _send(self, method: str, url: str, body: Any) -> tuple[int, bytes]:
         """Returns the status and the bytes of one try.
