@@ -248,7 +248,8 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
     except SystemExit as stop:
         if not stop.code:
             return None
-    raise UserError(_one_line(printed.getvalue(), prog, list(field_paths(job))))
+    paths = [*field_paths(job), *configs.flat(configs.to_dict(job))]
+    raise UserError(_one_line(printed.getvalue(), prog, paths))
 
 
 def field_paths(section: Any, prefix: str = "") -> Iterator[str]:
@@ -313,7 +314,8 @@ def _list_tables(section: Any) -> None:
 def _one_line(printed: str, prog: str, paths: Collection[str] = ()) -> str:
     """Returns the message and the suggested names of the text that tyro prints in a frame.
 
-    `paths` are those of the config's fields, one of which an unknown option may mean.
+    `paths` are those of the config's fields and of the entries of its tables, one of which an
+    unknown option may mean.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", printed)
     inside = [line.strip(" │|") for line in plain.splitlines()[1:]]
@@ -331,8 +333,11 @@ def _one_line(printed: str, prog: str, paths: Collection[str] = ()) -> str:
         re.match(r"(?:Perhaps you meant|Arguments similar to \S+): (--\S+)", o) for o in others
     ]
     names = ", ".join(found[1].rstrip(",") for found in likely if found)
-    if unknown := re.match(r"Unrecognized options: ([^\s,]+)", message):
-        names = names or _meant(unknown[1], paths)
+    if unknown := re.match(r"Unrecognized options: ([^\s,]+)(?:, ([^\s,]+))?", message):
+        entries = [path for path in paths if path.startswith(f"{unknown[1].lstrip('-')}.")]
+        entry = f"{unknown[1].lstrip('-')}.{unknown[2]}"
+        near = difflib.get_close_matches(entry, entries, n=1)
+        names = f"--{near[0]}" if near else names or _meant(unknown[1], paths)
     if wrong := re.match(r"Error parsing --(\S+): invalid literal for int\(\) .*: (.*)", message):
         message = f"{wrong[1]} is {wrong[2]}: must be a whole number, written in digits"
     remedy = f"perhaps you meant {names}" if names else f"{prog} --help lists every field"

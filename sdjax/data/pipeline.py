@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 from sdjax.errors import UserError
+from sdjax.io import progress
 from sdjax.records import Example
 
 Item = TypeVar("Item")
@@ -68,22 +69,33 @@ def drop_overlong(
     prompt_tokens: Callable[[Example], int],
     limit: int,
     on_overlong: Literal["skip", "error"],
+    field: str = "max_prompt_tokens",
 ) -> tuple[Sequence[Example], list[Example]]:
     """Returns the examples whose prompt has at most `limit` tokens, and those left out.
 
     A data set of more than LISTED examples is not listed: some 256 of its prompts are measured, and
-    one that is too long is an error. Raises UserError for it, for a long prompt if `on_overlong` is
-    "error", and if every prompt is too long or there is none.
+    one that is too long is an error.
+
+    Args:
+        examples: All examples.
+        prompt_tokens: Returns the number of tokens of an example's prompt.
+        limit: The longest prompt in tokens.
+        on_overlong: As in config.Data.
+        field: The config field that sets the limit.
+
+    Raises:
+        UserError: A prompt is too long and `on_overlong` is "error", every prompt is too long, or
+            there is none.
     """
     if not len(examples):
         raise UserError("task: it has no example here; name a source for these examples")
     if len(examples) > LISTED:
         sample = [examples[i] for i in range(0, len(examples), len(examples) // 256)]
-        drop_overlong(sample, prompt_tokens, limit, "error")
+        drop_overlong(sample, prompt_tokens, limit, "error", field)
         return examples, []
     kept: list[Example] = []
     overlong: list[Example] = []
-    for example in examples:
+    for example in progress.told(examples, "tokenising", "prompts", len(examples)):
         length = prompt_tokens(example)
         if length <= limit:
             kept.append(example)
@@ -92,10 +104,8 @@ def drop_overlong(
         else:
             raise UserError(
                 f"{example.task}: prompt of example {example.id} has {length} tokens, over "
-                f"max_prompt_tokens ({limit}); raise it or set data.on_overlong to 'skip'"
+                f"{field} ({limit}); raise it or set data.on_overlong to 'skip'"
             )
     if not kept:
-        raise UserError(
-            f"max_prompt_tokens is {limit}: every one of the {len(examples)} prompts is longer"
-        )
+        raise UserError(f"{field} is {limit}: every one of the {len(examples)} prompts is longer")
     return kept, overlong

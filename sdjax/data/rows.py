@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, Literal, TypeVar
 
 from sdjax.errors import UserError
+from sdjax.io import progress
 from sdjax.records import Example
 
 Converted = TypeVar("Converted")
@@ -184,7 +185,7 @@ def convert_rows(
     skipped: list[Skipped] = []
     unread: Counter[str] = Counter()
     count = 0
-    remaining = iter(rows)
+    remaining = progress.told(rows, f"reading {file}", "rows")
     for number, row in remaining:
         count += 1
         try:

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import tempfile
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
@@ -27,11 +26,12 @@ from typing import Any
 
 from sdjax.data.rows import Broken
 from sdjax.errors import UserError
-from sdjax.io import hub
+from sdjax.io import hub, network, progress
 
 Row = tuple[int, dict[str, Any] | Broken]
 # The key of a TFDS data set's metadata that lists the columns whose text is JSON.
 JSON_COLUMNS = "json_columns"
+MEGABYTE = 1_000_000
 _SPACE = re.compile(r"\s*")
 SUFFIXES = (".parquet", ".jsonl", ".json")
 
@@ -134,9 +134,9 @@ def _fetched(url: str) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(url, timeout=60) as reply:
-            data = reply.read()
+            data = b"".join(_parts(url, reply))
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise UserError(f"{url}: cannot be fetched ({_first_line(error)})") from None
+        raise UserError(f"{url}: cannot be fetched ({network.why(error)})") from None
     # Write under another name first, so that an interrupted run leaves no half file.
     with tempfile.NamedTemporaryFile(dir=cache, delete=False) as partial:
         partial.write(data)
@@ -144,9 +144,16 @@ def _fetched(url: str) -> Path:
     return file
 
 
+def _parts(url: str, reply: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yields the content of a reply in parts; raises IncompleteRead if its end is missing."""
+    total = None if reply.length is None else reply.length // MEGABYTE
+    parts = iter(lambda: reply.read(MEGABYTE), b"")
+    yield from progress.told(parts, f"fetching {url}", "MB", total)
+    if reply.length:
+        raise http.client.IncompleteRead(b"", reply.length)
+
+
 def _first_line(error: BaseException) -> str:
-    if isinstance(error, urllib.error.URLError) and error.reason:
-        error = error.reason if isinstance(error.reason, Exception) else error
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import reasoning_gym
 import sympy
@@ -56,6 +56,8 @@ def questions(name: str, options: str, start: int, count: int) -> list[tuple[str
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=5, cutoff=0.4) or sorted(DATASETS)
         return f"task.name is {name!r}: no data set of reasoning-gym; near it: {', '.join(near)}"
+    if wrong := _wrong_type(name, json.loads(options)):
+        return wrong
     try:
         _generator(name, options)
     except (AssertionError, TypeError, ValueError) as error:
@@ -74,6 +76,18 @@ def questions(name: str, options: str, start: int, count: int) -> list[tuple[str
         if time.monotonic() - began > ENOUGH_S:
             break
     return found
+
+
+def _wrong_type(name: str, options: Mapping[str, Any]) -> str:
+    """Returns a message about an option of another type than the generator's field, or ""."""
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    hints = get_type_hints(DATASETS[name][1])
+    for option, value in options.items():
+        hint = hints.get(option)
+        fits = type(value) is hint or (hint is float and type(value) is int)
+        if hint in words and not fits:
+            return f"task.options.{option} is {value!r}: must be {words[hint]}"
+    return ""
 
 
 def full_score(name: str, options: str, index: int, answer: str, limit_s: float) -> bool:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sdjax.errors import UserError
+from sdjax.io import network, progress
 
 PART = 1 << 24  # bytes read at a time
 # What the errors of the hub's client mean, the narrower ones first.
@@ -65,8 +66,7 @@ def reason(error: BaseException) -> str:
     for cls, meaning in _REASONS.items():
         if cls in of_classes:
             return meaning
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return network.why(error)
 
 
 def check(files: Sequence[Path]) -> None:
@@ -76,7 +76,8 @@ def check(files: Sequence[Path]) -> None:
     again until it changes.
     """
     with ThreadPoolExecutor(4) as pool:
-        for file, whole in zip(files, pool.map(_is_whole, files), strict=True):
+        whole_files = zip(files, pool.map(_is_whole, files), strict=True)
+        for file, whole in progress.told(whole_files, "checking", "files", len(files)):
             if not whole:
                 raise UserError(
                     f"{file}: damaged: its contents are not those that the hub has; remove "

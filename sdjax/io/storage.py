@@ -21,6 +21,7 @@ from typing import Any
 from urllib.request import getproxies
 
 from sdjax.errors import UserError
+from sdjax.io import network
 
 PART = 1 << 24  # bytes copied at a time
 DIRECT = ("checkpoints",)
@@ -91,7 +92,7 @@ def _check_google(path: str, field_name: str) -> None:
         socket.create_connection((GOOGLE, 443), timeout=REACH_S).close()
     except OSError as error:
         raise UserError(
-            f"{field_name} is {path!r}: {GOOGLE} cannot be reached ({error.strerror or error}): "
+            f"{field_name} is {path!r}: {GOOGLE} cannot be reached ({network.why(error)}): "
             "look at the network, or name a local directory"
         ) from None
 
@@ -205,8 +206,7 @@ def reported(where: Any, kept: str = "") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         raise UserError(
-            f"{where}: cannot be reached or written ({reason}): look at its name and at your "
-            f"rights there{kept}"
+            f"{where}: cannot be reached or written ({network.why(error)}): look at its name "
+            f"and at your rights there{kept}"
         ) from error

@@ -24,7 +24,7 @@ def run(cfg: config.Evaluate) -> None:
     changes = run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
-    others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
+    others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
     cfg = model.dated(cfg)
     loaded_model.check_context(

@@ -22,7 +22,7 @@ from sdjax.data import conversations
 from sdjax.data.conversations import ConversationColumns, Demonstration
 from sdjax.data.pipeline import Batches
 from sdjax.errors import UserError
-from sdjax.io import run_dir
+from sdjax.io import progress, run_dir
 from sdjax.io.storage import Folder
 from sdjax.learner import adamw, state, supervised, update
 from sdjax.learner.checkpoint import Checkpoints
@@ -44,6 +44,8 @@ from sdjax.training.stopping import Stop
 NO_TEACHER = config.Teacher(kind="live")
 # Updates that are packed and copied to the devices while another one runs.
 AHEAD = 2
+# Texts that are tokenised at one time, on all cores.
+PART = 1024
 # Last tokens of a prompt in which a chat template may begin a thought.
 OPENING = 64
 # What to do about an update that is not finite.
@@ -109,7 +111,7 @@ def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
     loaded_model.check_context(model.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, longest)
     sets = evaluation.held_out(
         tasks.load(cfg.task, cfg.data),
-        {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()},
+        tasks.load_others(cfg.out_of_domain, cfg.data),
         cfg.eval,
         model.tokenizer,
         cfg.max_prompt_tokens,
@@ -126,8 +128,10 @@ def encode(
 
     What the chat template has begun, such as a thought, is not begun again by the completion.
     """
-    prompts = tokenizer.encode_prompts(
-        [d.messages for d in demonstrations], enable_thinking=enable_thinking
+    prompts = _by_parts(
+        [d.messages for d in demonstrations],
+        lambda part: tokenizer.encode_prompts(part, enable_thinking=enable_thinking),
+        "prompts",
     )
     texts = [
         conversations.without_opening(tokenizer.decode_raw(prompt[-OPENING:]), d.completion)
@@ -139,11 +143,20 @@ def encode(
             f"{again} completions begin with what the chat template's prompt ends with (a thought "
             "that is opened); it counts once"
         )
-    completions = tokenizer.encode_completions(texts)
+    completions = _by_parts(texts, tokenizer.encode_completions, "completions")
     return [
         Conversation(tokens=np.concatenate([prompt, completion]), start=len(prompt))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
+
+
+def _by_parts(
+    items: Sequence[T], encode_all: Callable[[Sequence[T]], list[np.ndarray]], units: str
+) -> list[np.ndarray]:
+    """Returns the tokens of all items; PART of them at a time, so that a line can say how far."""
+    parts = (encode_all(items[start : start + PART]) for start in range(0, len(items), PART))
+    flat = (tokens for part in parts for tokens in part)
+    return list(progress.told(flat, "tokenising", units, len(items)))
 
 
 def _fitting(
@@ -366,7 +379,8 @@ def _functions(cfg: config.SFT, model: LoadedModel) -> _Functions:
     after_step = update.make_after_step(NO_TEACHER, shardings)
 
     def take_update(train_state: TrainState, batch: SFTBatch) -> tuple[TrainState, dict]:
-        train_state, metrics, _ = train_step(train_state, batch)
+        with progress.waiting("update"):  # Only the first one takes long, because it compiles.
+            train_state, metrics, _ = train_step(train_state, batch)
         return after_step(train_state), metrics
 
     return _Functions(init=init, take_update=take_update, shardings=shardings)

@@ -20,6 +20,8 @@ from sdjax.training import evaluation, fingerprint, host_step, loaded_model, loo
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
 
+LONGEST_PROMPT = "rollout.max_prompt_tokens"
+
 
 def run(cfg: config.Train) -> None:
     """Trains, evaluates, checkpoints and exports as the config says."""
@@ -63,14 +65,12 @@ def _prepare(
     token_weights.get(cfg.loss.token_weights)
     epistemic.lexicon(cfg.lexicon)
     task = tasks.load(cfg.task, cfg.data)
-    others = {name: tasks.load(other, cfg.data) for name, other in cfg.out_of_domain.items()}
+    others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(
         cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora, between
     )
     completion = cfg.rollout.max_completion_tokens
-    loaded_model.check_context(
-        model.cfg, "rollout.max_prompt_tokens", cfg.rollout.max_prompt_tokens, completion
-    )
+    loaded_model.check_context(model.cfg, LONGEST_PROMPT, cfg.rollout.max_prompt_tokens, completion)
     # With regeneration the model answers the reprompts, and it cannot exceed its context.
     within = cfg.reprompt.regenerate or not cfg.reprompt.beyond_context
     if cfg.loss.distillation > 0 and within:
@@ -92,12 +92,15 @@ def _prepare(
         lambda e: len(model.tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
         limit,
         cfg.data.on_overlong,
+        LONGEST_PROMPT,
     )
     if cfg.data.limit:
         examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
     _check_solutions(cfg, examples)
     evaluation.check_same_examples(task.name, examples)
-    sets = evaluation.held_out(task, others, cfg.eval, model.tokenizer, limit, thinking)
+    sets = evaluation.held_out(
+        task, others, cfg.eval, model.tokenizer, limit, thinking, field=LONGEST_PROMPT
+    )
     hosts.note(
         f"{task.name}: {len(examples)} training examples ({len(overlong)} over {limit} prompt "
         "tokens left out)"

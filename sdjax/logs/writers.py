@@ -9,15 +9,15 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from sdjax import config
 from sdjax.errors import WriteError, writing
-from sdjax.io import lease
+from sdjax.io import lease, progress
 from sdjax.io.files import to_json
 from sdjax.logs import terminal
 
@@ -35,15 +35,18 @@ SHOWN = {
 class Timers:
     """Seconds by name; times of the same name add up."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "", say: Callable[[str], None] | None = None) -> None:
+        """Says with `say`, in a long block, how long it has taken, after `what` and its name."""
         self._seconds: dict[str, float] = {}
+        self._what, self._say = what, say
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Adds the time of the `with` block to `name`, also if the block raises."""
         start = time.perf_counter()
         try:
-            yield
+            with progress.waiting(self._what + name, self._say) if self._say else nullcontext():
+                yield
         finally:
             spent = time.perf_counter() - start
             self._seconds[name] = self._seconds.get(name, 0.0) + spent

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -22,6 +23,7 @@ from sdjax.data.rows import Skipped
 from sdjax.errors import UserError
 from sdjax.graders import votes
 from sdjax.graders.workers.grade_batch import Attempt, Grader
+from sdjax.io import progress
 from sdjax.io.files import to_json
 from sdjax.records import Example, Grade, Group
 
@@ -106,13 +108,26 @@ def load(cfg: config.TaskConfig, data: config.Data) -> Task:
             f"task is {name}(): {getattr(module, '__file__', module.__name__)} defines {name} but "
             "no function load; add `def load(cfg, data)`, which returns a sdjax.tasks.Task"
         )
-    task = load_task(cfg, data)
+    with progress.waiting(f"loading the task {name}"):
+        task = load_task(cfg, data)
     if not isinstance(task, Task):
         raise UserError(
             f"task is {name}(): its load returned {type(task).__name__}; it must return a "
             "sdjax.tasks.Task"
         )
     return task
+
+
+def load_others(cfgs: Mapping[str, config.TaskConfig], data: config.Data) -> dict[str, Task]:
+    """Returns the tasks of `out_of_domain` by name; their errors name the fields there."""
+    loaded = {}
+    for name, cfg in cfgs.items():
+        try:
+            loaded[name] = load(cfg, data)
+        except UserError as error:
+            said = re.sub(r"(?<![\w.])task(?=\.[a-z]| is )", f"out_of_domain.{name}", str(error))
+            raise type(error)(said) from error
+    return loaded
 
 
 def is_held_out(question: str, share: float = 0.25) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sdjax.analysis.scores import Scores
 from sdjax.data.pipeline import drop_overlong
 from sdjax.data.rows import Skipped
 from sdjax.errors import UserError, writing
-from sdjax.io import lease
+from sdjax.io import lease, progress
 from sdjax.io.files import to_json, write_text
 from sdjax.logs.terminal import closing_table
 from sdjax.parallel import hosts
@@ -66,6 +67,8 @@ def held_out(
     tokenizer: Tokenizer,
     limit: int,
     thinking: bool | None,
+    *,
+    field: str = "max_prompt_tokens",
 ) -> list[HeldOut]:
     """Returns the sets of an evaluation; that of the task itself is the first.
 
@@ -78,6 +81,7 @@ def held_out(
         tokenizer: Measures the prompts.
         limit: The longest prompt in tokens; longer ones are left out.
         thinking: Whether the chat template enables thinking; None leaves that to the template.
+        field: The config field that sets the limit.
 
     Raises:
         UserError: A set beside others is empty, two have one name, or processes have read
@@ -107,6 +111,7 @@ def held_out(
             lambda e: len(tokenizer.encode_prompt(e.messages, enable_thinking=thinking)),
             limit,
             "skip",
+            field,
         )
         check_same_examples(name, kept)
         sets.append(HeldOut(name=name, task=part, examples=kept, overlong=len(dropped)))
@@ -169,14 +174,17 @@ def answers(
             sampling=cfg,
             key=jax.random.fold_in(jax.random.fold_in(root, batch.index), batch.number),
         )
-        groups = collect(
-            sampler,
-            weights,
-            request,
-            examples=examples,
-            tokenizer=tokenizer,
-            grade_many=batch.held_out.task.grade_many,
-        )
+        is_first = batch is plan[0]  # It compiles.
+        said = progress.waiting(f"batch 1 of {len(plan)}") if is_first else nullcontext()
+        with said:
+            groups = collect(
+                sampler,
+                weights,
+                request,
+                examples=examples,
+                tokenizer=tokenizer,
+                grade_many=batch.held_out.task.grade_many,
+            )
         groups = groups[: len(batch.examples)]
         # One process compares, because another may exceed a grader's time limit.
         primary = jax.process_index() == 0
@@ -327,7 +335,8 @@ class EvaluationHistory:
         plan = batches(self.sets, self.cfg.batch)
         sampler, tokenizer = self.model.sampler, self.model.tokenizer
         by_batch = answers(sampler, weights, tokenizer, plan, self.cfg, self.thinking)
-        rows = [row for batch in by_batch for row in batch]
+        told = progress.told(by_batch, f"evaluating step {step}", "batches", len(plan))
+        rows = [row for batch in told for row in batch]
         by_set = score(rows, self.sets, self.lexicon)
         self.history.append({"step": step} | to_dict(by_set))
         if jax.process_index() == 0:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from sdjax.data.pipeline import LISTED
+from sdjax.io import progress
 from sdjax.learner.supervised import Conversation
 from sdjax.records import Example
 from sdjax.tokenizer import Tokenizer
@@ -52,7 +53,8 @@ def of_run(
 
 def _of_rows(rows: Sequence[Any]) -> str:
     step = max(len(rows) // SOME, 1) if len(rows) > LISTED else 1
-    texts = (_text(rows[i]) for i in range(0, len(rows), step))
+    chosen = range(0, len(rows), step)
+    texts = (_text(rows[i]) for i in progress.told(chosen, "hashing", "rows", len(chosen)))
     return f"{len(rows)} rows, sha256 {_digest(texts)}"
 
 

@@ -51,7 +51,8 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
             begin_round(progress.step - first)
 
             # Draw and grade completions, and write what the teacher reads.
-            timers = Timers()
+            compiles = out.writer.say if progress.step == first else None
+            timers = Timers("first step, which compiles: ", compiles)
             with timers("rollout"):
                 sampled = host_step.sample_groups(setup, weights, progress.step)
             with timers("reprompt"):

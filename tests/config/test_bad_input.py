@@ -73,7 +73,7 @@ def attempt(tmp_path, model, capsys):
             ["--reprompt.max_tokens", "510", "--reprompt.beyond_context", "--reprompt.regenerate"],
             ["reprompt.max_tokens is 510", "context of 512"],
         ),
-        (["--rollout.max_prompt_tokens", "5"], ["max_prompt_tokens is 5", "every one of"]),
+        (["--rollout.max_prompt_tokens", "5"], ["rollout.max_prompt_tokens is 5", "every"]),
         (["--model.attention", "cudnn"], ["model.attention is 'cudnn'", "needs a GPU", "say auto"]),
         # Directories that cannot be written.
         (["--out", "/dev/null/run"], ["out is '/dev/null/run'", "cannot be written"]),
@@ -106,11 +106,27 @@ def test_an_impossible_setting_is_named_with_its_remedy(attempt, args, words):
     [
         (["--task.name", "chain_sun"], ["chain_sun", "chain_sum"]),
         (["--task.options", "min_trems", "2"], ["min_trems"]),
+        (
+            ["--task.options", "min_terms", "two"],
+            ["--task.options, min_terms, two; perhaps you meant --task.options.min_terms"],
+        ),
+        (
+            ["--task.options.min_terms", "2.5"],
+            ["task.options.min_terms is '2.5'", "must be a whole number"],
+        ),
         (["--task.held_out", "-1"], ["task.held_out is -1", "must not be negative"]),
     ],
 )
 def test_a_generator_that_cannot_be_is_named(attempt, args, words):
     says(attempt(*args, task="sums"), *words)
+
+
+@pytest.mark.parametrize("value", ["two", "2.5", "True"])
+def test_an_option_of_another_type_than_the_generator_s_is_named(attempt, value):
+    without = CONFIG.replace("task=TASK", "task=Arithmetic(size=20, held_out=6)")
+    line = attempt("--task.options", "min_terms", value, task="sums", config=without)
+    shown = value if value == "2.5" else repr(value)
+    assert line == f"task.options.min_terms is {shown}: must be a whole number"
 
 
 @pytest.mark.parametrize(
@@ -155,14 +171,14 @@ DATA = {
     "a long prompt": (
         "train.json",
         rows((1, "prompt", "long " * 200)),
-        ["prompt of example", "max_prompt_tokens (400)", "on_overlong"],
+        ["prompt of example", "over rollout.max_prompt_tokens (400)", "on_overlong"],
     ),
     "the training rows held out": ("train.json", rows(name="Other"), ["every row to be held out"]),
     "a wrong scheme": ("hf://datasets/onlyname", None, ["hf://datasets/OWNER/NAME"]),
     "nobody at home": (
         "http://127.0.0.1:9/x.json",
         None,
-        ["127.0.0.1:9", "cannot be fetched ([Errno 111]"],
+        ["127.0.0.1:9", "cannot be fetched (connection refused)"],
     ),
 }
 

@@ -1,6 +1,9 @@
 """Rows, sources, order and position of training examples."""
 
 import json
+import logging
+import re
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +14,7 @@ from sdjax.data import builder, sources
 from sdjax.data.pipeline import Batches, drop_overlong
 from sdjax.data.rows import Broken, RowError, convert_rows, distinct, text_field, unseen
 from sdjax.errors import UserError
+from sdjax.io import progress
 from sdjax.records import Example
 
 
@@ -313,6 +317,24 @@ def test_overlong_prompts_are_left_out_and_returned_or_an_error():
         drop_overlong(examples(6), length, 4, "error")
     with pytest.raises(UserError, match="every one of the 6 prompts is longer"):
         drop_overlong(examples(6), length, 0, "skip")
+    with pytest.raises(UserError, match=r"^rollout.max_prompt_tokens is 0: every one"):
+        drop_overlong(examples(6), length, 0, "skip", "rollout.max_prompt_tokens")
+
+
+def test_a_long_preparation_says_how_far_it_is(caplog, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY_S", 0.02)
+    caplog.set_level(logging.INFO, logger="sdjax.io.progress")
+
+    def slowly(example: Example) -> int:
+        time.sleep(0.01)
+        return 1
+
+    drop_overlong(examples(9), slowly, 4, "skip")
+    rows = ((number, {"question": "q", "answer": "a"}) for number in range(1, 9))
+    convert_rows("f.jsonl", rows, lambda row, number: slowly(row), "error")
+    said = [record.getMessage() for record in caplog.records]
+    assert any(re.fullmatch(r"tokenising: [1-8] of 9 prompts", line) for line in said), said
+    assert any(re.fullmatch(r"reading f.jsonl: [1-7] rows", line) for line in said), said
 
 
 def test_a_broken_row_is_no_example():

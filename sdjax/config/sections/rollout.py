@@ -148,7 +148,7 @@ class Rollout(Sampling):
             self.server.reload != "none" or self.server.off_policy,
             "rollout.server.reload",
             self.server.reload,
-            "the server would keep its weights while the model learns; set folder, or "
+            "the server would keep its weights while the model learns; set it to 'folder', or "
             "rollout.server.off_policy to train like that",
         )
         # SGLang's log-probabilities are those from before it leaves tokens out.

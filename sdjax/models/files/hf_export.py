@@ -15,6 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from sdjax.errors import UserError
+from sdjax.io import progress
 from sdjax.models.families import registry
 from sdjax.models.files import gguf, shards, tensors
 from sdjax.models.network import lora
@@ -72,7 +73,8 @@ def export(
             "checkpoint, or a type with a larger range"
         )
     wanted = tensors.of(cfg)
-    arrays = _fetch(lora.without_adapters(params, cfg), wanted, dtype, between)
+    fetched = _fetch(lora.without_adapters(params, cfg), wanted, dtype, between)
+    arrays = progress.told(fetched, f"writing {out}", "tensors", len(wanted))
     if jax.process_index() != 0:
         for _ in arrays:
             pass

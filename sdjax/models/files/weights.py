@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from sdjax.errors import UserError
+from sdjax.io import progress
 from sdjax.models.families import registry
 from sdjax.models.files import gguf, shards, tensors
 from sdjax.models.files.hf_export import export
@@ -32,6 +33,7 @@ __all__ = ["draw", "export", "load", "read_config", "resolve"]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS = 4096  # of the vocabulary, compared at once
+LISTED = 8  # tensors that a message names
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +148,9 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
     leaves = {}
     # The largest leaf first, because its copy on the host needs the most free memory.
     stored, new = nnx.split_state(params, lambda path, _: path in by_path, ...)
-    for at, variable in sorted(nnx.to_flat_state(stored), key=_size, reverse=True):
+    largest_first = sorted(nnx.to_flat_state(stored), key=_size, reverse=True)
+    reading = progress.told(largest_first, f"loading {path}", "arrays", len(largest_first))
+    for at, variable in reading:
         array = _leaf(by_path[at], source, variable, placed[at].get_value())
         leaves[at] = variable.replace(jax.block_until_ready(array))
     log.info("loaded %s in %.1f s, peak host memory %.2f GB", path, *_cost(start))
@@ -233,9 +237,15 @@ def _check(
         if name in found and found[name] != shape
     ]
     problems = {"missing": missing, "unexpected": extra, "misshapen": misshapen}
-    table = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+    table = "; ".join(f"{kind}: {_listed(names)}" for kind, names in problems.items() if names)
     if table:
         raise UserError(f"{path}: the tensors do not fit config.json; {table}")
+
+
+def _listed(names: list[str]) -> str:
+    """Returns the first names, and the number of the others."""
+    others = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + others
 
 
 def stored_dtype(path: Path) -> str:

@@ -146,11 +146,12 @@ class RemoteSampler:
         drawn = sample(self, None, request)
         if sampling is None or _is_plain(sampling):
             return
+        at = sampling.SECTION
         if np.median([one.logprobs[0] for [one] in drawn]) < -0.05:
             raise UserError(
                 f"{self.client.base}: reports log-probabilities of another distribution than the "
-                f"one sampled from (temperature {sampling.temperature:g}, top_p "
-                f"{sampling.top_p:g}, top_k {sampling.top_k}): {self.engine.HONEST}"
+                f"one sampled from ({at}temperature {sampling.temperature:g}, {at}top_p "
+                f"{sampling.top_p:g}, {at}top_k {sampling.top_k}): {self.engine.HONEST}"
             )
 
     def _sampled(self, reply: Reply, sampling: Sampling) -> Sampled:
