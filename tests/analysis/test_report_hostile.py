@@ -111,6 +111,22 @@ def test_the_page_may_run_and_load_nothing_else(tmp_path, browser):
     page.close()
 
 
+def test_a_completion_without_siblings_or_details_shows_no_word_of_the_program(tmp_path, opened):
+    rng = np.random.default_rng(0)
+    rows = [report_runs.rollout(rng, 1, question, 6) for question in range(3)]
+    for name in ("answer", "feedback", "details", "prompt", "reprompt"):
+        del rows[1][name]
+    page = opened(written(tmp_path, report_runs.write(tmp_path / "run", rollouts=rows)))
+    page.click("#tab-rollouts")
+    for i in range(3):
+        open_rollout(page, i)
+        assert page.locator("#detail .siblings").count() == 0
+        assert page.locator("#detail .graded").count() == (i != 1)
+        stray = "() => [...document.getElementById('detail').childNodes].map((n) => n.nodeType)"
+        assert set(page.evaluate(stray)) == {1}  # elements alone, no text between them
+        assert not re.search(r"\b(null|undefined|NaN)\b", page.inner_text("#detail"))
+
+
 def first_view(tmp_path, opened, low, high, share):
     """Returns megabytes and milliseconds to the first view of a report of 5,000 rollouts."""
     rng = np.random.default_rng(0)

@@ -30,13 +30,14 @@ async function showDetail(report, index, i) {
   view.tops = tops ? { ...tops.rows[at], strings: tops.strings } : null;
   const panel = document.getElementById("detail");
   hideTip();
-  panel.replaceChildren(
+  const parts = [
     heading(report, index, i, row),
     siblings(index, i),
     prompts(row),
     completionPart(row),
     graded(row),
-  );
+  ];
+  panel.replaceChildren(...parts.filter((part) => part !== null));
   panel.scrollTop = 0;
   panel.dataset.shown = i;
 }
