@@ -84,6 +84,10 @@ class Checkpoints:
         self._saving: tuple[epath.Path, dict[str, Any]] | None = None
         self._damaged: list[str] = []
 
+    def path(self, step: int) -> epath.Path:
+        """Returns the folder of a step's checkpoint."""
+        return self._folder / str(step)
+
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints, oldest first. Some may be damaged."""
         return saved_steps(self._folder)

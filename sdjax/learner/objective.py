@@ -325,8 +325,8 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
         "sampler/abs_gap": mean(jnp.abs(gap)),
     }
     largest = {
-        "sampler/weight_max": jnp.max(jnp.where(mask, weight, 0.0)),
-        "sampler/abs_gap_max": jnp.max(jnp.where(mask, jnp.abs(gap), 0.0)),
+        "sampler/weight_max": _largest(jnp.where(mask, weight, 0.0)),
+        "sampler/abs_gap_max": _largest(jnp.where(mask, jnp.abs(gap), 0.0)),
     }
     if objective.loss.distillation < 1:
         policy, number = objective.policy, samples.length.shape[0]
@@ -334,7 +334,9 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
             outputs.student_logprob, old, policy, sample=rows.sample, num_samples=number
         )
         clips = policy_gradient.was_clipped(ratio, known.advantage, policy)
-        by_clip, by_dual_clip = (x.astype(jnp.float32) for x in clips)
+        # Without a ratio nobody knows whether it was clipped.
+        is_number = jnp.isfinite(ratio + known.advantage)
+        by_clip, by_dual_clip = (jnp.where(is_number, x, jnp.nan) for x in clips)
         total |= {"policy/clipped": mean(by_clip), "policy/dual_clipped": mean(by_dual_clip)}
     compared, over = (mask, count) if rows.teacher is None else (distilled, distilled_count)
     inside = partial(mean, where=compared & rows.epistemic, count=over)
@@ -360,11 +362,16 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
     return Sums(total=total, largest=largest)
 
 
+def _largest(x: jax.Array) -> jax.Array:
+    """Returns the largest value; NaN if one is, because XLA may leave a NaN out of a maximum."""
+    return jnp.where(jnp.isnan(x).any(), jnp.nan, jnp.max(x))
+
+
 def update_metrics(sums: Sums, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the loss of an update and its metrics, from the sums of microbatches, [M] each."""
     del batch
     out = {k: jnp.sum(x) for k, x in sums.total.items()}
-    out |= {k: jnp.max(x) for k, x in sums.largest.items()}
+    out |= {k: _largest(x) for k, x in sums.largest.items()}
     mean, square = out["sampler/weight_mean"], out.pop("sampler/weight_square")
     out["sampler/effective_share"] = mean**2 / jnp.maximum(square, 1e-20)
     return out["loss/total"], out

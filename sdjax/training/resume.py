@@ -16,6 +16,7 @@ from sdjax.io import lease, storage
 from sdjax.io.storage import Folder
 from sdjax.learner.checkpoint import Checkpoints, abstract, saved_steps
 from sdjax.learner.state import TrainState
+from sdjax.models.files import tensors
 from sdjax.models.network import lora
 from sdjax.rollout.engine.sampler import LocalSampler
 from sdjax.training.host_step import Initialiser, Skips, StepSetup
@@ -90,6 +91,11 @@ def restore(
         return 0, init(model.load()), None
     like = jax.eval_shape(init, model.abstract)
     state, host = saved.restore(newest, abstract(like, shardings))
+    if bad := tensors.not_finite(state.params):
+        raise UserError(
+            f"checkpoint {saved.path(newest)}: its parameters hold NaN or infinity (in "
+            f"{_listed(bad)}): remove it to go on from an earlier one, or choose another --out"
+        )
     return newest, with_base(state, model, host), host
 
 
@@ -140,14 +146,29 @@ def save(
         host: Its JSON part; its "unscored" is that of the progress.
         score: The metric that config.Checkpoint.keep_best compares; None: this step has none.
         passing: Whether a signal makes the checkpoint.
+
+    Raises:
+        UserError: A parameter is not finite. Such a model is not kept.
     """
     lease.check()
+    if bad := tensors.not_finite(state.params):
+        saved.wait()
+        raise UserError(
+            f"step {step}: the parameters hold NaN or infinity (in {_listed(bad)}), so no "
+            "checkpoint is written: lower optim.lr, or look at the weights that the run started "
+            "from"
+        )
     if jax.process_index() == 0:
         folder.push()
     # A copy, because saving is asynchronous and the loop changes the lists in `host`.
     copy = json.loads(json.dumps(host))
     unscored = host["unscored"] is not None
     saved.save(step, state, copy, score, passing=passing, unscored=unscored)
+
+
+def _listed(names: list[str]) -> str:
+    """Returns the first name, and the number of the others."""
+    return names[0] + (f" and {len(names) - 1} others" if names[1:] else "")
 
 
 def base_of(state: TrainState, source: config.Model) -> dict[str, Any]:

@@ -251,8 +251,16 @@ def test_a_non_finite_gradient_leaves_the_state_as_it_was():
     before = learner.params()
     metrics = learner.update(bad)
     assert metrics["optim/skipped"] == 1.0
+    # Nobody knows what was clipped.
+    assert np.isnan([metrics["policy/clipped"], metrics["policy/dual_clipped"]]).all()
     jax.tree.map(np.testing.assert_array_equal, learner.params(), before)
     assert learner.update(batch)["optim/skipped"] == 0.0
+
+
+def test_the_largest_of_some_values_is_nan_where_one_is():
+    for values in ([0.5, np.nan, 0.25], [np.nan, 1.0], [2.0, np.nan]):
+        assert np.isnan(learning.objective._largest(np.float32(values)))
+    assert learning.objective._largest(np.float32([0.5, np.inf, -1.0])) == np.inf
 
 
 def test_the_rate_warms_up_by_steps_not_updates():

@@ -17,6 +17,7 @@ from sdjax.jobs import evaluate_job, sft_job, study_job, train_job
 from sdjax.models.files import weights
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
+from sdjax.training import resume
 from sdjax.training.host_step import Skips
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -254,6 +255,40 @@ def test_parameters_that_are_not_finite_are_not_exported(model, tmp_path, value,
     with pytest.raises(UserError, match=f"export to .*norm.* hold NaN or infinity as {dtype}"):
         weights.export(params, cfg, folder, tmp_path / "model", dtype=dtype)
     assert not list(tmp_path.glob("model*"))
+
+
+def unseen(model, folder):
+    """Returns a model with a NaN that no logit sees: in the embedding of a token nobody writes."""
+    shutil.copytree(model, folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        if "model.embed_tokens.weight" in tensors:
+            table = tensors["model.embed_tokens.weight"].copy()
+            table[-1] = np.nan
+            save_file(tensors | {"model.embed_tokens.weight": table}, file)
+    return folder
+
+
+@pytest.mark.heavy
+def test_parameters_that_are_not_finite_are_neither_saved_nor_gone_on_from(
+    model, tmp_path, monkeypatch
+):
+    out, broken_model = tmp_path / "out", unseen(model, tmp_path / "unseen")
+    with pytest.raises(UserError) as caught:
+        train_job.run(job(broken_model, out))
+    said = str(caught.value)
+    assert said.startswith("step 1: the parameters hold NaN or infinity (in embedding"), said
+    assert "there is no checkpoint yet" in said and "\n" not in said
+    assert not [folder for folder in (out / "checkpoints").glob("*") if folder.name.isdigit()]
+    # An earlier version kept such a checkpoint.
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.tensors, "not_finite", lambda params: [])
+        train_job.run(job(broken_model, tmp_path / "old", steps=1))
+    with pytest.raises(UserError) as caught:
+        train_job.run(job(broken_model, tmp_path / "old", resume=True))
+    said = str(caught.value)
+    assert said.startswith(f"checkpoint {tmp_path}/old/checkpoints/1: its parameters hold NaN")
+    assert "choose another --out" in said and "\n" not in said
 
 
 def test_a_run_that_goes_on_counts_on(model, tmp_path, second_step):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,16 @@ Reader = Callable[[str, slice, slice | None], np.ndarray]
 
 def not_finite(params: nnx.State, dtype: str | None = None) -> list[str]:
     """Returns the names of the parameters that hold a NaN or an infinity, as `dtype` if given."""
-    bad = jax.jit(
-        lambda p: jax.tree.map(lambda x: ~jnp.isfinite(x.astype(dtype or x.dtype)).all(), p)
-    )
-    named = jax.tree_util.tree_leaves_with_path(jax.device_get(bad(params)))
+    named = jax.tree_util.tree_leaves_with_path(jax.device_get(_bad(params, dtype)))
     return [
         jax.tree_util.keystr(path, simple=True, separator=".") for path, is_bad in named if is_bad
     ]
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _bad(params: nnx.State, dtype: str | None) -> nnx.State:
+    """Returns bool[] in place of each parameter: whether it holds a NaN or an infinity."""
+    return jax.tree.map(lambda x: ~jnp.isfinite(x.astype(dtype or x.dtype)).all(), params)
 
 
 @dataclass(frozen=True, kw_only=True)
