@@ -75,6 +75,14 @@ MODELS = {
     "a size missing": (change_config(hidden_size=...), ["hidden_size is missing"]),
     "a size as text": (change_config(hidden_size="32"), ["hidden_size is '32'"]),
     "a size of zero": (change_config(num_hidden_layers=0), ["num_hidden_layers is 0"]),
+    "more layers than a model can have": (
+        change_config(num_hidden_layers=10**7),
+        ["num_hidden_layers is 10000000", "must be at most 10,000"],
+    ),
+    "more layers than the files have": (
+        change_config(num_hidden_layers=9_999),
+        ["do not fit config.json; missing: model.layers.", ".weight and ", " more"],
+    ),
     "heads that do not divide": (
         change_config(num_key_value_heads=3),
         ["num_key_value_heads is 3"],

@@ -204,11 +204,15 @@ def refuse(name: str, value: object, why: str) -> NoReturn:
     raise UserError(f"config.json: {name} is {shown}: {why}")
 
 
-def whole(hf: Fields, name: str, default: int | None = None, least: int = 1) -> int:
-    """Returns a whole number of at least `least`. Without a default, the field must be there."""
+def whole(
+    hf: Fields, name: str, default: int | None = None, least: int = 1, most: int = 2**40
+) -> int:
+    """Returns a whole number from `least` to `most`. Without a default, the field must be there."""
     value = _value(hf, name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         refuse(name, value, f"must be a whole number of at least {least}")
+    if value > most:
+        refuse(name, value, f"must be at most {most:,}")
     return value
 
 

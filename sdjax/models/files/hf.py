@@ -41,6 +41,9 @@ __all__ = [
     "windows",
 ]
 
+MOST_LAYERS = 10_000
+"""No model comes near it. With many more, listing their tensors would take minutes."""
+
 
 def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
     """Returns the ModelConfig fields that every family reads alike.
@@ -61,7 +64,7 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
         refuse("head_dim", head_dim, "must be even: rotary embedding turns pairs")
     return {
         "vocab_size": whole(hf, "vocab_size"),
-        "num_layers": whole(hf, "num_hidden_layers"),
+        "num_layers": whole(hf, "num_hidden_layers", most=MOST_LAYERS),
         "embed": embed,
         "mlp": whole(hf, "intermediate_size"),
         "num_heads": heads,
