@@ -17,16 +17,30 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from sdjax import config as configs
 from sdjax.config.load import job_classes, load, override
 from sdjax.errors import RESUME, TOO_LARGE, Stopped, TooLarge, UserError
-from sdjax.io import environment, lease, redact
+from sdjax.io import code_files, environment, lease, redact
 
 PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
 WITHOUT_DEVICES = (configs.Prepare, configs.Traces, configs.Report)
 """Jobs that run in one process and use no devices."""
+
+
+class _ToTerminal(logging.StreamHandler):
+    """Writes to the stderr of the moment, because a progress bar replaces it."""
+
+    @property
+    def stream(self) -> TextIO:
+        """Where the lines go."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _: TextIO) -> None:
+        pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         job = override(load(Path(file)), overrides, prog=f"{PROG} --config {file}")
         if job is None:
             return 0
-        logging.basicConfig(format="%(message)s")
+        logging.basicConfig(format="%(message)s", handlers=[_ToTerminal()])
         logging.getLogger("sdjax").setLevel(logging.INFO)
         if not debug:
             # Orbax and gcsfs also log what they raise, with tracebacks.
@@ -62,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sdjax.parallel import launch
 
         launch.skip_missing_tpu()
-        with launch.together(launch.launch(flags), configs.to_public(job)):
+        settings, code = configs.to_public(job), code_files.checksums()
+        with launch.together(launch.launch(flags), settings, code):
             run(job)
         return 0
     except UserError as error:

@@ -1,7 +1,8 @@
 """Holds a run to its record: config.json, and run.json with what made it and what was changed.
 
 A resumed run goes on with the config, the data and the model of its record. What differs is refused
-unless the command names it (--allow), and then recorded with the step after which it differs.
+unless the command names it (--allow), and then recorded with the step after which it differs. Code
+may differ without being named; it is recorded in the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import jax
 
 from sdjax import config
 from sdjax.errors import UserError
-from sdjax.io import environment
+from sdjax.io import code_files, environment
 from sdjax.io.files import write_text
 from sdjax.io.redact import redact
 
@@ -128,16 +129,21 @@ def write(folder: Path, cfg: config.Job, after: int, fingerprints: Mapping[str, 
     record = _read(folder) if after else None
     old = record or {"starts": _starts(folder)}
     kept = [c for c in old.get("changes", []) if c["after"] < after]
-    new = []
+    new, edited, code = [], [], code_files.checksums()
     if record is not None:
         new = _differences(record, cfg, after) + _marks_changed(record, after, fingerprints)
-    where = UNITS[type(cfg).__name__].format(after=after, next=after + 1) if new else ""
+        edited = _code_changed(record, after, code)
+    where = UNITS[type(cfg).__name__].format(after=after, next=after + 1) if new or edited else ""
     for change in new:
         print(f"changed {where}: {redact(str(change))}", flush=True)
+    if edited:
+        files = code_files.listed(c.name for c in edited)
+        print(f"changed {where}: the code of {files}", flush=True)
     text = {
         "starts": [*old["starts"], {"after": after, **_now()}],
         "fingerprints": dict(fingerprints),
-        "changes": kept + [{"after": after, **dataclasses.asdict(c)} for c in new],
+        "changes": kept + [{"after": after, **dataclasses.asdict(c)} for c in (*new, *edited)],
+        "code": code,
     }
     # The record comes first: with it alone, the older config is still compared rightly.
     write_text(folder / RECORD, json.dumps(text, indent=2) + "\n")
@@ -215,6 +221,23 @@ def _marks_changed(
         FieldChange(name=name, old=before[name], new=value)
         for name, value in fingerprints.items()
         if name in before and before[name] != value
+    ]
+
+
+def _code_changed(
+    record: Mapping[str, Any], after: int, code: Mapping[str, str]
+) -> list[FieldChange]:
+    """Returns the files of code that differ from those that the run's last step has seen.
+
+    The checksum of a file that one side lacks is None. A run of an earlier version recorded none.
+    """
+    if "code" not in record:
+        return []
+    before = _undone(dict.fromkeys(code) | record["code"], record, after)
+    return [
+        FieldChange(name=name, old=old, new=code.get(name))
+        for name, old in sorted(before.items())
+        if old != code.get(name)
     ]
 
 

@@ -19,13 +19,14 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from sdjax import config
 from sdjax.errors import Stopped, UserError
-from sdjax.io import redact
+from sdjax.io import code_files, redact
 
 JOIN_S = 300
 """Longest wait in seconds for all processes to join; hosts of a slice start at different times."""
@@ -34,6 +35,8 @@ SILENT_S = 30
 so a process that is busy for longer still lives."""
 READ_S = 10
 """Longest wait in seconds of a failed process until the others have read its error."""
+LEAVE_S = 1.0
+"""Seconds in which a process that has left hears so. JAX aborts one whose service ends before."""
 LOOK_S = 2.0
 """Seconds between two checks of which processes live."""
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -126,12 +129,17 @@ def skip_missing_tpu() -> None:
 
 
 @contextmanager
-def together(given: Launch, settings: Mapping[str, Any]) -> Iterator[None]:
+def together(
+    given: Launch,
+    settings: Mapping[str, Any],
+    code: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[None]:
     """Joins the other processes of the run; all of them leave the block together.
 
     With one process it does nothing. Enter it before any use of a device. `settings` is the
-    resolved config and must be the same on all processes. An error in one process ends all others
-    with its message and exit code. The death of a process ends them within SILENT_S + LOOK_S.
+    resolved config, `code` has the checksums of code_files. Both must be the same on all processes.
+    An error in one process ends all others with its message and exit code. The death of a process
+    ends them within SILENT_S + LOOK_S.
     """
     if given.processes == 1 or (given.coordinator is None and not _launched_together()):
         yield
@@ -144,7 +152,7 @@ def together(given: Launch, settings: Mapping[str, Any]) -> Iterator[None]:
         logging.getLogger("sdjax").setLevel(logging.WARNING)
     watch = _Watch()
     try:
-        _compare_settings(settings)
+        _compare(settings, code)
         stopped = None
         try:
             yield
@@ -277,7 +285,11 @@ class _Watch:
                 if _index():
                     self._client.shutdown()
                 else:
-                    self._client.get_live_nodes([0, failure["process"]])  # waits until it has left
+                    # A call waits for the same call of the other one, or until that one has left.
+                    both = [0, failure["process"]]
+                    while failure["process"] in self._client.get_live_nodes(both):
+                        time.sleep(0.1)
+                    time.sleep(LEAVE_S)
 
         leaving = threading.Thread(target=depart, daemon=True)
         leaving.start()
@@ -345,16 +357,25 @@ class _Watch:
             self._client.get_live_nodes(list(range(_count())))
 
 
-def _compare_settings(settings: Mapping[str, Any]) -> None:
-    """Raises UserError if this process's settings differ from those of process 0."""
+def _compare(settings: Mapping[str, Any], code: Mapping[str, str]) -> None:
+    """Raises UserError if this process's settings or files of code differ from process 0's.
+
+    A file that only one of the two has loaded belongs to what started it, such as a debugger.
+    """
     own = config.flat(redact.redacted(settings))
     if _index() == 0:
-        _client().key_value_set("sdjax/settings", json.dumps(own))
+        _client().key_value_set("sdjax/same", json.dumps([own, dict(code)]))
         return
-    first = json.loads(_client().blocking_key_value_get("sdjax/settings", JOIN_S * 1000))
+    first, code_of_first = json.loads(_client().blocking_key_value_get("sdjax/same", JOIN_S * 1000))
     for name in {**first, **own}:
         if first.get(name) != own.get(name):
             raise UserError(
                 f"{name} is {own.get(name)!r} here and {first.get(name)!r} on process 0: give "
                 "every process the same command"
             )
+    other = [name for name in code if code_of_first.get(name, code[name]) != code[name]]
+    if other:
+        raise UserError(
+            f"{code_files.listed(other)}: other code here than on process 0: give every host the "
+            "same files"
+        )

@@ -148,6 +148,60 @@ def test_other_data_or_another_tokenizer_are_refused_unless_named_or_explained(m
     assert read(made)["fingerprints"] == other
 
 
+def edited(monkeypatch, **files):
+    """Makes the code of a run that of these files, by name without suffix, with their checksums."""
+    code = {f"{name}.py": text for name, text in files.items() if text}
+    monkeypatch.setattr(run_record.code_files, "checksums", lambda: code)
+
+
+def test_changed_code_is_said_and_recorded_with_its_step_but_not_refused(
+    tmp_path, capsys, monkeypatch
+):
+    edited(monkeypatch, task="a", grader="b", gone="c")
+    run_dir.claim(str(tmp_path), job(tmp_path), resume=False, fingerprints=MARKS)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
+    assert read(tmp_path)["code"] == {"task.py": "a", "grader.py": "b", "gone.py": "c"}
+    edited(monkeypatch, task="a", grader="B", new="d")
+    resumed(tmp_path)
+    said = capsys.readouterr().out
+    assert said == "changed from step 5 on: the code of gone.py, grader.py, new.py\n"
+    changes = [
+        {"after": 4, "name": "gone.py", "old": "c", "new": None},
+        {"after": 4, "name": "grader.py", "old": "b", "new": "B"},
+        {"after": 4, "name": "new.py", "old": None, "new": "d"},
+    ]
+    assert read(tmp_path)["changes"] == changes
+    assert read(tmp_path)["code"] == {"task.py": "a", "grader.py": "B", "new.py": "d"}
+    # The same code again says nothing; the old code again is a change back.
+    resumed(tmp_path, after=5)
+    assert capsys.readouterr().out == "" and read(tmp_path)["changes"] == changes
+    edited(monkeypatch, task="a", grader="b", gone="c")
+    resumed(tmp_path, after=7)
+    assert len(read(tmp_path)["changes"]) == 6 and "from step 8 on" in capsys.readouterr().out
+
+
+def test_code_that_no_kept_step_has_seen_leaves_no_trace(made, capsys, monkeypatch):
+    before = read(made)["code"]
+    assert "sdjax/io/run_record.py" in before and "test_run_record.py" in before
+    other = {**before, "test_run_record.py": "x"}
+    monkeypatch.setattr(run_record.code_files, "checksums", lambda: other)
+    resumed(made)
+    assert [c["name"] for c in read(made)["changes"]] == ["test_run_record.py"]
+    monkeypatch.setattr(run_record.code_files, "checksums", lambda: before)
+    resumed(made)
+    assert read(made)["changes"] == [] and read(made)["code"] == before
+    assert capsys.readouterr().out.count("changed from step 5 on: the code of test_run") == 1
+
+
+def test_a_record_without_code_is_compared_with_none(made, capsys):
+    old = read(made)
+    del old["code"]
+    (made / "run.json").write_text(json.dumps(old))
+    resumed(made)
+    assert read(made)["changes"] == [] and capsys.readouterr().out == ""
+    assert read(made)["code"]
+
+
 def test_what_cannot_be_allowed_is_named(made):
     with pytest.raises(UserError, match=r"allow is 'optim.lrr': .* perhaps you meant optim.lr"):
         resumed(made, allow=("optim.lrr",))
