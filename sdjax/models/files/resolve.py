@@ -91,7 +91,8 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
     # The hub and its HTTP library raise errors of many classes: no such repository or revision,
     # gated, offline. All of them mean that the model cannot be downloaded.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        said = str(error).strip() or type(error).__name__
+        reason = hub.no_room(error) or said.splitlines()[0]
         at = f" at revision {revision!r}" if revision else ""
         raise UserError(
             f"model.path is {name!r}{at}: no such folder, and not to be had from the hub: {reason}"
