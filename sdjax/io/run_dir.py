@@ -109,6 +109,7 @@ def _claim(
             shutil.rmtree(folder.local, ignore_errors=True)
         raise UserError(f"out is {out!r}: {e}") from e
     except OSError as e:
+        lease.release(folder.place)
         raise UserError(
             f"out is {out!r}: cannot be written ({e.strerror}); name another directory"
         ) from e
