@@ -335,7 +335,7 @@ def _writing(path: epath.Path) -> Iterator[None]:
     Nothing of the save remains.
     """
     try:
-        with _named(path):
+        with _reported(path):
             yield
     except WriteError:
         if jax.process_index() == 0:
@@ -344,7 +344,7 @@ def _writing(path: epath.Path) -> Iterator[None]:
 
 
 @contextmanager
-def _named(path: epath.Path) -> Iterator[None]:
+def _reported(path: epath.Path) -> Iterator[None]:
     """Turns the exception of a failing save into a WriteError that names the path."""
     try:
         with writing(path):
