@@ -140,7 +140,6 @@ SHORT = [
     ("evaluate", "gone", "answers", 2, "answers.jsonl"),
     ("report", "full", "page", 1, "report.html"),
     ("plan", "full", "plan", 4, "plan.json"),
-    ("traces", "full", "traces", 3, "traces.jsonl"),
 ]
 
 
