@@ -138,7 +138,14 @@ def damaged_parquet(place):
 
 DATA = {
     "no file": ("nowhere.json", None, ["nowhere.json", "no such file"]),
-    "an unknown kind": ("train.csv", "a,b", ["train.csv", "is none of", ".parquet"]),
+    "an unknown kind": ("train.xlsx", "PK", ["train.xlsx", "is none of", ".parquet"]),
+    "a short row of a table": ("train.csv", "prompt,answer\nx\n", ["train.csv:2", "has 1 cells"]),
+    "other columns of a table": (
+        "train.csv",
+        "q,answer\nx,A\n",
+        ["train.csv:2", "columns answer, q"],
+    ),
+    "not UTF-8 as a table": ("train.csv", b"prompt,answer\n\xff,A\n", ["train.csv:2", "UTF-8"]),
     "an empty file": ("train.json", "", ["train.json", "has no rows"]),
     "white space": ("train.json", "\n \n", ["train.json", "has no rows"]),
     "no JSON": ("train.json", rows()[0] + '\n{"prompt": "cut o\n', ["train.json:2", "not JSON"]),
