@@ -21,9 +21,10 @@ class SFT:
     """Run directory: resolved config, metrics, answers, checkpoints, exported model."""
     source: str
     """Conversations; sdjax/data/sources.py lists the kinds of source. A row has messages, a list of
-    {"role", "content"}, or prompt and completion."""
+    {"role", "content"}; conversations, a list of {"from", "value"} (ShareGPT); or prompt and
+    completion."""
     messages: str = ""
-    """Column of the messages. If empty, messages."""
+    """Column of the messages. If empty, messages or conversations."""
     prompt: str = ""
     """Column of the prompt, a text or a list of messages. If empty, prompt. A name here or in
     `completion` leaves a column of messages aside."""

@@ -2,6 +2,7 @@
 
 A row has one of
     messages                a list of {"role", "content"} with a turn of the assistant in it
+    conversations           the same, usually of {"from", "value"}: ShareGPT's rows
     prompt and completion   each a text or a list of messages; the completion is the assistant's
 A column `system` comes before them. `reasoning_content` or `thinking` of a message stands before
 its content, between <think> tags. A turn of the assistant whose `weight` is 0 is not learned.
@@ -19,6 +20,8 @@ from sdjax.data.rows import RowError, Skipped, columns, convert_rows, field, tex
 from sdjax.data.sources import read_rows
 from sdjax.records import Message
 
+# The columns of whole conversations, in order of preference.
+WHOLE = ("messages", "conversations")
 # The beginning of a thought at the end of a prompt: its name, its closing tag, white space.
 OPENING = re.compile(r"<(\w*(?:think|thought|reason)\w*)>(?:\s*(</\1>))?(\s*)$", re.I)
 
@@ -46,17 +49,16 @@ class ConversationColumns:
         if row.get("weight") not in (None, 1):
             raise RowError(f"field 'weight' is {row['weight']!r}: rows have no weights; remove it")
         pair_named = bool(self.prompt or self.completion)
-        whole, asked, said = (
-            self.messages or "messages",
-            self.prompt or "prompt",
-            self.completion or "completion",
-        )
-        if self.messages or (not pair_named and row.get(whole) is not None):
+        usual = () if pair_named else WHOLE
+        whole = self.messages or next((n for n in usual if row.get(n) is not None), None)
+        asked, said = self.prompt or "prompt", self.completion or "completion"
+        if whole is not None:
             turns = conversation(whole, field(row, whole))
         elif row.get(asked) is None or row.get(said) is None:
+            wanted = ", ".join([*usual, f"{asked} with {said}"])
             raise RowError(
-                f"has neither {whole} nor {asked} and {said} (the columns are {columns(row)}): "
-                "name the columns with messages, or prompt and completion"
+                f"has none of {wanted} (the columns are {columns(row)}): name the columns with "
+                "messages, or prompt and completion"
             )
         else:
             turns = [*_part(row, asked, "user"), *_part(row, said, "assistant")]

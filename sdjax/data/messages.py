@@ -1,5 +1,6 @@
 """Reads prompts and conversations from rows: texts, or lists of messages.
 
+A message is {"role", "content"}, or {"from", "value"} as in ShareGPT's rows.
 What a prompt cannot carry is an error that names the row and the field: images, tools, tool calls
 and names of speakers. Other fields of a message are named once for the file, as columns are.
 """
@@ -14,6 +15,11 @@ from sdjax.data.rows import RowError, checked_text, columns, field, text_field
 from sdjax.records import Message
 
 ROLES = ("system", "user", "assistant", "tool")
+# The names that ShareGPT's rows, {"from": ..., "value": ...}, have beside those of ROLES.
+SPEAKERS = {
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+    "bard": "assistant", "observation": "tool",
+}  # fmt: skip
 # Where data sets keep an assistant's thinking beside its answer.
 THINKING = ("reasoning_content", "thinking")
 # Columns, and fields of a message, that change what a conversation says.
@@ -98,22 +104,30 @@ def conversation(name: str, value: Any) -> list[Turn]:
 def _turn(where: str, message: Any) -> Turn:
     if not isinstance(message, dict):
         raise RowError(f"{where}is {type(message).__name__}, not an object")
-    role = message.get("role")
-    if not isinstance(role, str):
-        raise RowError(f"{where}'role' is not a text (it has {columns(message)})")
-    if role not in ROLES:
-        raise RowError(f"{where}'role' is {role!r}: must be one of {', '.join(ROLES)}")
+    role, text = _role(where, message)
     _refuse(message, UNREADABLE_FIELDS, where)
     weight = message.get("weight")
     if weight not in (None, 0, 1):
         raise RowError(f"{where}'weight' is {weight!r}: must be 0 or 1")
-    thought, content = _thought(where, role, message), _content(where, message.get("content"))
+    thought, content = _thought(where, role, message), _content(where, text, message.get(text))
     if thought and content.lstrip().startswith("<think>"):
-        raise RowError(f"{where}has its thinking twice: in 'content' and beside it")
+        raise RowError(f"{where}has its thinking twice: in '{text}' and beside it")
     return Turn(Message(role=role, content=thought + content), learned=weight != 0)
 
 
-def _content(where: str, content: Any) -> str:
+def _role(where: str, message: dict[str, Any]) -> tuple[str, str]:
+    """Returns a message's role and the name of the field that holds its text."""
+    shared = message.get("role") is None and "from" in message
+    name, text, known = ("from", "value", SPEAKERS) if shared else ("role", "content", {})
+    role = message.get(name)
+    if not isinstance(role, str):
+        raise RowError(f"{where}'{name}' is not a text (it has {columns(message)})")
+    if role not in ROLES and role not in known:
+        raise RowError(f"{where}'{name}' is {role!r}: must be one of {', '.join([*known, *ROLES])}")
+    return known.get(role, role), text
+
+
+def _content(where: str, name: str, content: Any) -> str:
     """Returns the text of a message: a text, or a list of parts of type text."""
     parts = content if isinstance(content, list) else [content]
     texts = []
@@ -121,11 +135,11 @@ def _content(where: str, content: Any) -> str:
         if isinstance(part, dict):
             kind = part.get("type", "text")
             if kind != "text":
-                raise RowError(f"{where}'content' has a part of type {kind!r}: only text is read")
+                raise RowError(f"{where}'{name}' has a part of type {kind!r}: only text is read")
             part = part.get("text")
         if not isinstance(part, str):
-            raise RowError(f"{where}'content' is not a text")
-        texts.append(checked_text(part, f"{where}'content'") if part.strip() else part)
+            raise RowError(f"{where}'{name}' is not a text")
+        texts.append(checked_text(part, f"{where}'{name}'") if part.strip() else part)
     return "".join(texts)
 
 

@@ -1,7 +1,7 @@
 """Reads the rows of a data set from files, the web, the Hugging Face hub or TFDS.
 
 A source is one of
-    FILE.parquet, FILE.json, FILE.jsonl             a local file
+    FILE.parquet, .json, .jsonl, .csv or .tsv       a local file
     https://HOST/.../FILE.parquet                   a file on the web, fetched once into the cache
     hf://datasets/OWNER/NAME[@REVISION][/PATTERN]   files of a Hugging Face data set
     FOLDER[:SPLIT]                                  a TFDS data directory, FOLDER/NAME/VERSION
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 import fnmatch
 import hashlib
 import http.client
@@ -32,15 +33,20 @@ Row = tuple[int, dict[str, Any] | Broken]
 # The key of a TFDS data set's metadata that lists the columns whose text is JSON.
 JSON_COLUMNS = "json_columns"
 MEGABYTE = 1_000_000
+# The columns that hold objects or conversations, which some files write as JSON text.
+OBJECTS = ("reward_model", "extra_info")
+CONVERSATIONS = ("prompt", "completion", "messages", "conversations")
 _SPACE = re.compile(r"\s*")
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".tsv")
 
 
 def read_rows(source: str) -> Iterator[Row]:
     """Yields (row number from 1, row).
 
-    A .json or .jsonl file holds one array of objects, or one object per line, in UTF-8. A row that
-    is no JSON object is yielded as Broken. Raises UserError for a source that cannot be read.
+    A .json or .jsonl file holds one array of objects, or one object per line, in UTF-8. A .csv or
+    .tsv file begins with the names of its columns; its row number is the line on which a row
+    begins. A row that cannot be parsed is yielded as Broken. Raises UserError for a source that
+    cannot be read.
     """
     folder, _, split = source.partition(":")
     if "://" not in source and Path(folder).is_dir():
@@ -73,7 +79,7 @@ def _missing(source: str) -> str:
 
 
 def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
-    readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet}
+    readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet, ".csv": _csv, ".tsv": _csv}
     if file.suffix not in readers:
         packed = file.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip")
         remedy = "unpack it" if packed else "convert it"
@@ -99,6 +105,7 @@ def _hub(source: str) -> tuple[Path, ...]:
         for path, file in inside.items()
         if path.endswith(SUFFIXES) and fnmatch.fnmatch(path, pattern) and file.is_file()
     }
+    found = _one_form(found)
     if not found:
         names = hub.listed(name, revision) or [p for p, file in inside.items() if file.is_file()]
         known = f"; it has {', '.join(names[:20])}" if names else ""
@@ -107,6 +114,12 @@ def _hub(source: str) -> tuple[Path, ...]:
     _check_parts(source, found)
     hub.check(list(found.values()))
     return tuple(found.values())
+
+
+def _one_form(found: dict[str, Path]) -> dict[str, Path]:
+    """Returns the files without tables of text that may repeat what the other files hold."""
+    others = {path: f for path, f in found.items() if f.suffix not in (".csv", ".tsv")}
+    return others or found
 
 
 def _check_parts(source: str, found: Collection[str]) -> None:
@@ -165,15 +178,20 @@ _ENCODINGS = {
 }
 
 
-def _json(file: Path) -> Iterator[Row]:
+def _start(file: Path) -> bytes:
+    """Returns the beginning of a UTF-8 text file; raises UserError for another encoding."""
     with file.open("rb") as stream:
         start = stream.read(1 << 16)
     for mark, encoding in _ENCODINGS.items():
         if start.startswith(mark):
             raise UserError(f"{file}: is {encoding} text: save it as UTF-8")
-    if b"\0" in start[:4]:  # JSON begins with two characters of one byte each
+    if b"\0" in start[:4]:  # JSON and names of columns begin with characters of one byte each
         raise UserError(f"{file}: is UTF-16 or UTF-32 text, or no text: save it as UTF-8")
-    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    return start.removeprefix(codecs.BOM_UTF8)
+
+
+def _json(file: Path) -> Iterator[Row]:
+    text = _start(file).lstrip()
     # One object over several lines is a row too.
     if text.startswith(b"[") or text.partition(b"\n")[0].strip() == b"{":
         return _json_whole(file)
@@ -254,6 +272,80 @@ def _broken_element(text: bytes, error: Exception) -> int:
     return number
 
 
+def _csv(file: Path) -> Iterator[Row]:
+    """Yields the rows of a file whose first line names the columns; an empty cell is None."""
+    header = next(iter(_start(file).decode("utf-8", "replace").strip().splitlines()), "")
+    # Spreadsheets separate cells by semicolons where the comma is the decimal point.
+    separator = max(",;\t", key=lambda mark: len(next(csv.reader([header], delimiter=mark), [])))
+    csv.field_size_limit(1 << 30)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            yield from _csv_rows(file, csv.reader(stream, delimiter=separator, strict=True))
+    except UnicodeDecodeError:
+        data = file.read_bytes()
+        line = data[: _bad_byte(data)].count(b"\n") + 1
+        raise UserError(f"{file}:{line}: is not UTF-8: save the file as UTF-8") from None
+
+
+def _bad_byte(data: bytes) -> int:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(data)
+
+
+def _csv_rows(file: Path, reader: Any) -> Iterator[Row]:
+    """Yields the rows of a csv reader, which stands before the names of the columns."""
+    names: list[str] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            reason = _first_line(error)
+            if reason == "unexpected end of data":
+                reason = "a quotation mark is never closed"
+            if not names:
+                raise UserError(f"{file}:{line}: is not CSV ({reason}); mend the line") from None
+            yield line, Broken(f"is not CSV ({reason})")
+            continue
+        if cells is None:
+            return
+        if not any(cells):  # an empty line
+            continue
+        if not names:
+            names = _column_names(file, cells)
+        elif len(cells) != len(names):
+            yield (
+                line,
+                Broken(
+                    f"has {len(cells)} cells for {len(names)} columns ({', '.join(names[:12])}): "
+                    'put "quotation marks" around a cell that holds a separator'
+                ),
+            )
+        else:
+            row = zip(names, cells, strict=True)
+            yield line, {name: _cell(name, text) if text else None for name, text in row}
+
+
+def _column_names(file: Path, cells: list[str]) -> list[str]:
+    """Returns the names of the columns; a column without a name has its number."""
+    names = [cell.strip() or f"column {n}" for n, cell in enumerate(cells, start=1)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{file}: the column {name!r} occurs twice: rename one of them")
+    return names
+
+
+def _cell(name: str, text: str) -> Any:
+    """Returns the value of a cell: JSON if it can be nothing else, or else its text."""
+    if name == "choices" and text.startswith("["):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return _decoded(name, text)
+
+
 def _parquet(file: Path) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
@@ -294,12 +386,17 @@ def _tfds(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _decoded(name: str, value: Any) -> Any:
-    """Returns the value of a parquet column; some files write their structs as JSON text."""
-    if name in ("prompt", "messages", "reward_model", "extra_info") and isinstance(value, str):
+    """Returns the value of a column; some files write their structs as JSON text."""
+    if name in (*OBJECTS, *CONVERSATIONS) and isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             inner = json.loads(value)
-            if isinstance(inner, dict) or (
-                isinstance(inner, list) and all(isinstance(i, dict) for i in inner)
-            ):
+            # A prompt or a completion may be JSON text itself, but hardly a list of messages.
+            if isinstance(inner, dict) if name in OBJECTS else _are_messages(inner):
                 return inner
     return value
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, dict) and ("role" in item or "from" in item) for item in value
+    )

@@ -110,7 +110,8 @@ def fields(row: dict[str, Any]) -> tuple[tuple[Message, ...], str]:
         asked: tuple[Message, ...] = ({"role": "user", "content": _question(row)},)
         messages, tests = with_system(asked, row), json.dumps(_hidden_tests(row))
     elif "tests" in row:
-        messages, tests = prompt(row, "", ("prompt", "messages")), text_field(row, "tests")
+        messages = prompt(row, "", ("prompt", "messages", "conversations"))
+        tests = text_field(row, "tests")
     else:
         raise RowError(
             f"has the columns {columns(row)}; needs question_content and "

@@ -32,7 +32,7 @@ SETS = {
 """The source of each set that has a name."""
 
 # The columns of a question, in order of preference: verl's rows may have others beside the prompt.
-QUESTIONS = ("prompt", "problem", "question", "messages")
+QUESTIONS = ("prompt", "problem", "question", "messages", "conversations")
 INSTRUCTION = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 
 

@@ -14,7 +14,7 @@ from sdjax.tasks import Task
 from sdjax.tasks.from_rows import RowTask, divided, letter, options, with_last
 
 HOME = "https://raw.githubusercontent.com/lasgroup/SDPO/main/datasets/sciknoweval"
-QUESTIONS = ("prompt", "question", "problem", "messages")
+QUESTIONS = ("prompt", "question", "problem", "messages", "conversations")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from sdjax.tasks import Task
 from sdjax.tasks.from_rows import RowTask, divided
 
 HOME = "https://raw.githubusercontent.com/lasgroup/SDPO/main/datasets/tooluse"
-QUESTIONS = ("prompt", "question", "messages")
+QUESTIONS = ("prompt", "question", "messages", "conversations")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from sdjax.errors import UserError
 
 ASK = {"role": "user", "content": "q"}
 SAY = {"role": "assistant", "content": "a"}
+HUMAN = {"from": "human", "value": "q"}
+GPT = {"from": "gpt", "value": "a"}
 MORE = {"role": "user", "content": "r"}
 LAST = {"role": "assistant", "content": "b"}
 
@@ -48,6 +50,24 @@ def said(found):
             [(["q"], "a")],
             "columns not used: completion, prompt",
         ),
+        ({"conversations": [HUMAN, GPT], "id": 3}, [(["q"], "a")], "columns not used: id"),
+        ({"conversations": [ASK, SAY]}, [(["q"], "a")], ""),
+        ({"conversations": [HUMAN, GPT], "system": "s"}, [(["s", "q"], "a")], ""),
+        (
+            {"conversations": [{"from": "system", "value": "s"}, HUMAN, GPT | {"weight": None}]},
+            [(["s", "q"], "a")],
+            "",
+        ),
+        (
+            {"conversations": [HUMAN, GPT | {"weight": 0}, {"from": "user", "value": "r"}, LAST]},
+            [(["q", "a", "r"], "b")],
+            "",
+        ),
+        (
+            {"messages": [ASK, SAY], "conversations": [HUMAN, GPT]},
+            [(["q"], "a")],
+            "columns not used: conversations",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, SAY]},
             [(["q"], "a")],
@@ -80,7 +100,16 @@ def test_the_last_turn_that_is_learned_is_the_last_one_with_weight(tmp_path):
         ),
         ({"messages": [ASK | {"name": "Ann"}, SAY]}, "message 1: field 'name' is not supported"),
         ({"messages": [ASK, {"role": "gpt", "content": "a"}]}, "'role' is 'gpt': must be one of"),
-        ({"conversations": [ASK, SAY]}, "name the columns with messages, or prompt and completion"),
+        ({"talk": [ASK, SAY]}, "name the columns with messages, or prompt and completion"),
+        ({"conversations": [HUMAN, {"from": "me", "value": "a"}]}, "'from' is 'me': must be one"),
+        ({"conversations": [HUMAN, {"from": "gpt"}]}, "message 2: 'value' is not a text"),
+        ({"conversations": [HUMAN, {"value": "a"}]}, "'role' is not a text (it has value)"),
+        (
+            {"conversations": [HUMAN, {"from": "function_call", "value": "{}"}]},
+            "'from' is 'function_call': must be one of",
+        ),
+        ({"conversations": [GPT, HUMAN]}, "begins with the assistant"),
+        ({"conversations": [HUMAN, GPT], "tools": "[{}]"}, "field 'tools' is not supported"),
         ({"prompt": "q", "completion": float("nan")}, "field 'completion' is float, not text"),
     ],
 )

@@ -145,8 +145,12 @@ def test_marks_ends_of_lines_and_indents_change_no_row(tmp_path, text, name):
         ("rows.json", json.dumps(ROWS).encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
         ("rows.jsonl", json.dumps(ROWS[0]).encode("utf-32"), "is UTF-32 text: save it as UTF-8"),
         ("rows.jsonl", json.dumps(ROWS[0]).encode("utf-16-le"), "save it as UTF-8"),
-        ("rows.jsonl.gz", b"\x1f\x8b", "is none of .jsonl, .json, .parquet: unpack it"),
-        ("rows.csv", b"a,b", "is none of .jsonl, .json, .parquet: convert it"),
+        ("rows.jsonl.gz", b"\x1f\x8b", "is none of .jsonl, .json, .parquet, .csv, .tsv: unpack it"),
+        ("rows.xlsx", b"PK", "is none of .jsonl, .json, .parquet, .csv, .tsv: convert it"),
+        ("rows.csv", "a,b\n1,2".encode("utf-16"), "is UTF-16 text: save it as UTF-8"),
+        ("rows.csv", "a,b\n1,2\n3,é\n".encode("latin-1"), "csv:3: is not UTF-8: save the file as"),
+        ("rows.csv", b"a,b,a\n1,2,3", "the column 'a' occurs twice: rename one of them"),
+        ("rows.csv", b'a,"b\n1,2\n', "csv:1: is not CSV (a quotation mark is never closed)"),
         ("rows.json", b'[{"a": 1}, {"a": 1, "a": 2}]', "2: is not JSON (the key 'a' occurs twice)"),
         ("rows.json", b'[{"a": 1},]', "2: is not JSON"),
     ],
@@ -156,6 +160,73 @@ def test_a_file_in_another_form_says_what_to_do(tmp_path, name, text, says):
     with pytest.raises(UserError) as error:
         list(sources.read_rows(str(tmp_path / name)))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,b\n1,x\n2,y\n", [(2, {"a": "1", "b": "x"}), (3, {"a": "2", "b": "y"})]),
+        ("\ufeffa,b\r\n1,x\r\n\r\n2,y", [(2, {"a": "1", "b": "x"}), (4, {"a": "2", "b": "y"})]),
+        ("a;b\n1,5;x\n", [(2, {"a": "1,5", "b": "x"})]),
+        ("a\tb\n1,5\tx;y\n", [(2, {"a": "1,5", "b": "x;y"})]),
+        ("a,b\r1,x\r2,y\r", [(2, {"a": "1", "b": "x"}), (3, {"a": "2", "b": "y"})]),
+        (
+            'a, b\n"say ""hi"",\nthen go",x\n2,\n',
+            [(2, {"a": 'say "hi",\nthen go', "b": "x"}), (4, {"a": "2", "b": None})],
+        ),
+        (",a\n0,x\n", [(2, {"column 1": "0", "a": "x"})]),
+        ("prompt\nonly one, two\n".replace(", ", " "), [(2, {"prompt": "only one two"})]),
+        ("a,b\n" + "x" * 200_000 + ",y\n", [(2, {"a": "x" * 200_000, "b": "y"})]),
+        ("a,b\n\\frac{1}{2},[1; 2]\n", [(2, {"a": "\\frac{1}{2}", "b": "[1; 2]"})]),
+        (
+            'messages,choices\n"[{""role"": ""user"", ""content"": ""q""}]","[""a"", ""b""]"\n',
+            [(2, {"messages": [{"role": "user", "content": "q"}], "choices": ["a", "b"]})],
+        ),
+        ('prompt,completion\n{},"{""a"": 1}"\n', [(2, {"prompt": "{}", "completion": '{"a": 1}'})]),
+        ("", []),
+        ("a,b\n", []),
+    ],
+)
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tsv"])
+def test_a_table_of_text_gives_its_rows_and_the_lines_on_which_they_begin(
+    tmp_path, text, expected, name
+):
+    (tmp_path / name).write_bytes(text.encode())
+    assert list(sources.read_rows(str(tmp_path / name))) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "row", "says"),
+    [
+        ("prompt,answer\np,a\nq,b,c\nr,d\n", 3, "has 3 cells for 2 columns (prompt, answer): put"),
+        ("prompt,answer\np,a\nq\nr,d\n", 3, "has 1 cells for 2 columns"),
+        ('prompt,answer\np,a\n"q"s,b\nr,d\n', 3, "is not CSV (',' expected after '\"')"),
+        ('prompt,answer\n"p\np",a\n"q,b\nr,d\n', 4, "is not CSV (a quotation mark is never"),
+        ("prompt,answer\np,a\n,b\nr,d\n", 3, "field 'prompt' is missing"),
+    ],
+)
+def test_a_bad_row_of_a_table_is_named_by_its_line_or_skipped(tmp_path, text, row, says):
+    file = tmp_path / "rows.csv"
+    file.write_text(text)
+
+    def read(on_bad_row):
+        rows = sources.read_rows(str(file))
+        return convert_rows(str(file), rows, lambda r, n: text_field(r, "prompt"), on_bad_row)
+
+    with pytest.raises(UserError) as error:
+        read("error")
+    assert f"{file}:{row}: {says}" in str(error.value) and "\n" not in str(error.value)
+    kept, skipped = read("skip")
+    assert kept[0][0] == "p" and kept[1:] in (["r"], [])
+    assert skipped[-1].row == row and skipped[-1].reason.startswith(says)
+
+
+def test_a_prompt_that_is_json_text_itself_stays_a_text(tmp_path):
+    file = tmp_path / "rows.parquet"
+    row = {"prompt": '{"task": "sum"}', "completion": "[{}]", "messages": "[]"}
+    pq.write_table(pa.Table.from_pylist([row]), file)
+    ((_, read),) = sources.read_rows(str(file))
+    assert read == row | {"messages": []}
 
 
 def test_an_object_over_several_lines_is_a_row(tmp_path):

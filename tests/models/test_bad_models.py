@@ -1,11 +1,10 @@
 """Every mistake in models, checkpoints and answers ends the program with one line."""
 
-import json
 import shutil
-import struct
 
 import pytest
 import tiny
+from mistake_tables import MODELS, PATHS, cut, rewrite, wrong_model, wrong_path
 from mistakes import CONFIG, EVALUATE, EXPORT, Attempt, says
 
 from sdjax.main import main
@@ -16,134 +15,9 @@ def attempt(tmp_path, model, capsys):
     return Attempt(tmp_path, model, capsys)
 
 
-def change_config(**fields):
-    def change(folder):
-        file = folder / "config.json"
-        made = json.loads(file.read_text()) | fields
-        file.write_text(json.dumps({k: v for k, v in made.items() if v is not ...}))
-
-    return change
-
-
-def rewrite(pattern, data):
-    """Returns a change of the first file that fits: other bytes, or None to remove all."""
-
-    def change(folder):
-        files = sorted(folder.glob(pattern))
-        assert files, pattern
-        for file in files if data is None else files[:1]:
-            file.unlink() if data is None else file.write_bytes(data)
-
-    return change
-
-
-def cut(pattern, keep):
-    def change(folder):
-        file = sorted(folder.glob(pattern))[0]
-        file.write_bytes(file.read_bytes()[:keep])
-
-    return change
-
-
-def other_tensors(change_of):
-    def change(folder):
-        from safetensors.numpy import load_file, save_file
-
-        file = sorted(folder.glob("*.safetensors"))[0]
-        tensors = load_file(file)
-        name = sorted(tensors)[0]
-        change_of(tensors, name)
-        save_file(tensors, file)
-
-    return change
-
-
-def misshape(tensors, name):
-    tensors[name] = tensors[name][:-1].copy()
-
-
-def integers(tensors, name):
-    tensors[name] = tensors[name].astype("int32")
-
-
-MODELS = {
-    "no config.json": (rewrite("config.json", None), ["MODEL", "no config.json"]),
-    "config.json cut": (cut("config.json", 20), ["config.json", "not JSON"]),
-    "config.json empty": (rewrite("config.json", b""), ["config.json", "not JSON"]),
-    "config.json a list": (rewrite("config.json", b"[]"), ["config.json", "object"]),
-    "another family": (change_config(model_type="mamba"), ["model_type is 'mamba'", "qwen3"]),
-    "a size missing": (change_config(hidden_size=...), ["hidden_size is missing"]),
-    "a size as text": (change_config(hidden_size="32"), ["hidden_size is '32'"]),
-    "a size of zero": (change_config(num_hidden_layers=0), ["num_hidden_layers is 0"]),
-    "more layers than a model can have": (
-        change_config(num_hidden_layers=10**7),
-        ["num_hidden_layers is 10000000", "must be at most 10,000"],
-    ),
-    "more layers than the files have": (
-        change_config(num_hidden_layers=9_999),
-        ["do not fit config.json; missing: model.layers.", ".weight and ", " more"],
-    ),
-    "heads that do not divide": (
-        change_config(num_key_value_heads=3),
-        ["num_key_value_heads is 3"],
-    ),
-    "an odd head": (change_config(head_dim=7), ["head_dim is 7", "even"]),
-    "another activation": (change_config(hidden_act="gelu"), ["hidden_act is 'gelu'", "silu"]),
-    "a head count as text": (change_config(num_key_value_heads="2"), ["num_key_value_heads is"]),
-    "tying as text": (change_config(tie_word_embeddings="no"), ["tie_word_embeddings is 'no'"]),
-    "a switch of another model": (change_config(use_gate=True), ["use_gate is True", "unknown"]),
-    "an unknown field": (change_config(quantum_gates=4), ["quantum_gates is 4", "unknown"]),
-    "an unknown rope": (
-        change_config(rope_scaling={"rope_type": "spiral", "factor": 2}),
-        ["rope", "spiral"],
-    ),
-    "no weights": (rewrite("*.safetensors*", None), ["no .safetensors file", "convert"]),
-    "weights cut": (cut("*.safetensors", 1000), ["safetensors", "not a readable"]),
-    "weights empty": (rewrite("*.safetensors", b""), ["safetensors", "not a readable"]),
-    "an index of nothing": (rewrite("*.index.json", b"{}"), ["index.json", "not an index"]),
-    "an index of missing files": (
-        rewrite("*.index.json", b'{"weight_map": {"a": "gone.safetensors"}}'),
-        ["gone.safetensors", "missing", "download"],
-    ),
-    "an index that leaves": (
-        rewrite("*.index.json", b'{"weight_map": {"a": "../../etc/x.safetensors"}}'),
-        ["index.json", "outside"],
-    ),
-    "a tensor gone": (other_tensors(lambda t, n: t.pop(n)), ["do not fit", "missing: "]),
-    "a tensor too many": (
-        other_tensors(lambda t, n: t.update(stranger=t[n].copy())),
-        ["unexpected: stranger"],
-    ),
-    "a tensor misshapen": (other_tensors(misshape), ["misshapen: "]),
-    "a tensor of integers": (other_tensors(integers), ["is I32", "only F32"]),
-    "no tokenizer": (rewrite("tokenizer*", None), ["no tokenizer"]),
-    "a broken tokenizer": (rewrite("tokenizer.json", b"{"), ["tokenizer cannot be read"]),
-    "no chat template": (rewrite("chat_template.jinja", None), ["no chat template", "add"]),
-    "a broken template": (rewrite("chat_template.jinja", b"{% for %}"), ["chat template"]),
-    "a template that refuses": (
-        rewrite("chat_template.jinja", b"{{ raise_exception('no users') }}"),
-        ["chat template refuses", "no users"],
-    ),
-    "a broken generation config": (
-        rewrite("generation_config.json", b"{"),
-        ["generation_config.json", "not JSON"],
-    ),
-    "a stop token of words": (
-        rewrite("generation_config.json", b'{"eos_token_id": "end"}'),
-        ["generation_config.json", "eos_token_id is ['end']"],
-    ),
-}
-
-
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_broken_model_folder_is_named(attempt, model, kind):
-    change, words = MODELS[kind]
-    folder = attempt.folder / "broken"
-    shutil.copytree(model, folder)
-    change(folder)
-    attempt.model = str(folder)
-    words = [str(folder) if word == "MODEL" else word for word in words]
-    says(attempt(), *words, "broken" if "config.json" not in words[0] else "")
+def test_a_broken_model_folder_is_named(attempt, kind):
+    wrong_model(attempt, *MODELS[kind])
 
 
 def test_a_folder_of_adapters_names_their_base(attempt):
@@ -154,32 +28,9 @@ def test_a_folder_of_adapters_names_their_base(attempt):
     says(attempt(), str(folder), "adapter_config.json", "adapters of org/base", "merge")
 
 
-def gguf(*parts):
-    return b"GGUF" + b"".join(parts)
-
-
-PATHS = {
-    "no folder": ("no/such/folder", ["no/such/folder", "no such folder"]),
-    "a file": ("FOLDER/c.py", ["neither a folder nor a .gguf file"]),
-    "no package": ("package:no_such_package", ["not installed", "pip install"]),
-    "a package without a model": ("package:json", ["0 .gguf files"]),
-    "no gguf": ("FOLDER/none.gguf", ["none.gguf", "no such"]),
-    "an empty gguf": ("FOLDER/empty.gguf", ["empty.gguf"]),
-    "a gguf of text": ("FOLDER/text.gguf", ["text.gguf", "GGUF"]),
-    "a gguf cut": ("FOLDER/cut.gguf", ["cut.gguf"]),
-    "nothing": ("", ["model.path is ''", "name a folder"]),
-}
-
-
 @pytest.mark.parametrize("kind", PATHS)
 def test_a_model_that_is_not_there_is_named(attempt, kind):
-    path, words = PATHS[kind]
-    (attempt.folder / "empty.gguf").write_bytes(b"")
-    (attempt.folder / "text.gguf").write_text("a model, honestly")
-    (attempt.folder / "cut.gguf").write_bytes(gguf(struct.pack("<IQQ", 3, 10, 10), b"\x05"))
-    (attempt.folder / "c.py").write_text("")
-    attempt.model = path.replace("FOLDER", str(attempt.folder))
-    says(attempt(), *words)
+    wrong_path(attempt, *PATHS[kind])
 
 
 def test_a_hub_that_is_not_reached_is_named(attempt, monkeypatch):

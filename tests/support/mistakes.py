@@ -1,6 +1,11 @@
 """Commands that are expected to fail: how they are run, and what must hold of every one."""
 
 import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 from sdjax.main import main
 
@@ -101,14 +106,47 @@ class Attempt:
         """Returns the one line that the command ends with."""
         file = self.write(config, task)
         before = contents(self.out)
-        self.capsys.readouterr()
-        assert main(["--config", str(file), *args]) == code
-        shown = self.capsys.readouterr().err
+        ended, shown = self.run(["--config", str(file), *args])
+        assert ended == code, shown
         said = [line for line in shown.splitlines() if not line.startswith("loaded ")]
         assert len(said) == 1 and said[0].startswith("sdjax: error: "), shown
         assert contents(self.out) == before, "something was written"
         assert len(said[0]) < 700, said[0]
         return said[0].removeprefix("sdjax: error: ")
+
+    def run(self, argv):
+        """Returns the exit code of the program and what it wrote on stderr."""
+        self.capsys.readouterr()
+        return main(argv), self.capsys.readouterr().err
+
+
+class RealAttempt(Attempt):
+    """A command that is expected to fail, as a process of its own. `seconds` is how long it took.
+
+    The time in which the process was ready but another one had the core does not count.
+    """
+
+    def __init__(self, folder, model):
+        folder.mkdir()
+        super().__init__(folder, model, None)
+        self.seconds = 0.0
+
+    def run(self, argv):
+        """Returns the exit code of the process and what it wrote on stderr."""
+        command = [sys.executable, "-m", "sdjax.main", *argv]
+        with (self.folder / "stderr.txt").open("w+") as errors:
+            start = time.monotonic()
+            process = subprocess.Popen(
+                command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=errors
+            )
+            # The kernel keeps the process's times until it is waited for.
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            wall = time.monotonic() - start
+            waited = Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]
+            self.seconds = wall - int(waited) / 1e9
+            code = process.wait()
+            errors.seek(0)
+            return code, errors.read()
 
 
 def contents(path):

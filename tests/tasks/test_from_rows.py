@@ -1,5 +1,6 @@
 """Rows as users bring them: every task that reads rows x every kind of column."""
 
+import csv
 import json
 
 import pyarrow as pa
@@ -32,6 +33,9 @@ READERS = {
 }
 CHAT = [{"role": "user", "content": "q"}]
 EARLIER = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+SHARED = [
+    {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}, {"from": "human", "value": "q"}
+]  # fmt: skip
 SYSTEM = {"role": "system", "content": "s"}
 
 
@@ -57,6 +61,12 @@ GOOD = {
     "text": ({"prompt": "q"}, [("user", "q")], ""),
     "conversation": ({"prompt": CHAT}, [("user", "q")], ""),
     "messages": ({"messages": CHAT}, [("user", "q")], ""),
+    "ShareGPT": ({"conversations": [{"from": "human", "value": "q"}]}, [("user", "q")], ""),
+    "ShareGPT with more": (
+        {"conversations": SHARED, "system": "s"},
+        [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "q")],
+        "",
+    ),
     "earlier turns": (
         {"prompt": [*EARLIER, *CHAT]},
         [("user", "a"), ("assistant", "b"), ("user", "q")],
@@ -109,7 +119,11 @@ BAD = {
     ),
     "weight": ({"prompt": [CHAT[0] | {"weight": 0.5}]}, "'weight' is 0.5: must be 0 or 1"),
     "role": ({"prompt": [{"role": "human", "content": "q"}]}, "'role' is 'human': must be one of"),
-    "other schema": ({"prompt": [{"from": "human", "value": "q"}]}, "(it has from, value)"),
+    "other schema": ({"prompt": [{"who": "human", "text": "q"}]}, "(it has text, who)"),
+    "ShareGPT's answer": (
+        {"conversations": SHARED[:2]},
+        "field 'conversations' ends with a message of role 'assistant'",
+    ),
     "ends early": ({"messages": [*CHAT, EARLIER[1]]}, "ends with a message of role 'assistant'"),
     "two systems": ({"prompt": [SYSTEM, *CHAT], "system": "other"}, "field 'system' differs"),
     "number": ({"prompt": 3}, "field 'prompt' is int, not text"),
@@ -153,7 +167,7 @@ def test_every_task_refuses_what_a_prompt_cannot_carry_in_one_line(task, kind, t
 
 
 @pytest.mark.parametrize("task", ["math", "sciknoweval", "tooluse"])
-@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "tfds"])
+@pytest.mark.parametrize("form", ["jsonl", "json", "parquet", "csv", "tfds"])
 def test_columns_have_the_names_that_the_user_gives_in_every_format(task, form, tmp_path):
     make, answer = READERS[task]
     row = {"problem_text": "q", "gold": {"value": answer["answer"]}, "prompt": "other", "n": 1}
@@ -162,6 +176,11 @@ def test_columns_have_the_names_that_the_user_gives_in_every_format(task, form, 
         pq.write_table(pa.Table.from_pylist([row]), source)
     elif form == "json":
         (tmp_path / "rows.json").write_text(json.dumps([row], indent=1))
+    elif form == "csv":
+        with (tmp_path / "rows.csv").open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["problem_text", "gold.value", "prompt", "n"])
+            table.writerow(["q", answer["answer"], "other", 1])
     else:
         source = write(tmp_path / "rows.jsonl", [row])
     if form == "tfds":

@@ -23,7 +23,10 @@ _MARKUP = re.compile(
 # Words that may stand before the letter.
 _WORDS = (
     "so|thus|therefore|hence|the|my|i|we|correct|right|best|final|most|likely|option|choice|answer|"
-    "is|it|it's|must|would|should|be|think|believe|choose|pick|select|say"
+    "is|it|it's|must|would|should|be|think|believe|choose|pick|select|say|i'd|i'll|i'm|i've|am|"
+    "(?:sure|certain|confident|convinced)(?:\\sthat)?|(?:go|going)\\s(?:with|for)|has\\sto\\sbe|"
+    "guess|probably|definitely|clearly|certainly|surely|chose|chosen|selected|picked|letter|"
+    "quite|pretty|very|fairly|that's|well|ok|okay"
 )
 _LEAD = rf"[\W_]{{0,9}}(?:(?i:{_WORDS})\b[\W_]{{1,9}}){{0,9}}"
 _NEXT = (
@@ -31,11 +34,30 @@ _NEXT = (
     r"|[)\]*_ ]{0,9}[,;/&][\s(]{0,9}[A-Z](?![\w'])"
 )
 _ALONE = re.compile(rf"{_LEAD}([A-Za-z])[\W_]*")
+_VERBS = (
+    "is|was|are|were|can|could|may|might|would|does|seems|looks|cannot|(?:is|was|can|does)n't|can't"
+)
+_GOOD = (
+    r"(?:definitely\s|clearly\s|probably\s)?(?:the\s|my\s)?(?:final\s)?"
+    r"(?:correct|right|best|answer|choice|one)\b"
+)
 # "B. text", "B) text", "(B) text", "B (text)", "B - text", "B, because", "B is correct".
 _LABEL = re.compile(
     rf"{_LEAD}([A-Z]|(?<![^\W_])[a-hj](?=[.)]))(?![\w'])(?!{_NEXT})[*_\"'}}\]]*(?:\s*[.):;](?=\W)|"
-    r"\s*\n|\s+[\d(\u2014\u2013|-]|,\s|\s+(?:because|since|as|is\s(?:the\s)?(?:correct|right|best))\b)"
+    r"\s*\n|\s+[\d(\[{\u2014\u2013|=-]|,\s|\s+(?:because|since|as|is\s"
+    rf"{_GOOD}|it\sis\b))"
     r"(?s:.*)"
+)
+# "B (text) or C (text)".
+_SECOND_BRACKET = re.compile(r"(?:\b(?:or|and)\b|[,;/\n])[\s(*]{0,9}[A-Z]\s{0,3}[(\[{]")
+# What follows a letter that is ruled out, doubted or taken back.
+_BAD = "not|wrong|incorrect|false|out|ruled|excluded|eliminated|impossible|unlikely"
+_DENIED = (
+    r"[)\]*_ ]{0,9}\?"
+    rf"|[*_]{{0,3}}\s{{1,9}}(?i:{_VERBS})\b(?!\s{_GOOD})"
+    rf"|[)\]*_]{{1,4}}\s{{1,9}}(?i:is|was|seems|looks)\s(?i:{_BAD})\b"
+    r"|[)\]*_\s,;.:\u2014\u2013-]{0,9}\b(?i:no|wait|actually|sorry|correction|scratch\sthat)"
+    r"(?:[,.;:!\u2014\u2013-]|\s(?i:wait|actually|no)\b|\s\(?[A-H]\b)"
 )
 _SECOND_LABEL = re.compile(r"(?:\b(?:or|and)\b|[,;/\n])[\s(*]{0,9}[A-Z][.):*]\s")
 # "A" and "I" are words too, if a word follows that does not give a reason.
@@ -43,17 +65,22 @@ _REASON = "because|since|as|is|for|by|due|given|with|which|where|and|or"
 _LETTER = rf"([B-HJ-Z]|[AI](?!\s{{1,9}}(?!(?:{_REASON})\b)[a-z]))(?![\w'])"
 _SAID = re.compile(
     r"\b(?i:answer|(?:correct|right|best)\s(?:choice|option))(?:\s{1,9}(?i:is|would\sbe|must\sbe|should\sbe))?"
-    rf"[\s:*_($\"'\[{{\\=\u2014\u2013-]{{1,9}}(?:(?i:{_WORDS})[\s:*(]{{1,9}}){{0,6}}{_LETTER}(?!{_NEXT})"
+    rf"[\s:*_($\"'\[{{\\=\u2014\u2013-]{{1,9}}(?:(?i:{_WORDS})[\s:*(]{{1,9}}){{0,6}}{_LETTER}(?!{_NEXT})(?!{_DENIED})"
 )
 
 
 def letter(region: str) -> str | None:
     """Returns the one letter that an answer region names, or None."""
-    region = _MARKUP.sub("", region[:2000]).strip()
+    region = _MARKUP.sub("", region[:2000]).replace("\u2019", "'").strip()
     match = _ALONE.fullmatch(region)
     if match is None:
         match = _LABEL.fullmatch(region)
         if match is None or _SECOND_LABEL.search(region, match.end(1)):
+            return None
+        after = region[match.end(1) :]
+        if re.match(_DENIED, after) or (
+            after.lstrip()[:1] in "([{" and _SECOND_BRACKET.search(after)
+        ):
             return None
     return match.group(1).upper()
 
@@ -65,7 +92,7 @@ def predicted(text: str, *, truncated: bool) -> str | None:
         return letter(stated)
     if truncated:
         return None
-    answer = _MARKUP.sub("", after_thinking(text)[-2000:])
+    answer = _MARKUP.sub("", after_thinking(text)[-2000:]).replace("\u2019", "'")
     said = _SAID.findall(answer)
     return said[-1] if said else letter(answer.strip().rpartition("\n")[2])
 

@@ -56,9 +56,13 @@ class _Comparison:
             return True
         number, *several = parts.readings(theirs)
         if several:
+            as_list = parts.listing(several[0])
+            bracketed = as_list is not None and as_list.brackets != ""
             # Read as a list, "58,500" has an order, because it may be a number after all.
             in_order = parts.Listing("", tuple(parts.items(several[0])), ordered=True)
             if any(self._lists(p, in_order, depth) for p in parts.readings(ours)):
+                return True
+            if any(self._names(p, several[0], depth) for p in parts.readings(ours) if bracketed):
                 return True
             return self._names(parts.readings(ours)[0], number, depth)
         return any(self._names(p, theirs, depth) for p in parts.readings(ours))
@@ -68,6 +72,8 @@ class _Comparison:
         left, right = parts.named(ours), parts.named(theirs)
         if all(one.name for one in left) and all(one.name for one in right):
             if len(left) == len(right) == 1 and not parts.same_name(left[0].name, right[0].name):
+                if parts.is_at_number(left[0].name) and parts.is_at_number(right[0].name):
+                    return False
                 # y - 2x = 3 and y = 2x + 3 are the same line.
                 return self.leaf(tight(ours), tight(theirs))
             return len(left) == len(right) and self._by_name(left, right, depth)

@@ -50,6 +50,22 @@ _SPACING = re.compile(
 _JOINT = r"\s*(?:\{,\}|,\s*\\!|(?<!\\)\\[,;:! ]|~|\s)\s*"
 _THOUSANDS = re.compile(rf"(?<![\d.])(\d{{1,3}})((?:{_JOINT}\d{{3}})+)(?!\d|\s*/)")
 _COMMA_THOUSANDS = re.compile(r"(?<![\d.,\w])([1-9]\d{0,2})((?:,\d{3})+)(?!\d|,\d)")
+# "(1,500,2,500)" may be a pair.
+_PAIRS = re.compile(
+    r"(?<=[(\[{])\s*-?[1-9]\d{0,2},\d{3}(?:,\s*-?[1-9]\d{0,2},\d{3})+(?=\s*\\?[)\]}])"
+)
+# 1e+16 as a program prints it; "2e-1" may be an expression in Euler's number.
+_PRINTED_POWER = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]\+?(-?)0*(\d{2,3})(?![\w.])")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
+_MONEY = re.compile(r"(?<![a-zA-Z\\])(?:US\s?(?=\\?\$)|(?:USD|EUR|GBP)\s?(?=[-\d.]))")
+_SYSTEM = re.compile(
+    r"(?:\\left)?\s{0,9}(?:\\\{|\\lbrace)?\s{0,9}"
+    r"\\begin\s{0,9}\{(cases|array|aligned|align\*?|gathered|gather\*?|split)\}"
+    r"(?:\s{0,9}\{[^{}]*\})?(.*?)\\end\s{0,9}\{\1\}\s{0,9}(?:\\right\s{0,9}\.)?",
+    re.DOTALL,
+)
+_LINE_END = re.compile(r"\\\\(?:\s*\[[^\[\]]*\])?|\n|\\q?quad(?![a-zA-Z])")
+_EQUATION = re.compile(r"[^&=<>\n]*[^&=<>\s]\s*&?=&?\s*[^&=<>\s][^&=<>\n]*")
 _CONJUNCTION = re.compile(
     r"\s*,?\s*(?:\\(?:text|textrm|mbox|mathrm)\s*\{\s*(?:and|or)\s*\}|\\(?:land|lor)(?![a-zA-Z])"
     r"|\b(?:and|or)\b)\s*"
@@ -92,12 +108,13 @@ def spell(answer: str) -> str:
     "\textcolor{red}{27}\\" becomes "27". Money signs go. A comma that may separate thousands
     becomes COMMA.
     """
-    text = _characters(answer[:MAX_LENGTH])
+    text = _characters(_one_line(answer[:MAX_LENGTH]))
+    text = _PRINTED_POWER.sub(r"\1\\times 10^{\2\3}", _TIMES_TEN.sub(r"\\times ", text))
     text = _COLOUR.sub("", text)
     text = _SIZING.sub("", _STYLE.sub(" ", text))
     # Some patterns below take quadratic time on runs of spaces.
     text = re.sub(r"\s+", " ", text)
-    text = text.replace("\\$", "").replace("$", "").replace("\\%", "%")
+    text = _MONEY.sub("", text).replace("\\$", "").replace("$", "").replace("\\%", "%")
     text = _THOUSANDS.sub(lambda m: m.group(1) + re.sub(r"\D", "", m.group(2)), text)
     text = _SPACING.sub(" ", _NOTHING.sub("", text))
     for pattern, replacement in _SYNONYMS:
@@ -237,18 +254,50 @@ def _conjunctions(text: str) -> str:
     return _CONJUNCTION.sub(", ", text).strip(" ,")
 
 
+def _one_line(text: str) -> str:
+    """Returns a system of equations, one per line, as a list; another text as it is."""
+    system = _SYSTEM.fullmatch(text.strip().strip("$"))
+    lines = _LINE_END.split(system.group(2) if system else text)
+    lines = [line for line in map(_line, lines) if line]
+    if len(lines) < 2 or not all(map(_EQUATION.fullmatch, lines)):
+        return text
+    return ", ".join(line.replace("&", "") for line in lines)
+
+
+def _line(text: str) -> str:
+    """Returns a line of a system without what joins it to the next one."""
+    text = re.sub(r"(?:\\text ?\{ ?and ?\}|\band)$", "", text.strip(" \t\r$,;"))
+    return text.rstrip(" ,;")
+
+
 def _marked(text: str) -> str:
-    """Returns a text whose commas between thousands, outside all brackets, are COMMA."""
-    depth, outside = 0, []
-    for i, c in enumerate(text):
-        if c in "([" or (c == "{" and (i == 0 or text[i - 1] == "\\")):
-            depth += 1
-        elif c in ")]" or (c == "}" and (text[i - 1] == "\\" or text[0] == "{")):
-            depth -= 1
-        outside.append(depth == 0)
+    """Returns a text in which each comma that may separate thousands is COMMA.
+
+    Inside brackets, "(1,200)" is a pair. A comma separates thousands there if three digits that
+    begin with 0 follow it, or if the brackets hold several elements even so.
+    """
+    text = _PAIRS.sub(lambda m: re.sub(r"(\d),(\d{3})(?=,|$)", rf"\1{COMMA}\2", m.group()), text)
+    inside = _innermost(text)
 
     def mark(match: re.Match[str]) -> str:
-        number = match.group()
-        return number.replace(",", COMMA) if outside[match.start()] else number
+        number, around = match.group(), inside[match.start()]
+        rest = None if around is None else _COMMA_THOUSANDS.sub("", text[slice(*around)])
+        thousands = rest is None or ",0" in number or "," in rest or ";" in rest
+        return number.replace(",", COMMA) if thousands else number
 
     return _COMMA_THOUSANDS.sub(mark, text)
+
+
+def _innermost(text: str) -> list[tuple[int, int] | None]:
+    """Returns for each character the start and end of what its innermost brackets hold."""
+    opened: list[int] = []
+    starts: list[int | None] = []
+    ends: dict[int, int] = {}
+    for i, c in enumerate(text):
+        closing = c in ")]" or (c == "}" and (text[i - 1] == "\\" or text[0] == "{"))
+        if opened and closing:
+            ends[opened.pop()] = i
+        starts.append(opened[-1] if opened else None)
+        if c in "([" or (c == "{" and (i == 0 or text[i - 1] == "\\")):
+            opened.append(i + 1)
+    return [None if start is None else (start, ends.get(start, len(text))) for start in starts]

@@ -12,8 +12,9 @@ _CLOSING = {")": 1, "]": 1, "}": 1}
 _BRACKETS = (("\\{", "\\}", "{}"), ("(", ")", "()"), ("[", "]", "[]"), ("(", "]", "(]"),
              ("[", ")", "[)"), ("{", "}", "{}"))  # fmt: skip
 _NAME = re.compile(
-    r"\\?[a-zA-Z]+(?:_\{\w+\})?'*(?:\([a-zA-Z,]*\))?|\\(?:angle|triangle|overline)\s*\{?[A-Z]+\}?"
+    r"\\?[a-zA-Z]+(?:_\{\w+\})?'*(?:\((?:[a-zA-Z,]*|-?[\d.]+)\))?|\\(?:angle|triangle|overline)\s*\{?[A-Z]+\}?"
 )
+_AT_NUMBER = re.compile(r"[^()]+\(-?[\d.]+\)")
 _FUNCTION = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))|y")
 _SIGN = re.compile(r"\\approx(?![a-zA-Z])|\\in(?![a-zA-Z])|(?<![<>!:])=(?!=)")
 
@@ -148,6 +149,11 @@ def same_name(ours: str, theirs: str) -> bool:
         return True
     functions = _FUNCTION.fullmatch(ours) and _FUNCTION.fullmatch(theirs)
     return functions is not None and "y" in (ours, theirs)
+
+
+def is_at_number(name: str) -> bool:
+    """Returns whether a name is that of a function's value at a number, such as "f(3)"."""
+    return _AT_NUMBER.fullmatch(name) is not None
 
 
 def union(text: str) -> list[str] | None:

@@ -12,16 +12,20 @@ _MAX_EXPONENT = 5000
 
 # The words and signs of each unit. Words such as "square" change no unit.
 _UNITS = {
-    "m": "m meter metre", "cm": "cm centimeter centimetre", "mm": "mm millimeter millimetre",
+    "m": "m meter metre", "dm": "dm decimeter decimetre",
+    "cm": "cm centimeter centimetre", "mm": "mm millimeter millimetre",
     "km": "km kilometer kilometre", "in": "in inch inche", "ft": "ft foot feet", "yd": "yd yard",
     "mi": "mi mile", "nm": "nm nanometer", "g": "g gram", "kg": "kg kilogram", "mg": "mg milligram",
     "lb": "lb pound", "oz": "oz ounce", "t": "ton tonne", "s": "s sec second", "ms": "ms",
-    "min": "min minute", "h": "h hr hour", "d": "day", "wk": "week", "mo": "month", "yr": "yr year",
+    "min": "min minute", "h": "h hr hour", "d": "day", "wk": "wk week", "mo": "month",
+    "yr": "yr year",
     "l": "l L liter litre", "ml": "ml mL milliliter", "gal": "gal gallon", "pt": "pint",
     "qt": "quart", "cup": "cup", "deg": "deg degree", "rad": "rad radian", "usd": "dollar usd USD",
     "cent": "cent", "eur": "euro eur EUR", "gbp": "gbp GBP", "n": "N newton", "j": "J joule",
-    "kj": "kJ", "w": "W watt", "kw": "kW", "v": "V volt", "a": "A ampere amp", "k": "K kelvin",
-    "c": "C celsius Celsius", "f": "F fahrenheit Fahrenheit", "hz": "Hz hertz", "pa": "Pa pascal",
+    "kj": "kJ", "kwh": "kWh", "w": "W watt", "kw": "kW", "v": "V volt", "a": "A ampere amp",
+    "k": "K kelvin",
+    "c": "C celsius Celsius", "f": "F fahrenheit Fahrenheit", "hz": "Hz hertz", "khz": "kHz",
+    "mhz": "MHz", "pa": "Pa pascal", "kpa": "kPa",
     "mol": "mol mole", "bit": "bit", "byte": "byte",
     "mph": "mph", "kmh": "kmh kph",
 }  # fmt: skip
@@ -33,8 +37,10 @@ _IGNORED = set("unit per a an the of in each st nd rd th".split())
 _PERCENT = {"percent", "pct"}
 # These join a number without a space; a product of two variables looks like the others.
 _JOINED = set(
-    "cm mm km kg mg lb lbs ft yd mph kph kmh ml mL Hz hr hrs min sec mol st nd rd th".split()
+    "in cm dm mm km mi kg mg lb lbs oz ft yd mph kph kmh ml mL gal cup Hz kHz MHz kJ kW kWh kPa "
+    "hr hrs min sec day wk yr yrs mol deg rad USD EUR GBP st nd rd th".split()
 )
+_JOINED_PAIRS = {"m/s", "g/mol", "g/cm"}
 
 _POWER = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|\d))?"
 _TEXT = re.compile(
@@ -117,6 +123,7 @@ def _are_unit(words: list[str], core: str, *, apart: bool) -> bool:
         return True
     # One letter, or letters without a space, may be a variable after all but a number.
     joined = words[0].removesuffix("s") in _JOINED or words[0] in _JOINED or len(words[0]) > 3
+    joined = joined or "/".join(words) in _JOINED_PAIRS
     return (apart or joined) and number(tight(core)) is not None
 
 
@@ -142,7 +149,9 @@ def _meaning(words: list[str]) -> set[str]:
         if lower in _POWER_WORDS:
             units.add(_POWER_WORDS[lower])
             continue
-        if lower in _IGNORED or singular in _IGNORED:
+        # "in" alone, or after "square", is an inch.
+        inch = lower == "in" and word == words[-1]
+        if (lower in _IGNORED or singular in _IGNORED) and not inch:
             continue
         unit = _MEANING.get(word) or _MEANING.get(lower) or _MEANING.get(singular) or singular
         units |= _SEVERAL.get(unit, {unit})
