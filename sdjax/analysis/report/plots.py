@@ -10,7 +10,7 @@ from types import ModuleType
 from sdjax.analysis.report import charts, run_families
 from sdjax.analysis.report.charts import Chart
 from sdjax.analysis.report.run_families import RunFamily
-from sdjax.errors import UserError
+from sdjax.errors import require_package
 
 # The palette of Okabe and Ito, as on the page.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999")
@@ -19,12 +19,9 @@ DASHES = ("-", "--", ":")
 
 def library() -> ModuleType:
     """Returns matplotlib.figure; raises UserError if matplotlib is not installed."""
-    try:
-        from matplotlib import figure
-    except ImportError:
-        raise UserError(
-            "plots needs matplotlib: pip install 'sdjax[plots]', or leave plots out"
-        ) from None
+    require_package("matplotlib", "plots", "plots")
+    from matplotlib import figure
+
     return figure
 
 
