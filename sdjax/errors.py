@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -47,6 +48,17 @@ class TooLarge(Exception):
 
 class Stopped(Exception):
     """A signal asked the run to stop, and it has stopped; `sdjax.main` exits with RESUME."""
+
+
+def require_package(package: str, extra: str, purpose: str) -> None:
+    """Raises UserError, with the command that installs it, if a package of an extra is missing.
+
+    `package` is the name that Python imports; `extra` is the extra of sdjax that installs it.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(
+            f"{purpose} needs {package}, which is not installed: pip install 'sdjax[{extra}]'"
+        )
 
 
 @contextmanager

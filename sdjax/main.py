@@ -1,13 +1,15 @@
 """Runs the job that a config file describes.
 
-    python -m sdjax.main --config configs/quickstart.py --optim.lr 1e-6
+    sdjax --config configs/quickstart.py --optim.lr 1e-6
 
 The file is Python that binds `config` to one of the job configs of sdjax.config. Every other
-argument overrides one of its fields. Heavy imports wait until the job starts.
+argument overrides one of its fields. `python -m sdjax.main` and `python -m sdjax` do the same as
+the script `sdjax`. Heavy imports wait until the job starts.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import logging
@@ -21,12 +23,33 @@ from pathlib import Path
 from typing import TextIO
 
 from sdjax import config as configs
+from sdjax.config import packaged, starter
 from sdjax.config.load import job_classes, load, override
 from sdjax.errors import FULL, RESUME, TOO_LARGE, Stopped, TooLarge, UserError, WriteError
 from sdjax.io import code_files, environment, lease, redact
 
-PROG = "python -m sdjax.main"
 LAUNCH_FLAGS = ("coordinator", "processes", "process")
+ALONE = ("--help", "--version", "--config", "--debug", *(f"--{name}" for name in LAUNCH_FLAGS))
+"""Options that are no fields of a config."""
+COMMANDS = {
+    "configs": "[PART]  lists the configs of the package, those with PART in their name",
+    "init": "NAME       writes a config, a task and its data, for you to edit",
+}
+"""What the program does beside running a job: arguments and effect, for the help."""
+EXAMPLE = """\
+A whole config, which trains Qwen3-0.6B on your questions (pip install 'sdjax[math]'):
+
+  from sdjax.config import Model, Optim, Rollout, Train
+  from sdjax.tasks.math import Math
+
+  config = Train(
+      out="runs/mine",
+      task=Math(train="questions.jsonl", test="", held_out=50),  # rows: question, answer
+      model=Model(path="Qwen/Qwen3-0.6B"),
+      rollout=Rollout(prompts_per_step=16, group_size=8),
+      optim=Optim(lr=1e-5),
+  )
+"""
 WITHOUT_DEVICES = (configs.Prepare, configs.Traces, configs.Report)
 """Jobs that run in one process and use no devices."""
 
@@ -89,7 +112,7 @@ def _run(args: Sequence[str], debug: bool) -> int:
     file, overrides = split(args)
     if file is None:
         return _without_config(args)
-    job = override(load(Path(file)), overrides, prog=f"{PROG} --config {file}")
+    job = override(load(file), overrides, prog=f"{program()} --config {file}")
     if job is None:
         return 0
     logging.basicConfig(format="%(message)s", handlers=[_ToTerminal()])
@@ -119,6 +142,15 @@ def _ended(error: UserError, debug: bool) -> int:
     return 2
 
 
+def program() -> str:
+    """Returns the command that started this process, as its user types it."""
+    script = Path(sys.argv[0])
+    if script.stem == "sdjax":
+        return "sdjax"
+    package = script.stem == "__main__" and script.parent.name == "sdjax"
+    return "python -m sdjax" if package else "python -m sdjax.main"
+
+
 def resume_command(argv: Sequence[str]) -> str:
     """Returns the command line, quoted for a shell, that goes on with the run of `argv`."""
     rest: list[str] = []
@@ -127,7 +159,7 @@ def resume_command(argv: Sequence[str]) -> str:
         if after_flag or re.fullmatch(r"--(no[-_])?resume(=.*)?", arg):
             arg = "--resume"
         rest.append(arg)
-    return shlex.join([*PROG.split(), *(arg for arg in rest if arg != "--resume"), "--resume"])
+    return shlex.join([*program().split(), *(arg for arg in rest if arg != "--resume"), "--resume"])
 
 
 def launch_flags(args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -155,25 +187,71 @@ def split(args: Sequence[str]) -> tuple[str | None, list[str]]:
             continue
         file = value if equals else next(given, "")
         if not file or file.startswith("--"):
-            raise UserError("--config needs a file: --config configs/quickstart.py")
+            raise UserError("--config needs a file: --config package:quickstart")
     return file, rest
 
 
 def _without_config(args: Sequence[str]) -> int:
-    """Prints the usage for --help, or the --version; raises UserError for anything else."""
-    if "--version" in args:
+    """Does what needs no config: a command, --help or --version; raises UserError for the rest."""
+    if {"--help", "-h"} & set(args):
+        print(_help())
+    elif "--version" in args:
         made = environment.versions()
         commit = f", commit {made['commit'][:12]}" if made["commit"] else ""
         changed = " (changed)" if made["dirty"] else ""
         print(f"sdjax {made['sdjax']}{commit}{changed}, jax {made['jax']}, Python {made['python']}")
-        return 0
-    if not {"--help", "-h"} & set(args):
-        raise UserError(f"no config: {PROG} --config FILE, or --help")
-    kinds = "\n".join(f"  {job.__name__:<10}{inspect.getdoc(job)}" for job in job_classes())
-    print(
-        f"usage: {PROG} --config FILE [--section.field value ...] [--debug]\n"
+    elif args[:1] == ["configs"]:
+        print(packaged.listing(" ".join(args[1:])))
+    elif args[:1] == ["init"]:
+        _init(args[1:])
+    else:
+        raise UserError(_meant(args))
+    return 0
+
+
+def _init(names: Sequence[str]) -> None:
+    """Writes the files that a user starts from, and prints them and the command to run them."""
+    if len(names) != 1 or names[0].startswith("-"):
+        raise UserError(f"init takes one name, such as: {program()} init mine")
+    files = starter.write(names[0])
+    config_file = min(files, key=lambda file: len(file.name))
+    print(f"wrote {', '.join(map(str, files))}\nrun it: {program()} --config {config_file}")
+
+
+def _meant(args: Sequence[str]) -> str:
+    """Returns the likely meaning of a command line without a config, or how to give a config."""
+    me = program()
+    if args and not args[0].startswith("-"):
+        near = [f"--config {args[0]}"] if args[0].endswith(".py") else []
+        near += difflib.get_close_matches(args[0], COMMANDS, n=1)
+        if file := packaged.meant(args[0], packaged.names()):
+            near.append(f"--config {file}")
+        known = f"the commands are {' and '.join(COMMANDS)}, and {me} --config FILE runs a job"
+        meant = f"perhaps you meant {me} {near[0]}" if near else known
+        return f"unknown command {args[0]!r}; {meant}"
+    for option in (arg.partition("=")[0] for arg in args if arg.startswith("-")):
+        near = difflib.get_close_matches(option, ALONE, n=1, cutoff=0.7)
+        if near and option not in ALONE:
+            return f"unknown option {option}; perhaps you meant {near[0]}"
+    return f"no config: {me} --config FILE, or --help"
+
+
+def _help() -> str:
+    """Returns the text of --help without a config."""
+    me = program()
+    docs = {job.__name__: (inspect.getdoc(job) or "").split("\n\n")[0] for job in job_classes()}
+    kinds = "\n".join(f"  {name:<10}{' '.join(text.split())}" for name, text in docs.items())
+    commands = "\n".join(f"  {me} {name} {text}" for name, text in COMMANDS.items())
+    return (
+        f"usage: {me} --config FILE [--section.field value ...] [--debug]\n"
         "       [--coordinator HOST:PORT --processes N --process I]\n\n"
-        "FILE is Python that binds `config` to one of these classes of sdjax.config:\n"
+        f"{commands}\n\n"
+        "A first run, with a config of the package, and a second with yours:\n\n"
+        f"  {me} --config package:quickstart\n"
+        f"  {me} init mine\n"
+        f"  {me} --config mine.py --steps 20 --optim.lr 1e-5 --log.progress False\n\n"
+        f"{EXAMPLE}\n"
+        "FILE is Python that binds `config` to one of these classes of sdjax.config:\n\n"
         f"{kinds}\n\n"
         "--config FILE --help lists every field with its default.\n"
         "--debug shows the traceback behind an error; --version alone shows the version.\n"
@@ -181,7 +259,6 @@ def _without_config(args: Sequence[str]) -> int:
         "that meet at HOST:PORT of process 0. On a TPU slice, with Slurm, Open MPI or Kubernetes\n"
         "none is needed: run the same command on every host; --processes 1 runs alone."
     )
-    return 0
 
 
 if __name__ == "__main__":

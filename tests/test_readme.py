@@ -11,6 +11,7 @@ import snippets
 from paths import ROOT
 
 from sdjax import config, tasks
+from sdjax.config import packaged
 from sdjax.config.load import load, override
 from sdjax.main import launch_flags
 from sdjax.objectives import divergences
@@ -85,18 +86,19 @@ def commands():
     found = set()
     for page in PAGES:
         text = re.sub(r"\\\n\s*", "", page.read_text())
-        own = {"FILE", *re.findall(r"Write `(\w+\.py)`", text)}  # these files are the reader's
-        for line in re.findall(r"python -m sdjax\.main (--config [^`\n|&]*)", text):
+        # These files are the reader's; `sdjax init mine` writes mine.py.
+        own = {"FILE", "NAME.py", "mine.py", *re.findall(r"Write `(\w+\.py)`", text)}
+        for line in re.findall(r"\b(?:python -m sdjax\.main|sdjax) (--config [^`\n|&]*)", text):
             if not own & set(line.split()):
                 found.add(line.strip())
-    return sorted(found)
+    return sorted(c for c in found if "package:NAME" not in c)
 
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_docs_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, file, *rest = launch_flags(shlex.split(command))[1]
-    override(load(ROOT / file), rest, prog="sdjax")
+    override(load(packaged.place(file)), rest, prog="sdjax")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -12,7 +12,7 @@ on_workers "set -e
 mkdir -p sdjax bucket && tar -xzf sdjax.tar.gz -C sdjax
 python3 -m pip install -q --user uv
 cd sdjax && ~/.local/bin/uv venv -q --allow-existing --python 3.12
-~/.local/bin/uv pip install -q -e '.[tpu]'
+~/.local/bin/uv pip install -q -e '.[tpu,all]'
 if ! command -v gcsfuse >/dev/null; then
   echo 'deb https://packages.cloud.google.com/apt gcsfuse-jammy main' | sudo tee /etc/apt/sources.list.d/gcsfuse.list
   curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /etc/apt/trusted.gpg.d/gcsfuse.asc >/dev/null

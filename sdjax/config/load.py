@@ -6,12 +6,12 @@ such as `--optim.lr 1e-6` override its fields.
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import dataclasses
 import difflib
 import functools
-import importlib
 import inspect
 import io
 import re
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax import config as configs
+from sdjax.config import packaged
 from sdjax.errors import UserError
 
 MODULE = "sdjax_config_file"
@@ -61,17 +62,17 @@ def job_classes() -> tuple[type, ...]:
     return typing.get_args(configs.Job)
 
 
-def load(file: Path) -> configs.Job:
-    """Returns the config that a file binds to `config`.
+def load(file: str | Path) -> configs.Job:
+    """Returns the config that a file, or package:NAME, binds to `config`.
 
     Raises UserError, with file and line, if the file cannot be read or run or if a value has a
     wrong type. Also raises it if the file does not bind `config` to a job config.
     """
+    file = packaged.place(file)
     try:
         code = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = _nearest(str(file), (str(path) for path in Path("configs").glob("**/*.py")))
-        raise UserError(f"{file}: no such config file{near}") from None
+        raise UserError(f"{file}: no such config file{_near_file(file)}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a readable config file: {error}") from None
     module = types.ModuleType(MODULE)
@@ -98,6 +99,14 @@ def load(file: Path) -> configs.Job:
     for problem in type_problems(bound):
         raise UserError(f"{file}: {problem}")
     return typing.cast(configs.Job, bound)
+
+
+def _near_file(file: Path) -> str:
+    """Returns the end of a message: the file, or config of the package, most like a missing one."""
+    here = [str(path) for path in (*Path().glob("*.py"), *Path("configs").glob("**/*.py"))]
+    near = difflib.get_close_matches(str(file), here, n=1)
+    near += filter(None, [packaged.meant(str(file), packaged.names())])
+    return f"; perhaps you meant {near[0]}" if near else ""
 
 
 def _explain(error: Exception, file: Path, module: types.ModuleType) -> str:
@@ -277,10 +286,12 @@ def boolean_fields(section: Any, prefix: str = "") -> Iterator[str]:
 def with_boolean_values(args: Sequence[str], fields: Collection[str]) -> list[str]:
     """Returns the arguments with a value after each boolean field.
 
-    `--log.progress` becomes `--log.progress True`, and `--log.no_progress` becomes
-    `--log.progress False`. `fields` are the paths of the boolean fields.
+    `--log.progress` becomes `--log.progress True`. `--log.no_progress`, also spelled
+    `--no-log.progress`, becomes `--log.progress False`. `fields` are the paths of
+    the boolean fields.
     """
     negated = {re.sub(r"(\w+)$", r"no_\1", path): path for path in fields}
+    negated |= {f"no_{path}": path for path in fields}
     out = []
     for arg, following in zip(args, [*args[1:], "--"], strict=True):
         name = arg.removeprefix("--").replace("-", "_") if arg.startswith("--") else ""
@@ -294,10 +305,7 @@ def with_boolean_values(args: Sequence[str], fields: Collection[str]) -> list[st
 
 
 def _list_tables(section: Any) -> None:
-    """Makes --help list the entries of a table where a field holds the name of one.
-
-    Only help does so, because tables stand next to their functions, whose import takes seconds.
-    """
+    """Makes --help list the entries of a table where a field holds the name of one."""
     import tyro
 
     for f in dataclasses.fields(section):
@@ -306,9 +314,26 @@ def _list_tables(section: Any) -> None:
             _list_tables(value)
         elif "table" in f.metadata:
             module, _, table = f.metadata["table"].partition(":")
-            names = ", ".join(vars(importlib.import_module(module))[table])
+            names = ", ".join(_entries(module, table))
             text = f"One of {names}: {table} of {module.replace('.', '/')}.py."
             type(section).__annotations__[f.name] = typing.Annotated[str, tyro.conf.arg(help=text)]
+
+
+def _entries(module: str, table: str) -> list[str]:
+    """Returns the names in a module's table, a dict.
+
+    A module that is not imported yet has the entries of its source, which is read instead. To
+    import it would load jax, and help would take seconds.
+    """
+    if module in sys.modules:
+        return list(vars(sys.modules[module])[table])
+    path = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        match node:
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Dict(keys=keys)):
+                if name == table:
+                    return [ast.literal_eval(key) for key in keys if key is not None]
+    raise ValueError(f"{path}: no table {table}")
 
 
 def _one_line(printed: str, prog: str, paths: Collection[str] = ()) -> str:

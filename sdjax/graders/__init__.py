@@ -15,7 +15,7 @@ import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, require_package
 
 # These modules are imported when a rule is used, because `import sdjax.graders` must stay light.
 if TYPE_CHECKING:
@@ -88,14 +88,16 @@ def _batch(place: str, **fixed: Any) -> Maker:
 
 
 def _comparing(place: str, key: str = "prediction") -> Maker:
-    """Returns the maker of a rule that can compare its predictions.
+    """Returns the maker of a rule that can compare mathematical predictions.
 
-    `key` names the prediction in the details of its grades.
+    `key` names the prediction in the details of its grades. The maker raises UserError if the
+    parsers of mathematics are not installed, because the rule may need them at any answer.
     """
 
     def make(**options: Any) -> Grader:
         from sdjax.graders.votes import ComparingGrader
 
+        require_package("math_verify", "math", "a grader of mathematical answers")
         return ComparingGrader(_imported(place)(**options), key)
 
     return make

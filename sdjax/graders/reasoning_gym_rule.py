@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sdjax.errors import require_package
 from sdjax.graders.answer import number
 from sdjax.graders.answer.regions import after_thinking, stated_answer
 from sdjax.graders.workers import pool
@@ -24,7 +25,11 @@ VAGUE = "I am not sure"
 
 
 def workers() -> pool.Pool:
-    """Returns the workers that generate and score; importing reasoning-gym takes them seconds."""
+    """Returns the workers that generate and score; importing reasoning-gym takes them seconds.
+
+    Raises UserError if reasoning-gym is not installed.
+    """
+    require_package("reasoning_gym", "puzzles", "a task of reasoning-gym")
     return pool.shared("sdjax.graders.reasoning_gym_worker:call")
 
 

@@ -56,9 +56,9 @@ def place(path: str, field_name: str = "out") -> Any:
     try:
         importlib.import_module(LIBRARIES[scheme])
     except ImportError:
+        wanted = "'sdjax[gcs]'" if scheme == "gs" else LIBRARIES[scheme]
         raise UserError(
-            f"{field_name} is {path!r}: {scheme}:// needs {LIBRARIES[scheme]}: pip install "
-            f"{LIBRARIES[scheme]}"
+            f"{field_name} is {path!r}: {scheme}:// needs {LIBRARIES[scheme]}: pip install {wanted}"
         ) from None
     if scheme == "gs":
         _check_google(path, field_name)

@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 
 from sdjax import config
-from sdjax.errors import UserError, writing
+from sdjax.errors import UserError, require_package, writing
 from sdjax.io import storage
 from sdjax.models.files import peft, resolve, weights
 from sdjax.models.network import attention
@@ -225,6 +225,7 @@ def _server_sampler(
     """
     if server.folder is None and storage.is_remote(out):
         raise UserError("server.folder is None: out is no local directory; name one for both")
+    require_package("aiohttp", "server", "server.url")
     from sdjax.rollout.server import client  # only runs with a server need an HTTP library
 
     shared = Path(server.folder or Path(out) / "server").resolve()

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from paths import ROOT
 
-from sdjax.config import Train
+from sdjax.config import Train, packaged
 from sdjax.config.load import load
 from sdjax.errors import UserError
 from sdjax.learner import adamw, state, update
@@ -22,7 +22,7 @@ from sdjax.models.network.transformer import Transformer
 
 FAMILY = {"Qwen/Qwen3-8B": "qwen3", "Qwen/Qwen3-1.7B": "qwen3"}
 """Models that differ only in sizes, and in the head, which only the smaller model ties."""
-CONFIGS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("**/*.py"))
+CONFIGS = [f"configs/{name}.py" for name in sorted(packaged.names())]
 
 # Counts of the publishers; a tied head is not counted, although the files hold a copy.
 PARAMETERS = {

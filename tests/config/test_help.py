@@ -1,6 +1,8 @@
 """The help of a config lists what its fields may name."""
 
 import re
+import subprocess
+import sys
 
 from sdjax import config
 from sdjax.config.load import override
@@ -23,3 +25,20 @@ def test_a_name_is_set_like_any_other_value_after_help(capsys):
     override(job, ["--help"], prog="sdjax")
     changed = override(job, ["--loss.divergence", "top_k"], prog="sdjax")
     assert changed.loss == config.Loss(divergence="top_k")
+
+
+def test_the_tables_of_help_are_read_without_importing_their_functions():
+    names = {"divergences:DIVERGENCES": DIVERGENCES, "token_weights:TOKEN_WEIGHTS": TOKEN_WEIGHTS}
+    script = (
+        "import sys\n"
+        "from sdjax.main import main\n"
+        "assert main(['--help']) == 0\n"
+        "assert not {'numpy', 'jax', 'tyro', 'rich', 'transformers'} & set(sys.modules)\n"
+        "assert main(['--config', 'package:tiny/sdpo', '--help']) == 0\n"
+        "assert not {'jax', 'transformers'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = re.sub(r"[\s│]+", " ", done.stdout)
+    for place, table in names.items():
+        assert f"One of {', '.join(table)}: {place.partition(':')[2]} of sdjax/" in shown

@@ -1,7 +1,9 @@
 import dataclasses
+import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 import types
 from pathlib import Path
@@ -11,7 +13,7 @@ from paths import ROOT
 
 import sdjax
 from sdjax import config
-from sdjax.config.load import job_classes
+from sdjax.config.load import job_classes, load
 from sdjax.errors import UserError
 from sdjax.main import main, resume_command
 
@@ -170,6 +172,50 @@ def test_a_missing_config_file_is_one_line_with_a_remedy(write, capsys, argument
     line = error_line(capsys, arguments)
     for part in said:
         assert part in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["config"], ["unknown command 'config'", "perhaps you meant", " configs"]),
+        (["inti", "mine"], ["unknown command 'inti'", " init"]),
+        (["train"], ["unknown command 'train'", "the commands are configs and init", "--config"]),
+        (["configs/mine.py", "--steps", "3"], ["perhaps you meant", "--config configs/mine.py"]),
+        (["quickstart"], ["perhaps you meant", "--config package:quickstart"]),
+        (["--cofnig", "configs/mine.py"], ["unknown option --cofnig; perhaps you meant --config"]),
+        (["--cofnig=configs/mine.py"], ["unknown option --cofnig; perhaps you meant --config"]),
+        (["--hlep"], ["unknown option --hlep; perhaps you meant --help"]),
+        (["configs", "mintature"], ["'mintature' in its name", "`sdjax configs` lists all"]),
+    ],
+)
+def test_a_wrong_command_is_one_line_with_the_nearest(write, capsys, arguments, said):
+    write(GOOD)
+    line = error_line(capsys, arguments)
+    for part in said:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("/usr/bin/sdjax", "sdjax"),
+        ("C:/Scripts/sdjax.exe", "sdjax"),
+        ("/site-packages/sdjax/__main__.py", "python -m sdjax"),
+        ("/site-packages/sdjax/main.py", "python -m sdjax.main"),
+        ("/usr/bin/pytest", "python -m sdjax.main"),
+    ],
+)
+def test_messages_name_the_command_that_was_typed(script, command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script])
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {command} --config FILE")
+    assert resume_command(["--config", "c.py"]) == f"{command} --config c.py --resume"
+
+
+def test_the_example_of_help_is_a_config(write, capsys):
+    main(["--help"])
+    shown = re.search(r"(  from sdjax.*?\n  \)\n)", capsys.readouterr().out, re.DOTALL)[1]
+    assert isinstance(load(write(textwrap.dedent(shown))), config.Train)
 
 
 def test_a_file_that_is_not_text_is_one_line(write, capsys):

@@ -1,8 +1,11 @@
-"""The notebooks run from top to bottom, on a CPU, with a tiny model."""
+"""The notebooks run from top to bottom, on a CPU, with a tiny model, outside the clone."""
 
 import json
 import math
 import os
+import runpy
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -26,9 +29,10 @@ MODELS = {"tiny": MODEL}
 QUESTIONS, ANSWERS, TOKENS = 2, 2, 8
 """,
     "plan_tpu": """
-TRAIN, TOPOLOGY, COMPILE, PRICE = "configs/math/sdpo_qwen3_1_7b.py", "h100:8", False, 2.0
+TRAIN, TOPOLOGY, COMPILE, PRICE = "package:math/sdpo_qwen3_1_7b", "h100:8", False, 2.0
 """,
 }
+DEV = runpy.run_path(str(ROOT / "dev" / "notebooks.py"))
 RUNS = ("sdpo", "grpo")
 # arXiv:2603.24472 counts substrings, in upper or lower case.
 WORDS = (
@@ -37,26 +41,20 @@ WORDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory):
-    """Returns a folder with the files of a clone, without those that a run writes."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("sdjax", "configs", "tpu", "notebooks", "pyproject.toml", ".git"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
+def read(name):
+    return nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
 
 
-def executed(name, clone, model):
+def executed(name, folder, model):
     """Returns the output of a notebook's cells as one text; its settings are small."""
-    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    assert not any(cell.get("outputs") for cell in book.cells), "outputs are not kept"
+    book = read(name)
     chosen = [c for c in book.cells if "settings" in c.metadata.get("tags", [])]
     assert len(chosen) == 1
     chosen[0].source = f"MODEL = {str(model)!r}\n{SETTINGS[name]}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.setenv("MPLBACKEND", "agg")
-        NotebookClient(book, timeout=300, resources={"metadata": {"path": str(clone)}}).execute()
+        NotebookClient(book, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
     text = json.dumps(book.cells)
     assert "Traceback" not in text
     return text
@@ -67,15 +65,16 @@ def executed(name, clone, model):
     ("name", "says"),
     [("epistemic", ("per 1,000 tokens", "'likely': 1")), ("plan_tpu", ("chip",))],
 )
-def test_a_notebook_runs_from_top_to_bottom(name, says, clone, tmp_path):
-    text = executed(name, clone, tiny.model_folder(tmp_path / "model"))
+def test_a_notebook_runs_from_top_to_bottom(name, says, tmp_path):
+    text = executed(name, tmp_path, tiny.model_folder(tmp_path / "model"))
     assert all(words in text for words in says)
 
 
 @pytest.fixture(scope="module")
-def quickstart(clone):
+def quickstart(tmp_path_factory):
     """Returns the output of a small quickstart notebook, and the folder it wrote to."""
-    return executed("quickstart", clone, model=None), clone / "runs" / "test_notebook"
+    folder = tmp_path_factory.mktemp("quickstart")
+    return executed("quickstart", folder, model=None), folder / "runs" / "test_notebook"
 
 
 def lines(file):
@@ -125,17 +124,59 @@ def evaluations(folder):
     return json.loads((folder / "0" / "evaluations.json").read_text())
 
 
-def test_the_first_cell_makes_a_clone_where_there_is_none(tmp_path, monkeypatch):
-    book = nbformat.read(ROOT / "notebooks" / f"{NAMES[0]}.ipynb", as_version=4)
-    cells = [c for c in book.cells if c.cell_type == "code"][:1]
-    assert all(
-        nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells[1].source
-        == cells[0].source
-        for name in NAMES
-    )
-    book.cells = [*cells, nbformat.v4.new_code_cell("import os; print(os.listdir('configs'))")]
-    monkeypatch.setenv("SDJAX_SOURCE", str(ROOT))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT)]))
-    NotebookClient(book, timeout=60, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert "quickstart.py" in book.cells[1].outputs[0].text
-    assert (tmp_path / "sdjax-clone" / "sdjax" / "main.py").exists()
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_opens_in_colab_and_begins_with_the_same_installation(name):
+    book = read(name)
+    assert book.cells[0].source.startswith(DEV["badge"](name) + "\n\n# ")
+    assert book.cells[1].source == read(NAMES[0]).cells[1].source
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_outputs_are_small_and_without_errors(name):
+    outputs = [one for cell in read(name).cells for one in cell.get("outputs", ())]
+    assert not [one for one in outputs if one.output_type == "error"]
+    assert sum(len(json.dumps(one)) for one in outputs) < 300_000
+
+
+INSTALLED = """
+import importlib.util, pathlib, shutil, subprocess
+there = {there!r}
+importlib.util.find_spec = lambda name: "jax_cuda12_plugin" in there and name[:3] == "jax" or None
+pathlib.Path.glob = lambda self, pattern: [p for p in there if p.startswith(f"{{self}}/")]
+shutil.which = lambda name: name if "driver" in there else None
+class Done:
+    returncode, stdout = {code}, there.get("driver", "")
+def run(command, **options):
+    if command[0] != "nvidia-smi":
+        print(command[-1])
+    return Done
+subprocess.run = run
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "there", "wanted"),
+    [
+        ("", {}, "sdjax[plots,puzzles]"),
+        ("", {"driver": "550.54.15\n"}, "sdjax[plots,puzzles,cuda12]"),
+        ("", {"driver": "580.1\n580.1\n"}, "sdjax[plots,puzzles,cuda13]"),
+        ("", {"driver": "580.1", "jax_cuda12_plugin": 1}, "sdjax[plots,puzzles,cuda12]"),
+        ("", {"driver": "No devices were found"}, "sdjax[plots,puzzles]"),
+        ("", {"/dev/accel0": 1}, "sdjax[plots,puzzles,tpu]"),
+        ("", {"/dev/vfio/0": 1, "driver": "580"}, "sdjax[plots,puzzles,tpu]"),
+        ("clone", {}, "clone[plots,puzzles]"),
+        ("https://a.b/c.whl", {}, "sdjax[plots,puzzles] @ https://a.b/c.whl"),
+    ],
+)
+def test_the_first_cell_installs_the_extra_of_the_runtime(source, there, wanted):
+    cell = read(NAMES[0]).cells[1].source
+    environment = {k: v for k, v in os.environ.items() if k != "SDJAX_SOURCE"}
+    if source:
+        environment["SDJAX_SOURCE"] = source
+    for code in (0, 1):
+        script = INSTALLED.format(there=there, code=code) + cell
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert done.stdout == f"{wanted}\n", done.stderr
+        assert done.returncode == code and ("pip cannot install it" in done.stderr) == bool(code)

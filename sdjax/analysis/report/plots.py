@@ -10,7 +10,7 @@ from types import ModuleType
 from sdjax.analysis.report import charts, run_families
 from sdjax.analysis.report.charts import Chart
 from sdjax.analysis.report.run_families import RunFamily
-from sdjax.errors import UserError, writing
+from sdjax.errors import require_package, writing
 from sdjax.io.files import replacing
 
 # The palette of Okabe and Ito, as on the page.
@@ -20,12 +20,9 @@ DASHES = ("-", "--", ":")
 
 def library() -> ModuleType:
     """Returns matplotlib.figure; raises UserError if matplotlib is not installed."""
-    try:
-        from matplotlib import figure
-    except ImportError:
-        raise UserError(
-            "plots needs matplotlib: pip install 'sdjax[plots]', or leave plots out"
-        ) from None
+    require_package("matplotlib", "plots", "plots")
+    from matplotlib import figure
+
     return figure
 
 

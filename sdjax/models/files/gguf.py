@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, require_package
 from sdjax.models.files import gguf_header
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -174,6 +174,7 @@ class GgufFile:
 
 def open_file(path: Path) -> GgufFile:
     """Returns an open GGUF file. Tensors stay on disk until they are read."""
+    require_package("gguf", "gguf", str(path))
     try:
         return GgufFile(path=path, header=gguf_header.read(path))
     except (ValueError, OSError, KeyError, OverflowError, MemoryError, struct.error) as error:
