@@ -57,7 +57,7 @@ def listed(name: str, revision: str | None) -> list[str]:
 
 def reason(error: BaseException) -> str:
     """Returns one line that says why the hub's client could not bring what was asked for."""
-    if (full := no_room(error)) is not None:
+    if (full := _no_room(error)) is not None:
         return full
     of_classes = [cls.__name__ for cls in type(error).__mro__]
     # The client hides the error of the connection behind the one of its cache.
@@ -71,7 +71,7 @@ def reason(error: BaseException) -> str:
     return network.why(error)
 
 
-def no_room(error: BaseException) -> str | None:
+def _no_room(error: BaseException) -> str | None:
     """Returns why the client's cache cannot be written; None if the error has another cause."""
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "errno", None) not in FULL:

@@ -91,10 +91,10 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
     # The hub and its HTTP library raise errors of many classes: no such repository or revision,
     # gated, offline. All of them mean that the model cannot be downloaded.
     except Exception as error:
-        reason = hub.reason(error)
         at = f" at revision {revision!r}" if revision else ""
         raise UserError(
-            f"model.path is {name!r}{at}: no such folder, and not to be had from the hub: {reason}"
+            f"model.path is {name!r}{at}: no such folder, and not to be had from the hub: "
+            f"{hub.reason(error)}"
         ) from None
     _check_folder(Path(folder), f"model.path is {name!r}: the hub repository")
     hub.check([file for file in sorted(Path(folder).rglob("*")) if file.is_file()])
