@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -12,6 +13,10 @@ It is EX_TEMPFAIL of sysexits.h. Nothing else exits with it."""
 
 TOO_LARGE = 3
 """Exit code of a plan that says that a training does not fit; its files are written."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""The numbers of an OSError that says that a disk is full, or read-only."""
 
 
 class UserError(ValueError):
@@ -28,7 +33,11 @@ class WriteError(UserError):
     @classmethod
     def of(cls, path: str | PathLike, error: OSError) -> WriteError:
         """Returns the error that names the path, and why `error` says it cannot be written."""
-        reason = error.strerror or str(error)
+        return cls.because(path, error.strerror or str(error))
+
+    @classmethod
+    def because(cls, path: str | PathLike, reason: str) -> WriteError:
+        """Returns the error that names the path and the reason."""
         return cls(f"{path}: cannot be written ({reason}): make room, or write elsewhere")
 
 

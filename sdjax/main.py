@@ -16,12 +16,13 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from sdjax import config as configs
 from sdjax.config.load import job_classes, load, override
-from sdjax.errors import RESUME, TOO_LARGE, Stopped, TooLarge, UserError
+from sdjax.errors import FULL, RESUME, TOO_LARGE, Stopped, TooLarge, UserError, WriteError
 from sdjax.io import code_files, environment, lease, redact
 
 PROG = "python -m sdjax.main"
@@ -56,35 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     try:
-        flags, args = launch_flags(args)
-        file, overrides = split(args)
-        if file is None:
-            return _without_config(args)
-        job = override(load(Path(file)), overrides, prog=f"{PROG} --config {file}")
-        if job is None:
-            return 0
-        logging.basicConfig(format="%(message)s", handlers=[_ToTerminal()])
-        logging.getLogger("sdjax").setLevel(logging.INFO)
-        if not debug:
-            # Orbax and gcsfs also log what they raise, with tracebacks.
-            for name in ("absl", "asyncio", "gcsfs"):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-        run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}_job").run
-        if isinstance(job, WITHOUT_DEVICES):
-            run(job)
-            return 0
-        from sdjax.parallel import launch
-
-        launch.skip_missing_tpu()
-        settings, code = configs.to_public(job), code_files.checksums()
-        with launch.together(launch.launch(flags), settings, code):
-            run(job)
-        return 0
+        code = _run(args, debug)
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
-        return 2
+        return _ended(error, debug)
     except TooLarge as plan:
         print(f"sdjax: {plan}", file=sys.stderr)
         return TOO_LARGE
@@ -95,8 +72,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sdjax: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        # Libraries write too: caches, temporary files.
+        if error.errno not in FULL:
+            raise
+        return _ended(WriteError.of(error.filename or "a temporary file", error), debug)
     finally:
         lease.release_all()
+        with suppress(WriteError):
+            sys.stdout.flush()
+
+
+def _run(args: Sequence[str], debug: bool) -> int:
+    """Runs the job of the arguments, or prints what they ask for; returns the exit code."""
+    flags, args = launch_flags(args)
+    file, overrides = split(args)
+    if file is None:
+        return _without_config(args)
+    job = override(load(Path(file)), overrides, prog=f"{PROG} --config {file}")
+    if job is None:
+        return 0
+    logging.basicConfig(format="%(message)s", handlers=[_ToTerminal()])
+    logging.getLogger("sdjax").setLevel(logging.INFO)
+    if not debug:
+        # Orbax and gcsfs also log what they raise, with tracebacks.
+        for name in ("absl", "asyncio", "gcsfs"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    run = importlib.import_module(f"sdjax.jobs.{type(job).__name__.lower()}_job").run
+    if isinstance(job, WITHOUT_DEVICES):
+        run(job)
+        return 0
+    from sdjax.parallel import launch
+
+    launch.skip_missing_tpu()
+    settings, code = configs.to_public(job), code_files.checksums()
+    with launch.together(launch.launch(flags), settings, code):
+        run(job)
+    return 0
+
+
+def _ended(error: UserError, debug: bool) -> int:
+    """Prints the line of an error and returns the exit code."""
+    if debug:
+        traceback.print_exc()
+    print(f"sdjax: error: {redact.one_line(str(error))}", file=sys.stderr)
+    return 2
 
 
 def resume_command(argv: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from sdjax.data.rows import Broken
 from sdjax.data.sources import JSON_COLUMNS, read_rows
-from sdjax.errors import UserError
+from sdjax.errors import UserError, WriteError, writing
 
 
 class RowBuilder(tfds.core.GeneratorBasedBuilder):
@@ -78,10 +79,19 @@ def _rows(source: str) -> Iterator[dict[str, Any]]:
 def build(name: str, sources: dict[str, str], folder: str) -> tfds.core.DatasetBuilder:
     """Writes a data set into `folder`/`name`/1.0.0 and returns its builder.
 
-    `sources` has one source per split, in the form that `sources.read_rows` takes.
+    `sources` has one source per split, in the form that `sources.read_rows` takes. Raises
+    WriteError if the data set cannot be written; nothing of it remains.
     """
     # A new class, because TFDS names a data set after its builder's class.
     named = type(name, (RowBuilder,), {"name": name, "__module__": __name__})
     builder = named(sources=sources, data_dir=folder)
-    builder.download_and_prepare()
+    try:
+        with writing(folder):
+            builder.download_and_prepare()
+    except RuntimeError as error:
+        # ArrayRecord says only in its text that a file cannot be written.
+        found = re.search(r"\w+\(\) failed: ([^;]+); ", str(error))
+        if found is None:
+            raise
+        raise WriteError.because(folder, found[1]) from error
     return builder

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from sdjax.errors import writing
 from sdjax.io.files import write_text
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -49,6 +50,8 @@ def learn(texts: Iterable[str], size: int, folder: Path, *, context: int) -> int
     for token in fields["added_tokens"]:
         token["special"] = token["content"] not in THINKING
     ids = fast.get_vocab()
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     write_text(folder / "tokenizer.json", json.dumps(fields, ensure_ascii=False) + "\n")
     write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
     _write(

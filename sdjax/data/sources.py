@@ -17,7 +17,6 @@ import http.client
 import json
 import os
 import re
-import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Collection, Iterator
@@ -25,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.data.rows import Broken
-from sdjax.errors import UserError
+from sdjax.errors import UserError, writing
 from sdjax.io import hub, network, progress
+from sdjax.io.files import replacing
 
 Row = tuple[int, dict[str, Any] | Broken]
 # The key of a TFDS data set's metadata that lists the columns whose text is JSON.
@@ -131,16 +131,15 @@ def _fetched(url: str) -> Path:
     file = cache / f"{digest}-{urllib.parse.urlsplit(url).path.rpartition('/')[2]}"
     if file.is_file():
         return file
-    cache.mkdir(parents=True, exist_ok=True)
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     try:
         with urllib.request.urlopen(url, timeout=60) as reply:
             data = b"".join(_parts(url, reply))
     except (http.client.HTTPException, OSError, ValueError) as error:
         raise UserError(f"{url}: cannot be fetched ({network.why(error)})") from None
-    # Write under another name first, so that an interrupted run leaves no half file.
-    with tempfile.NamedTemporaryFile(dir=cache, delete=False) as partial:
-        partial.write(data)
-    Path(partial.name).replace(file)
+    with replacing(file) as new:
+        new.write_bytes(data)
     return file
 
 

@@ -1,12 +1,14 @@
-"""Writes text files whole or not at all, and makes JSON of rows."""
+"""Writes files and folders whole or not at all, and makes JSON of rows."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,59 @@ import numpy as np
 
 from sdjax.errors import writing
 
+PART = re.compile(r".+\.\d+\.part")
+"""The name of a file that is not whole yet."""
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file at once: a reader finds the old text or the new text, never a part.
 
-    Raises WriteError if that fails.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields the name of a new file, which takes the place of `path` at the end of the block.
+
+    A reader finds the old file or the new one, never a part. If the block fails, nothing of the
+    new one remains. Raises WriteError if it cannot be written. The directory must exist, so that
+    one that is removed under a run does not come back without the run's other files.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    new = path.with_name(f"{path.name}.{os.getpid()}.part")
     with writing(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
+            yield new
+            os.replace(new, path)
         except BaseException:
             with suppress(OSError):
-                temporary.unlink()
+                new.unlink()
             raise
+
+
+@contextmanager
+def replacing_folder(out: Path) -> Iterator[Path]:
+    """Yields a new folder, which takes the place of `out` at the end of the block.
+
+    If the block fails, nothing of the new one remains, and the old one stays. If the process ends
+    anywhere, `out` is whole or does not exist. Raises WriteError if it cannot be written.
+    """
+    new, old = (out.with_name(f"{out.name}.{end}") for end in ("partial", "old"))
+    with writing(out):
+        try:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            yield new
+            shutil.rmtree(old, ignore_errors=True)
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            with suppress(OSError):
+                if not out.exists():
+                    old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, as `replacing` does; raises WriteError if that fails."""
+    with replacing(path) as new:
+        new.write_text(text, encoding="utf-8")
 
 
 def to_json(row: Mapping[str, Any]) -> str:

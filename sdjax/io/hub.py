@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sdjax.errors import UserError
+from sdjax.errors import FULL, UserError
 from sdjax.io import network, progress
 
 PART = 1 << 24  # bytes read at a time
@@ -57,6 +57,8 @@ def listed(name: str, revision: str | None) -> list[str]:
 
 def reason(error: BaseException) -> str:
     """Returns one line that says why the hub's client could not bring what was asked for."""
+    if (full := _no_room(error)) is not None:
+        return full
     of_classes = [cls.__name__ for cls in type(error).__mro__]
     # The client hides the error of the connection behind the one of its cache.
     hidden = error.__cause__ if "LocalEntryNotFoundError" in of_classes else None
@@ -67,6 +69,18 @@ def reason(error: BaseException) -> str:
         if cls in of_classes:
             return meaning
     return network.why(error)
+
+
+def _no_room(error: BaseException) -> str | None:
+    """Returns why the client's cache cannot be written; None if the error has another cause."""
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in FULL:
+        cause = cause.__cause__ or cause.__context__
+    if not isinstance(cause, OSError):
+        return None
+    from huggingface_hub import constants
+
+    return f"its cache {constants.HF_HUB_CACHE} cannot be written ({cause.strerror}): set HF_HOME"
 
 
 def check(files: Sequence[Path]) -> None:

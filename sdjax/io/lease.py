@@ -58,8 +58,9 @@ def take(place: Any, name: str = OWNER) -> None:
             raise UserError(
                 f"out is {where!r}: {_described(held)} writes there: end it, or choose another out"
             )
-        if _write(file, me, instead_of=held):
-            break
+        with writing(file):
+            if _write(file, me, instead_of=held):
+                break
     else:
         raise UserError(f"out is {where!r}: other processes begin there too: choose another out")
     with _changing:
@@ -85,11 +86,16 @@ def release_all() -> None:
 
 
 def check() -> None:
-    """Raises UserError if another process has taken over a directory of this one.
+    """Raises UserError if a directory of this process has another owner, or is gone.
 
     Call it before writing. It reads a file only if this process did not run for a while.
     """
     for lease in list(_leases.values()):
+        if isinstance(lease.file, Path) and not os.path.lexists(lease.file):
+            raise UserError(
+                f"{lease.where}: was removed while this process wrote there: choose another "
+                "directory, which stays"
+            )
         if lease.taken_by is None and time.time() - lease.confirmed > STALE_S - BEAT_S:
             _beat(lease)
         if lease.taken_by is not None:

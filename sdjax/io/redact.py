@@ -6,8 +6,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
+
+from sdjax.errors import WriteError
 
 HIDDEN = "***"
 SHORTEST = 8
@@ -81,14 +84,40 @@ class Stream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes the redacted text and returns the length of the given one."""
-        self._stream.write(redact(text))
+        """Writes the redacted text and returns the length of the given one.
+
+        Raises WriteError if the stream is a file that cannot grow, as `flush` does. On stderr that
+        is not an error, because nothing could say so.
+        """
+        with self._reported():
+            self._stream.write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Writes what is waiting."""
+        with self._reported():
+            self._stream.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Writes the redacted lines."""
         for line in lines:
             self.write(line)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Raises a WriteError in place of an OSError; what is printed afterwards goes nowhere.
+
+        Otherwise Python would try again at its end, and change the exit code.
+        """
+        try:
+            yield
+        except OSError as error:
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+            if self._stream is not sys.__stderr__:
+                raise WriteError.of("the output", error) from error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

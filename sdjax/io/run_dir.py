@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ import jax
 from sdjax import config
 from sdjax.errors import UserError, WriteError
 from sdjax.io import lease, run_record, storage
+from sdjax.io.files import PART
 from sdjax.parallel import hosts
 
 # The first result of each job. A directory with one of these holds a run.
@@ -86,7 +88,7 @@ def _claim(
     fingerprints: Mapping[str, str],
 ) -> None:
     """Creates the directory, and its record unless a run goes on there; raises UserError."""
-    out = str(folder.place)
+    out, made = str(folder.place), not folder.local.exists()
     try:
         held = folder.holds(RESULTS)
         if held and not resume:
@@ -96,16 +98,28 @@ def _claim(
             run_record.check_fingerprints(folder.place, job, after, fingerprints)
         folder.local.mkdir(parents=True, exist_ok=True)
         lease.take(folder.place)
+        remove_parts(folder.local)
         if resume:
             folder.pull()
         if not held or not after:
             record(folder, job, 0, fingerprints)
     except WriteError as e:
-        raise UserError(f"out is {out!r}: {e}; name another directory") from e
+        lease.release(folder.place)
+        if made:
+            shutil.rmtree(folder.local, ignore_errors=True)
+        raise UserError(f"out is {out!r}: {e}") from e
     except OSError as e:
+        lease.release(folder.place)
         raise UserError(
             f"out is {out!r}: cannot be written ({e.strerror}); name another directory"
         ) from e
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes files that earlier owners of a run directory could neither finish nor remove."""
+    for left in (*folder.glob("*.part"), *folder.glob("answers/*.part")):
+        if PART.fullmatch(left.name):
+            left.unlink()
 
 
 def check_same(cfg: config.Job, after: int) -> list[run_record.FieldChange]:
@@ -152,7 +166,9 @@ def pushed(folder: storage.Folder) -> Iterator[None]:
     primary = jax.process_index() == 0
     try:
         yield
-    except BaseException:
+    except BaseException as error:
+        if primary and isinstance(error, OSError):
+            lease.check()  # says that the directory is gone, if that is why
         with suppress(UserError):
             if primary:
                 lease.check()

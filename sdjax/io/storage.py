@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, writing
 from sdjax.io import network
 
 PART = 1 << 24  # bytes copied at a time
@@ -133,7 +133,8 @@ class Folder:
                 files = list(_files_of_place(self.place))
             for file in files:
                 name = Path(*file.relative_to(self.place).parts)
-                (self.local / name).parent.mkdir(parents=True, exist_ok=True)
+                with writing(self.local / name):
+                    (self.local / name).parent.mkdir(parents=True, exist_ok=True)
                 _copy(file, self.local / name)
 
     def holds(self, names: Iterable[str]) -> bool:
@@ -156,8 +157,10 @@ def holds(place: Any, names: Iterable[str]) -> bool:
 def folder(path: str) -> Folder:
     """Returns a run directory, without creating it."""
     at = place(path)
-    local = Path(tempfile.mkdtemp(prefix="sdjax-")) if is_remote(path) else at
-    return Folder(place=at, local=local)
+    if not is_remote(path):
+        return Folder(place=at, local=at)
+    with writing(os.environ.get("TMPDIR", "/tmp")):
+        return Folder(place=at, local=Path(tempfile.mkdtemp(prefix="sdjax-")))
 
 
 def copy_tree(source: Path, target: Any) -> None:

@@ -44,8 +44,9 @@ def run(cfg: config.Export) -> None:
             params = lora.joined(params, resume.load_base(model, checkpoints.host(step)))
         out = folder.local / "model" if folder.remote else folder.local
         dtype = cfg.dtype or training.get("checkpoint", {}).get("export_dtype", "source")
-        model.export(params, out, dtype)
+        # The adapters first, so that a folder with a model lacks nothing.
         model.export_adapters(params, source, out.with_name(f"{out.name}_adapter"), dtype)
+        model.export(params, out, dtype)
     checkpoints.close()
     _to_place(folder)
     hosts.note(f"step {step} of {cfg.run} is in {cfg.out}, a Hugging Face folder")

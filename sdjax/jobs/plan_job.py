@@ -37,7 +37,15 @@ def run(cfg: config.Plan) -> None:
     planned = [_Planned.of(cfg, file, topology) for file in cfg.train for topology in cfg.topology]
     if any(one.compiles for one in planned):
         programs.require_compiler()
-    out = run_dir.claim(cfg.out, cfg, resume=True).local
+    folder = run_dir.claim(cfg.out, cfg, resume=True)
+    with run_dir.pushed(folder):
+        too_large = _write_plans(cfg, planned, folder.local)
+    if too_large:
+        raise TooLarge("; ".join(too_large))
+
+
+def _write_plans(cfg: config.Plan, planned: Sequence[_Planned], out: Path) -> list[str]:
+    """Writes plan.md and plan.json after each plan; returns what does not fit, and why."""
     pages, plans, too_large = [], [], []
     for one in planned:
         plan = _search(one) if cfg.search else _as_it_stands(one)
@@ -62,8 +70,7 @@ def run(cfg: config.Plan) -> None:
         write_text(out / "plan.json", json.dumps({"plans": rows}, indent=2) + "\n")
     if len(plans) > 1:
         hosts.note(table)
-    if too_large:
-        raise TooLarge("; ".join(too_large))
+    return too_large
 
 
 @dataclass(frozen=True, kw_only=True)

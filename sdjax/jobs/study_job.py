@@ -18,7 +18,7 @@ import jax
 from sdjax import config, tasks
 from sdjax.analysis import epistemic, scores, study_scores
 from sdjax.data.pipeline import drop_overlong
-from sdjax.errors import UserError
+from sdjax.errors import UserError, writing
 from sdjax.io import run_dir
 from sdjax.io.files import write_text
 from sdjax.parallel import hosts
@@ -94,7 +94,8 @@ class _Study:
             hosts.note(f"{name}: no problem has anything to show; left out")
             return
         file = self.out / "answers" / f"{name}.jsonl"
-        file.parent.mkdir(exist_ok=True)
+        with writing(file.parent):
+            file.parent.mkdir(exist_ok=True)
         rows = [row for batch in self.ask(name, examples, index, file) for row in batch]
         self.answers[name] = study_scores.by_problem(rows)
 

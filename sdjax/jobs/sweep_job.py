@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,17 @@ def run(cfg: config.Sweep) -> None:
     claimed = run_dir.claim(cfg.out, cfg, resume=cfg.resume, after=sum(finished))
     if 0 < sum(finished) < len(plan):
         run_dir.record(claimed, cfg, sum(finished), {})
-    out = claimed.local
+    with run_dir.pushed(claimed):
+        _train_and_compare(cfg, plan, finished, claimed.local)
+
+
+def _train_and_compare(
+    cfg: config.Sweep,
+    plan: Sequence[tuple[str, int | float | str, config.Train]],
+    finished: Sequence[bool],
+    out: Path,
+) -> None:
+    """Runs the trainings of a plan that are not finished, and writes the comparison after each."""
     rows: list[dict[str, Any]] = []
     for number, ((name, value, one), is_finished) in enumerate(zip(plan, finished, strict=True), 1):
         folder = Path(one.out)

@@ -16,8 +16,8 @@ from random import Random
 from sdjax import config
 from sdjax.config import Traces
 from sdjax.data import learn_tokenizer
-from sdjax.errors import UserError
-from sdjax.io.files import to_json, write_text
+from sdjax.errors import UserError, writing
+from sdjax.io.files import replacing, to_json, write_text
 from sdjax.jobs.prepare_job import checksum
 from sdjax.records import Example, Message
 from sdjax.tasks import countdown_traces
@@ -42,15 +42,11 @@ def run(cfg: Traces) -> None:
     file = out / "traces.jsonl"
     if file.exists():
         raise UserError(f"out is {cfg.out!r}: it holds traces; remove it or name another")
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        model = _write_model(cfg, out / "model")
-        partial = out / "traces.jsonl.part"
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.writelines(_chunks(cfg, cfg.rows))
-        partial.replace(file)
-    except OSError as error:
-        raise UserError(f"out is {cfg.out!r}: cannot be written ({error.strerror})") from error
+    model = _write_model(cfg, out / "model")
+    with replacing(file) as new, new.open("w", encoding="utf-8") as stream:
+        stream.writelines(_chunks(cfg, cfg.rows))
     log.info("%s: %d rows, sha256 %s", file, cfg.rows, checksum(file))
     log.info("%s: tokenizer of %d tokens", out / "model", model)
 

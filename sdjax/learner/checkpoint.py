@@ -11,12 +11,15 @@ one is renamed to STEP.unscored, so that a whole one stands there at any time.
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
 import logging
 import os
 import re
+import sys
+import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -77,9 +80,16 @@ class Checkpoints:
         at = folder.absolute() if isinstance(folder, Path) else folder
         self._folder = epath.Path(at)
         self._cfg = cfg
+        _hide_closed_loops()
+        options = ocp.options.AsyncOptions(
+            post_finalization_callback=self._seal,
+            # Where a directory cannot be made, threads of Orbax would wait for it for 20 minutes,
+            # and the process with them.
+            create_directories_asynchronously=False,
+        )
+        parts = ocp.CompositeOptions(async_options=options)
         self._saver = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
-            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            ocp.CompositeCheckpointHandler(composite_options=parts), async_options=options
         )
         self._saving: tuple[epath.Path, dict[str, Any]] | None = None
         self._damaged: list[str] = []
@@ -141,9 +151,7 @@ class Checkpoints:
         if jax.process_index() != 0 or not self._folder.exists():
             return
         with writing(self._folder):
-            for folder in self._folder.iterdir():
-                if ".orbax-checkpoint-tmp" in folder.name:
-                    folder.rmtree()
+            _drop_unfinished(self._folder)
             for name in self._damaged:
                 _rename(self._folder / name, f"{name}.damaged")
 
@@ -283,8 +291,64 @@ class Checkpoints:
             self._saver.close()
 
 
+def _drop_unfinished(folder: epath.Path) -> bool:
+    """Removes what saves that did not end have left; returns whether there was any."""
+    left = [one for one in folder.iterdir() if ".orbax-checkpoint-tmp" in one.name]
+    for one in left:
+        one.rmtree()
+    return bool(left)
+
+
+def _drop_all_unfinished(folder: epath.Path) -> None:
+    """Removes what a save that has failed leaves, until nothing new comes for half a second.
+
+    TensorStore still writes for a while after the error. What cannot be removed, as on a read-only
+    disk, the next run removes.
+    """
+    quiet = 0
+    for _ in range(20):
+        try:
+            quiet = 0 if _drop_unfinished(folder) else quiet + 1
+        except Exception:
+            quiet = 0
+        if quiet == 5:
+            break
+        time.sleep(0.1)
+
+
+@functools.cache
+def _hide_closed_loops() -> None:
+    """Hides lines without a cause: of writes that end after the save that began them has failed.
+
+    Orbax closes its event loop at the first error. Each write that TensorStore ends later finds it
+    closed, and Python would print a traceback for each.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
 @contextmanager
 def _writing(path: epath.Path) -> Iterator[None]:
+    """Turns the exception of a failing save into a WriteError that names the path.
+
+    Nothing of the save remains.
+    """
+    try:
+        with _reported(path):
+            yield
+    except WriteError:
+        if jax.process_index() == 0:
+            _drop_all_unfinished(path.parent)
+        raise
+
+
+@contextmanager
+def _reported(path: epath.Path) -> Iterator[None]:
     """Turns the exception of a failing save into a WriteError that names the path."""
     try:
         with writing(path):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import jax
 
 from sdjax.analysis import trace as traces
+from sdjax.errors import WriteError
 
 
 @contextmanager
@@ -16,12 +17,22 @@ def trace(folder: Path) -> Iterator[None]:
     """Writes a trace of the block into `folder` and prints where the devices' time went.
 
     Open it with XProf or TensorBoard's profile plugin; the .trace.json.gz also with Perfetto.
+    Raises WriteError if the trace cannot be written.
     """
     options = jax.profiler.ProfileOptions()
     # Without Python's calls, because they would fill the trace and slow down what it measures.
     options.python_tracer_level = 0
-    with jax.profiler.trace(str(folder), profiler_options=options):
+    jax.profiler.start_trace(str(folder), profiler_options=options)
+    try:
         yield
+    except BaseException:
+        with suppress(jax.errors.JaxRuntimeError):  # The error of the block counts.
+            jax.profiler.stop_trace()
+        raise
+    try:
+        jax.profiler.stop_trace()
+    except jax.errors.JaxRuntimeError as error:
+        raise WriteError.because(folder, str(error).rpartition("; ")[2]) from error
     if jax.process_index() == 0:
         print(f"trace: {folder}\n{traces.to_markdown(traces.read(folder))}", flush=True)
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sdjax import config
-from sdjax.errors import UserError
+from sdjax.errors import UserError, writing
 from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
 from sdjax.learner.objective import Objective
@@ -279,7 +279,9 @@ def _compiled(name: str, program: Any, *args: Any, loops: int = 1, **static: Any
 def _errors_of_compiler() -> Iterator[list[str]]:
     """Yields a list that holds the process's stderr output after the block ends."""
     kept, said = os.dup(2), list[str]()
-    with tempfile.TemporaryFile("w+b") as file:
+    with writing(os.environ.get("TMPDIR", "/tmp")):
+        file = tempfile.TemporaryFile("w+b")
+    with file:
         sys.stderr.flush()
         os.dup2(file.fileno(), 2)
         try:

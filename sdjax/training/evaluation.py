@@ -340,7 +340,10 @@ class EvaluationHistory:
         by_set = score(rows, self.sets, self.lexicon)
         self.history.append({"step": step} | to_dict(by_set))
         if jax.process_index() == 0:
-            write_text(self.out / "answers" / f"{step:06d}.jsonl", jsonl(rows))
+            folder = self.out / "answers"
+            with writing(folder):
+                folder.mkdir(exist_ok=True)
+            write_text(folder / f"{step:06d}.jsonl", jsonl(rows))
         return metrics(by_set)
 
     def close(self) -> None:
@@ -388,8 +391,9 @@ def resumed(
     for number, rows in enumerate(new, done + 1):
         if primary:
             lease.check()
+            text = jsonl(rows)
             with writing(file), file.open("a", encoding="utf-8") as out:
-                out.write(jsonl(rows))
+                out.write(text)
         hosts.note(f"batch {number} of {len(plan)}: {rows[0]['set']}")
         yield rows
         before(number - done)

@@ -96,10 +96,9 @@ class LoadedModel:
         """
         if dtype == "source":
             dtype = weights.stored_dtype(self.folder)
-        with writing(out):
-            weights.export(params, self.cfg, self.folder, out, dtype=dtype, between=self.between)
-            if self.own_template and jax.process_index() == 0:
-                self.tokenizer.save_template(out)
+        finish = self.tokenizer.save_template if self.own_template else lambda folder: None
+        between, source = self.between, self.folder
+        weights.export(params, self.cfg, source, out, dtype=dtype, between=between, finish=finish)
         hosts.note(f"model: {out} (a Hugging Face folder, {dtype})")
 
     def export_adapters(
@@ -115,8 +114,7 @@ class LoadedModel:
         local = source.path.startswith(resolve.PACKAGE) or Path(source.path).expanduser().exists()
         base = str(self.folder.resolve()) if local else source.path
         revision = None if local else source.revision
-        with writing(out):
-            peft.export(params, self.cfg, base, self.folder, out, revision=revision, dtype=dtype)
+        peft.export(params, self.cfg, base, self.folder, out, revision=revision, dtype=dtype)
         gguf = "; PEFT does not load their base, a GGUF file" if base.endswith(".gguf") else ""
         hosts.note(f"adapters: {out} (for PEFT, {dtype}{gguf})")
 
@@ -252,6 +250,8 @@ def _check_attention(cfg: ModelConfig) -> None:
 
 def _write_for_server(params: nnx.State, *, cfg: ModelConfig, source: Path, to: Path) -> str:
     """Writes params in the type that the trainer computes in, and returns the folder."""
+    with writing(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
     weights.export(params, cfg, source, to, dtype=cfg.compute_dtype)
     return str(to)
 

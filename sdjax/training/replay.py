@@ -18,8 +18,9 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from sdjax import config
-from sdjax.errors import UserError, writing
+from sdjax.errors import UserError
 from sdjax.io import storage
+from sdjax.io.files import replacing
 from sdjax.io.storage import Folder
 from sdjax.learner import adamw, update
 from sdjax.learner import state as states
@@ -58,8 +59,8 @@ def give_up(setup: StepSetup, progress: Progress, result: StepResult, out: Folde
     saved.close()
     file = folder / f"{step}.npz"
     if jax.process_index() == 0:
-        with writing(file):
-            np.savez(file, allow_pickle=False, **dict(_arrays(packed)))
+        with replacing(file) as new, new.open("wb") as opened:
+            np.savez(opened, allow_pickle=False, **dict(_arrays(packed)))
     file = out.place / "nonfinite" / file.name
     raise UserError(
         f"step {step}: loss or gradient not finite in {progress.skips.in_row} updates in a row, "

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
+from disks import mounted
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError
@@ -155,19 +156,6 @@ def files_of_at_most(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@contextlib.contextmanager
-def mounted(folder, *options):
-    """Mounts a small file system; skips the test without the right to do so."""
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", *options, "none", str(folder)]
-    if subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("mounting takes more rights; the limit on file sizes is tested all the same")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def assert_nothing_looks_whole_that_is_not(out, steps):

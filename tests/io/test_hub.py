@@ -8,9 +8,11 @@ import threading
 
 import huggingface_hub.constants
 import pytest
+from disks import mounted
 
 from sdjax.data import sources
 from sdjax.errors import UserError
+from sdjax.models.files import resolve
 
 COMMIT = "a" * 40
 DATA = b'{"question": "1+1?", "answer": 2}\n{"question": "1+2?", "answer": 3}\n'
@@ -130,6 +132,15 @@ def test_a_data_set_is_fetched_and_then_read_from_the_cache(hub_cache, server, m
 )
 def test_what_the_hub_refuses_is_one_line(hub_cache, server, source, says):
     assert says in fault(source)
+
+
+def test_a_cache_on_a_read_only_disk_is_named(hub_cache, server, tmp_path, monkeypatch):
+    with mounted(tmp_path / "disk", "-o", "ro") as disk:
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(disk / "hub"))
+        said = fault("me/sums")
+        assert f"its cache {disk / 'hub'} cannot be written (Read-only file system)" in said
+        with pytest.raises(UserError, match=r"cannot be written \(Read-only file system"):
+            resolve.resolve("me/sums", files=["*.jsonl"])
 
 
 @pytest.mark.parametrize("offline", [True, False])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,3 +135,15 @@ def test_a_folder_to_be_has_an_owner_beside_it(quick, tmp_path):
     with lease.holding(tmp_path / "model"):
         assert (tmp_path / f"model.{OWNER}").exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_an_owner_whose_directory_is_gone_is_told_before_it_writes(quick, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    lease.take(out)
+    lease.check()
+    shutil.rmtree(out)
+    with pytest.raises(UserError, match=f"{out}: was removed while this process wrote there"):
+        lease.check()
+    lease.release(out)
+    lease.check()

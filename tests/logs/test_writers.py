@@ -168,6 +168,7 @@ def test_on_a_terminal_a_bar_shows_step_reward_length_speed_and_time_left(tmp_pa
 
 def test_a_file_is_replaced_whole(tmp_path):
     path = tmp_path / "new" / "config.json"
+    path.parent.mkdir()
     files.write_text(path, "one")
     files.write_text(path, "two é")
     assert path.read_text(encoding="utf-8") == "two é"

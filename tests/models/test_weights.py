@@ -19,7 +19,7 @@ from flax import nnx
 from paths import ROOT
 from safetensors.numpy import load_file, save_file
 
-from sdjax.errors import UserError
+from sdjax.errors import UserError, WriteError
 from sdjax.models.files import gguf, resolve, shards, tensors, weights
 from sdjax.models.network.transformer import head_matrix
 
@@ -475,6 +475,6 @@ def test_an_interrupted_export_leaves_what_was_there(tmp_path, monkeypatch):
     weights.export(params, cfg, folder, out)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
     monkeypatch.setattr(shutil, "copy", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=rf"{out}: cannot be written \(disk full\)"):
         weights.export(jax.tree.map(lambda x: 2 * x, params), cfg, folder, out)
     assert {p.name: p.read_bytes() for p in out.iterdir()} == before

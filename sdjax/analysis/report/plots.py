@@ -10,7 +10,8 @@ from types import ModuleType
 from sdjax.analysis.report import charts, run_families
 from sdjax.analysis.report.charts import Chart
 from sdjax.analysis.report.run_families import RunFamily
-from sdjax.errors import UserError
+from sdjax.errors import UserError, writing
+from sdjax.io.files import replacing
 
 # The palette of Okabe and Ito, as on the page.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999999")
@@ -31,14 +32,17 @@ def library() -> ModuleType:
 def write(groups: Sequence[RunFamily], folder: Path) -> list[Path]:
     """Writes a PNG file per chart of the report and returns the files.
 
-    A line is a family's mean over seeds; the band spans its smallest and largest value.
+    A line is a family's mean over seeds; the band spans its smallest and largest value. Raises
+    WriteError if a file cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     files = []
     for chart in charts.of(run_families.metrics(groups)):
         name = re.sub(r"\W+", "_", chart.title.lower().replace("'", "")).strip("_")
         files.append(folder / f"{name}.png")
-        _plot(chart, groups).savefig(files[-1], dpi=200)
+        with replacing(files[-1]) as new:
+            _plot(chart, groups).savefig(new, dpi=200, format="png")
     return files
 
 

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from sdjax.errors import UserError
 from sdjax.io import progress
+from sdjax.io.files import replacing_folder
 from sdjax.models.families import registry
 from sdjax.models.files import gguf, shards, tensors
 from sdjax.models.network import lora
@@ -46,13 +47,14 @@ def export(
     dtype: str = "bfloat16",
     max_shard_bytes: int = 5_000_000_000,
     between: Callable[[], None] = lambda: None,
+    finish: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes weights, config.json, generation_config.json and tokenizer to the folder `out`.
 
     Adapters are added to the weights. Tensors are fetched and written one by one. The folder
     appears complete or not at all; it replaces an earlier export. Every process must call this
-    function; the first one writes. Raises UserError if the folder holds anything else, or if a
-    parameter is not finite as `dtype`.
+    function; the first one writes. Raises UserError if the folder holds anything else, if a
+    parameter is not finite as `dtype`, or (WriteError) if the folder cannot be written.
 
     Args:
         params: The params of a Transformer.
@@ -63,6 +65,7 @@ def export(
         dtype: bfloat16, float16 or float32. A number too large for it raises UserError.
         max_shard_bytes: The largest size of a file of weights.
         between: Called before each tensor. What it raises ends the export without a trace.
+        finish: Changes the complete folder before it gets its name.
     """
     if out.exists() and not (out / "config.json").exists() and any(out.iterdir()):
         raise UserError(f"export to {out}: the folder holds something else: name another")
@@ -79,23 +82,11 @@ def export(
         for _ in arrays:
             pass
         return
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     shapes = {t.name: t.stored_shape for t in wanted}
-    try:
-        shards.write(partial, shapes, dtype, arrays, max_shard_bytes)
-        _write_config(partial, cfg, source, dtype)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    # If the process ends anywhere below, `out` is a complete export or does not exist.
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing_folder(out) as folder:
+        shards.write(folder, shapes, dtype, arrays, max_shard_bytes)
+        _write_config(folder, cfg, source, dtype)
+        finish(folder)
 
 
 def _fetch(

@@ -8,9 +8,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from sdjax.errors import UserError
+from sdjax.io.files import replacing_folder
 from sdjax.models.files import shards, tensors
 from sdjax.models.files.hf_export import copy_tokenizer, gather
 from sdjax.models.network import lora
@@ -29,7 +30,8 @@ def export(
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and the tokenizer to the folder `out`.
 
-    Every process must call this function.
+    The folder appears complete or not at all; it replaces an earlier one. Every process must call
+    this function. Raises WriteError if the folder cannot be written.
 
     Args:
         params: The params of a Transformer with adapters.
@@ -58,8 +60,6 @@ def export(
             arrays[f"base_model.model.{name}.{part}.weight"] = stored_as
     if jax.process_index() != 0:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, out / "adapter_model.safetensors")
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -72,6 +72,9 @@ def export(
         "bias": "none",
         "inference_mode": True,
     }
-    (out / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
-    if source.suffix != ".gguf":
-        copy_tokenizer(source, out)
+    with replacing_folder(out) as folder:
+        # Not the library's save_file, whose error on a full disk is no OSError.
+        (folder / "adapter_model.safetensors").write_bytes(save(arrays))
+        (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        if source.suffix != ".gguf":
+            copy_tokenizer(source, folder)
