@@ -81,7 +81,7 @@ def _plain(values: Series, grids: dict[tuple[int, ...], int]) -> dict[str, Any]:
             return [listed(row) for row in array]
         if array.dtype.kind == "i":
             return array.tolist()
-        return [float(f"{x:.5g}") if math.isfinite(x) else None for x in array.tolist()]
+        return [float(f"{x:.6g}") if math.isfinite(x) else None for x in array.tolist()]
 
     kept = vars(run_families.thinned(values, POINTS)).copy()
     steps = tuple(kept.pop("steps").tolist())
@@ -195,7 +195,9 @@ def _by_step(title: str, metric: str, groups: Sequence[RunFamily]) -> Table:
         if values:
             known = values.questions[np.isfinite(values.questions)]
             questions = f"{known.max():.0f}" if len(known) else "-"
-            _add(table, family.name, [questions, *(_cell(values, step) for step in shown)])
+            runs = len(family.runs)
+            name = f"{family.name} (n = {runs})" if runs > 1 else family.name
+            _add(table, name, [questions, *(_cell(values, step) for step in shown)])
     return table
 
 
@@ -207,7 +209,7 @@ def _cell(values: Series, step: int) -> str:
     how_sure = ""
     if math.isfinite(values.least[i]):
         how_sure = f" ({values.least[i]:.3f}-{values.most[i]:.3f})"
-    runs = f", n = {values.number[i]:.0f}" if len(values.runs) > 1 else ""
+    runs = f", n = {values.number[i]:.0f}" if values.number[i] < len(values.runs) else ""
     return f"{values.mean[i]:.3f}{how_sure}{runs}"
 
 

@@ -103,7 +103,10 @@ def _common(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    common = "".join(letters[0] for letters in alike).rstrip("._-/ ")
+    common = "".join(letters[0] for letters in alike)
+    if any(name[len(common) :][:1].isdigit() for name in names):
+        common = common.rstrip("0123456789")  # 10 and 11 have no number in common
+    common = common.rstrip("._-/ ")
     return common or f"{names[0]} and {len(names) - 1} more"
 
 
@@ -153,13 +156,7 @@ def series(family: RunFamily, metric: str) -> Series | None:
     spread = np.nansum((runs - mean) ** 2, axis=0)
     freedom = np.maximum(number - 1, 1)
     half = _quantile(freedom) * np.sqrt(spread / freedom / number)
-    bounds = [run.bounds.get(metric, {}) for run in family.runs]
-    least, most, questions = (
-        _columns([{s: getattr(b, name) for s, b in of.items()} for of in bounds], steps)
-        for name in ("low", "high", "questions")
-    )
-    # An interval is known where that of every run is.
-    known = np.all(np.isfinite(least) == np.isfinite(runs), axis=0)
+    least, most, questions = _bounds(family, metric, steps, runs)
     return Series(
         steps=np.array(steps, np.int64),
         mean=mean,
@@ -168,10 +165,35 @@ def series(family: RunFamily, metric: str) -> Series | None:
         half=np.where(number > 1, half, np.nan),
         number=number,
         runs=runs,
-        least=np.where(known, np.nansum(least, axis=0) / number, np.nan),
-        most=np.where(known, np.nansum(most, axis=0) / number, np.nan),
-        questions=np.where(known, np.nansum(questions, axis=0) / number, np.nan),
+        least=least,
+        most=most,
+        questions=questions,
     )
+
+
+def _bounds(
+    family: RunFamily, metric: str, steps: Sequence[int], runs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns lower bounds, upper bounds and questions as float64[S], means over the runs.
+
+    They are NaN at a step where one of the values `runs` has no known interval.
+    """
+    each = [run.bounds.get(metric) or {} for run in family.runs]
+    if not any(each):
+        unknown = np.full(len(steps), np.nan)
+        return unknown, unknown, unknown
+    columns = np.array(
+        [
+            _columns([{s: getattr(b, name) for s, b in of.items()} for of in each], steps)
+            for name in ("low", "high", "questions")
+        ]
+    )
+    columns[:, ~np.isfinite(runs)] = np.nan
+    known = np.all(np.isfinite(columns[0]) == np.isfinite(runs), axis=0)
+    least, most, questions = np.where(
+        known, np.nansum(columns, 1) / np.isfinite(runs).sum(0), np.nan
+    )
+    return least, most, questions
 
 
 def _shared(by_run: Sequence[Mapping[int, float]], steps: Sequence[int]) -> list[int]:
