@@ -237,6 +237,14 @@ def test_successive_steps_with_one_warning_are_one_span():
     rare = [{"step": step, "kind": "flat", "text": ""} for step in (5, 10, 20)]
     spans, _ = warned.of([run({0: 0, 5: 0, 10: 0, 15: 0, 20: 0}, warnings=rare)])
     assert [(s.first, s.last) for s in spans] == [(5, 10), (20, 20)]
+    # An alarm lasts from one evaluation to the next.
+    raised = [1, 1, 0, 1]
+    rows = [{"step": s, "alarm/raised": raised[s // 5]} for s in (0, 5, 10, 15)]
+    alarms = [{"step": s, "kind": "ood_drop", "text": ""} for s in (0, 5, 15)]
+    plain = [{"step": s} for s in range(20) if s % 5]
+    metrics = sorted(rows + plain, key=lambda row: row["step"])
+    spans, _ = warned.of([replace(run({}), metrics=metrics, warnings=alarms)])
+    assert [(s.first, s.last) for s in spans] == [(0, 5), (15, 15)]
 
 
 def test_a_run_without_a_file_of_warnings_tells_them_by_its_metrics():

@@ -33,7 +33,8 @@ def of_run(run: RunRecord) -> Clock | None:
         step = int(row["step"])
         if step <= steps[-1]:
             continue
-        spent = sum(v for name, v in row.items() if name.startswith("time/"))
+        times = [v for name, v in row.items() if name.startswith("time/")]
+        spent = sum(times) if times else math.nan
         speed = next((row[name] for name in SPEEDS if name in row), math.nan)
         # A line of a finetuning is the mean of the steps since the line before.
         taken = step - steps[-1]

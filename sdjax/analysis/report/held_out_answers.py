@@ -81,7 +81,7 @@ def fit(runs: Sequence[RunRecord], lexicon: str, limit: int) -> AnswerBlocks:
     saved = evaluations(runs)
     asked = _survey(saved)
     order = sorted(asked, key=lambda key: not asked[key].changed(saved))
-    budget = 4.0 * limit  # of text before it is packed, at first
+    budget = 8.0 * limit  # of text before it is packed; too much at first
     while True:
         sizes = itertools.accumulate(asked[key].size for key in order)
         kept = [key for key, size in zip(order, sizes, strict=True) if size <= budget]
@@ -90,7 +90,7 @@ def fit(runs: Sequence[RunRecord], lexicon: str, limit: int) -> AnswerBlocks:
         size = sum(map(len, made.blocks.values()))
         if size <= limit or not shown:
             return made
-        budget = min(0.9 * budget * limit / size, sum(asked[key].size for key in kept) - 1)
+        budget = 0.95 * limit / size * sum(asked[key].size for key in kept)
 
 
 def _survey(saved: Sequence[SavedEvaluation]) -> dict[str, _Asked]:

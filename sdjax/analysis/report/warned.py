@@ -39,13 +39,15 @@ def of(runs: Sequence[RunRecord]) -> tuple[list[WarnedSpan], str]:
 
 
 def _spans(number: int, run: RunRecord) -> list[WarnedSpan]:
-    steps = [int(row["step"]) for row in run.metrics]
+    every = [int(row["step"]) for row in run.metrics]
+    evaluated = [int(row["step"]) for row in run.metrics if "alarm/raised" in row]
     open_: dict[str, dict[str, Any]] = {}
     done = []
     for row in run.warnings if run.warnings is not None else _of_metrics(run):
         step, kind = row["step"], row["kind"]
         span = open_.get(kind)
-        # A span goes on while no step lies between.
+        steps = evaluated if kind in ALARMS else every
+        # A span goes on while no step lies between at which it could have ended.
         if span and bisect.bisect_left(steps, step) - bisect.bisect_right(steps, span["last"]) < 1:
             span["last"] = step
             continue

@@ -233,7 +233,7 @@ function marksOf(chart, divisor) {
   });
 }
 
-/** Draws a triangle per warning at the top edge, filled for an alarm, and a bar while it lasts. */
+/** Draws a triangle per warning at the top edge, filled for an alarm, and a line while it lasts. */
 function drawMarks(chart, plot) {
   if (!chart.marks.length) return;
   const { ctx, bbox } = plot;
@@ -242,11 +242,11 @@ function drawMarks(chart, plot) {
   ctx.beginPath();
   ctx.rect(bbox.left - 6 * ratio, bbox.top - 12 * ratio, bbox.width + 12 * ratio, bbox.height + 12 * ratio);
   ctx.clip();
-  ctx.lineWidth = 1.5 * ratio;
+  ctx.lineWidth = ratio;
   for (const mark of chart.marks) {
     const [x, end] = [mark.from, mark.to].map((value) => plot.valToPos(value, "x", true));
     const top = bbox.top + 9 * ratio;
-    ctx.strokeStyle = ctx.fillStyle = mark.alarm ? css("--wrong") : colourOf(mark.family);
+    ctx.strokeStyle = ctx.fillStyle = colourOf(mark.family);
     ctx.setLineDash([]);
     ctx.beginPath();
     ctx.moveTo(x, top);
@@ -260,7 +260,7 @@ function drawMarks(chart, plot) {
     ctx.lineTo(end, top - 8 * ratio);
     ctx.stroke();
     if (!mark.alarm) continue;
-    ctx.setLineDash([3 * ratio, 3 * ratio]);
+    ctx.setLineDash([2 * ratio, 4 * ratio]);
     ctx.beginPath();
     ctx.moveTo(x, top);
     ctx.lineTo(x, bbox.top + bbox.height);
@@ -303,8 +303,8 @@ function spread(values, i, band) {
     parts.push(`${interval}, ${number(values.questions[i])} questions`);
   }
   if (values.runs.length > 1) {
-    const edges = band === "questions" ? null : bandOf(values, band);
-    const range = edges && edges[0][i] !== null ? `${number(edges[0][i])} to ${number(edges[1][i])}, ` : "";
+    const edges = band === "questions" || values.number[i] < 2 ? null : bandOf(values, band);
+    const range = edges ? `${number(edges[0][i])} to ${number(edges[1][i])}, ` : "";
     parts.push(`${range}n = ${values.number[i]}`);
   }
   return parts.length ? ` (${parts.join("; ")})` : "";

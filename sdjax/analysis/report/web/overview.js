@@ -54,9 +54,10 @@ function commonFacts(report) {
 }
 
 function alarmsOf(report) {
-  const alarms = report.warnings.filter((warning) => warning.alarm);
+  // The first alarm of each run; the table below has all.
+  const alarms = report.warnings.filter((warning, i, all) => warning.alarm && all.findIndex((one) => one.alarm && one.run === warning.run) === i);
   const shown = alarms.slice(0, 3).map((mark) => el("li", { textContent: markText(report, mark) }));
-  if (alarms.length > 3) shown.push(el("li", { textContent: `and ${alarms.length - 3} more alarms, listed below` }));
+  if (alarms.length > 3) shown.push(el("li", { textContent: `and ${alarms.length - 3} more runs with alarms, listed below` }));
   return alarms.length ? el("ul", { id: "alarms" }, ...shown) : "";
 }
 
