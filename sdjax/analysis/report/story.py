@@ -61,7 +61,7 @@ def of(groups: Sequence[RunFamily]) -> list[Panel]:
 
 
 def _subject(chart: Chart) -> str:
-    """Returns what the sentence of a held-out accuracy is about."""
+    """Returns the subject of the sentence of a held-out accuracy."""
     name = chart.title.partition(": ")[2]
     return f"{OUT_OF_DOMAIN} ({name})" if name else IN_DOMAIN
 
@@ -91,7 +91,7 @@ def _panel(
 
 
 def accuracy(found: Ends) -> str:
-    """Returns what an accuracy did, with the number of questions and the interval at the end."""
+    """Returns the change of an accuracy in words, with questions and interval."""
     first, last = (_share(value) for value in found.values)
     bounds = found.bounds[1]
     how_sure = " (interval not known)"
@@ -130,7 +130,7 @@ def amount(unit: str) -> Callable[[Ends], str]:
 
 
 def _who(each: Sequence[Ends]) -> str:
-    """Returns what the runs of a family did, if there are several."""
+    """Returns the number of runs of a family that rose and fell, in words; "" for one run."""
     if len(each) < 2:
         return ""
     changes = [found.values[1] - found.values[0] for found in each]

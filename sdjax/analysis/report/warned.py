@@ -57,7 +57,7 @@ def _spans(number: int, run: RunRecord) -> list[WarnedSpan]:
 
 
 def _of_metrics(run: RunRecord) -> list[dict[str, Any]]:
-    """Returns what the metrics of a run of an earlier version tell of its warnings."""
+    """Returns the warnings of a run of an earlier version, by its metrics."""
     limits = run.config.get("alarm") or {}
     out = []
     for row in run.metrics:
