@@ -8,10 +8,24 @@ from pathlib import Path
 from rich.console import Console
 
 from sdjax.analysis import epistemic
-from sdjax.analysis.report import blocks, figures, page, plots, read, rollouts, run_families, words
+from sdjax.analysis.report import (
+    blocks,
+    facts,
+    figures,
+    held_out_answers,
+    page,
+    plots,
+    read,
+    rollouts,
+    run_families,
+    words,
+)
 from sdjax.config import Report
 from sdjax.errors import UserError
 from sdjax.io.files import write_text
+
+ANSWERS = 0.25
+"""Share of the file's largest size that held-out answers may take."""
 
 
 def run(cfg: Report) -> None:
@@ -28,29 +42,35 @@ def run(cfg: Report) -> None:
     ]
     groups = run_families.of(runs)
     family_of = {run.name: i for i, family in enumerate(groups) for run in family.runs}
-    report = figures.page(runs, groups, changes) | {
+    first, more = figures.page(runs, groups, changes)
+    report = first | {
         "runs": [
             {
                 "name": run.name,
                 "folder": str(run.folder),
                 "family": family_of[run.name],
-                "steps": int(run.metrics[-1]["step"]) if run.metrics else 0,
+                "last": run.steps,
                 "rollouts": survey.rows,
-                **figures.about(run),
+                **facts.of(run),
             }
             for run, survey in zip(runs, surveys, strict=True)
         ],
         "lexicon": list(epistemic.lexicon(lexicon).words),
     }
-    fixed = len(page.assemble(cfg.title, report, blocks.CompressedBlock())) + 10_000
-    limit = int(1e6 * cfg.max_mb) - fixed
+    answers = held_out_answers.fit(runs, lexicon, int(1e6 * ANSWERS * cfg.max_mb))
+    others = {"more": blocks.packed(more), "answers": blocks.packed(answers.index)}
+    others |= answers.blocks
+    nothing = page.assemble(cfg.title, report, blocks.CompressedBlock(), others)
+    limit = int(1e6 * cfg.max_mb) - len(nothing) - 10_000
     shown = blocks.fit(runs, surveys, lexicon, cfg.max_rollouts, limit)
-    text = page.assemble(cfg.title, report | {"rollout_note": shown.note}, shown)
+    text = page.assemble(cfg.title, report | {"rollout_note": shown.note}, shown, others)
     out = Path(cfg.out)
     write_text(out, text)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
+    for line in figures.sentences(groups):
+        console.print(line, markup=False, soft_wrap=True)
     for table in figures.tables(runs, groups, changes):
         console.print(table)
     if cfg.plots is not None:

@@ -1,4 +1,4 @@
-"""Writes metrics.jsonl, TensorBoard's file, rollouts.jsonl and lines on the terminal.
+"""Writes metrics.jsonl, TensorBoard's file, warnings, rollouts and lines on the terminal.
 
 Only the process with `primary=True` writes. The others call the same methods, which do nothing.
 """
@@ -156,6 +156,8 @@ class RolloutWriter:
 class Writer:
     """Metrics of a run: a line of metrics.jsonl per step, TensorBoard and the terminal.
 
+    warnings.jsonl has every warning and alarm of every step. It is empty if there was none.
+
     A terminal with `log.progress` shows a bar; elsewhere each step prints a line. Use it in a
     `with` block, so that the bar goes even if the run fails.
     """
@@ -169,6 +171,7 @@ class Writer:
         a run from the start.
         """
         self._lines = Lines(out / "metrics.jsonl", after=after) if primary else None
+        self._warnings = Lines(out / "warnings.jsonl", after=after) if primary else None
         self._board = _Board(out / "tensorboard", after) if primary and log.tensorboard else None
         self._terminal: terminal.Bar | _StepLines | None = None
         if primary:
@@ -210,7 +213,10 @@ class Writer:
             self._terminal.say(text)
 
     def warn(self, step: int, warnings: Mapping[str, str]) -> None:
-        """Prints the warnings of a step by kind, except kinds that the step before had too."""
+        """Writes the warnings of a step by kind, and prints those that the step before had not."""
+        if self._warnings and warnings:
+            rows = [{"step": step, "kind": kind, "text": text} for kind, text in warnings.items()]
+            self._warnings.write(rows)
         for kind, text in warnings.items():
             if self._terminal and kind not in self._warned:
                 self._terminal.say(f"warning: step {step}: {text}")
@@ -219,10 +225,10 @@ class Writer:
     def close(self) -> None:
         """Closes the files and takes the bar away; a second call does nothing."""
         with ExitStack() as parts:
-            for part in (self._lines, self._board, self._terminal):
+            for part in (self._lines, self._warnings, self._board, self._terminal):
                 if part:
                     parts.callback(part.close)
-        self._terminal = self._board = self._lines = None
+        self._terminal = self._board = self._lines = self._warnings = None
 
 
 class _StepLines:

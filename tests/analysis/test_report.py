@@ -12,7 +12,7 @@ import pytest
 import report_runs
 from paths import ROOT
 
-from sdjax.analysis.report import blocks, figures, read, rollouts, run_families, words
+from sdjax.analysis.report import blocks, facts, read, rollouts, run_families, words
 from sdjax.config import Report
 from sdjax.errors import UserError
 from sdjax.jobs import report_job
@@ -51,21 +51,25 @@ def test_runs_that_differ_only_in_seed_are_one_family(seeds, tmp_path):
     }
 
 
-def test_a_run_tells_its_model_task_rate_program_and_devices(seeds):
+def test_a_run_tells_its_model_task_rate_steps_duration_program_and_devices(seeds):
     (run, *_) = read.runs([str(seeds[0])])
-    known = {"model": {"path": "me/m"}, "task": {"class": "Math"}, "optim": {"lr": 1e-4}}
+    known = {"model": {"path": "m\u00e9/m"}, "task": {"class": "Math"}, "optim": {"lr": 1e-4}}
     start = {"sdjax": "1.2", "commit": "a" * 40, "dirty": True, "devices": 8, "device": "H200"}
     changes = [{"after": 4, "name": "optim.lr", "old": 1e-3, "new": 1e-4}]
     record = {"starts": [{}, start], "changes": changes}
-    assert figures.about(replace(run, config=known, record=record)) == {
-        "model": "me/m",
+    assert facts.of(replace(run, config=known | {"steps": 1200}, record=record)) == {
+        "model": "m\u00e9/m",
         "task": "Math",
         "lr": "0.001; from step 5 on 0.0001",
+        "steps": "10 of 1,200",
+        "duration": "40 s",
         "program": f"sdjax 1.2, {'a' * 12} (changed)",
         "devices": "8 x H200",
     }
     other = replace(run, config=known, record={})
-    assert set(figures.about(other)) >= {"program", "devices"}
+    assert facts.of(other)["steps"] == "10"
+    timeless = replace(other, metrics=[{"step": 0}, {"step": 1, "m": 1.0}])
+    assert {facts.of(timeless)[n] for n in ("program", "devices", "duration")} == {""}
     changed = replace(run, name="changed", config=known, record=record)
     assert run_families.differences([other, changed]) == {
         "optim.lr": ["0.0001", "0.001; from step 5 on 0.0001"]
@@ -100,6 +104,7 @@ def test_a_familys_curve_is_the_mean_of_its_runs_with_their_range_and_students_i
     np.testing.assert_allclose(found.low, [1, 2, 7])
     np.testing.assert_allclose(found.high, [8, 5, 7])
     np.testing.assert_array_equal(found.number, [3, 3, 1])
+    assert np.isnan([found.least, found.most, found.questions]).all()
     # t of 2 degrees of freedom is 4.302653 at 97.5 %; the deviations are sqrt(13) and sqrt(3).
     np.testing.assert_allclose(found.half[:2], 4.302653 * np.sqrt([13 / 3, 1]), rtol=1e-6)
     assert np.isnan(found.half[2])
@@ -112,7 +117,7 @@ def test_the_page_holds_what_the_files_say(seeds, tmp_path):
     assert data["families"] == ["sdpo"]
     lines = [json.loads(x) for x in (seeds[0] / "metrics.jsonl").read_text().splitlines()]
     series = data["series"]["rollout/reward"][0]
-    assert series["steps"] == list(range(1, 11))
+    assert data["grids"][series["grid"]] == list(range(1, 11))
     np.testing.assert_allclose(series["runs"][0], [x["rollout/reward"] for x in lines[1:]], 1e-5)
     index, detail = block(out, "index"), block(out, "detail-0")
     text, tops = block(out, "text-0"), block(out, "tops-0")
@@ -182,6 +187,9 @@ def test_a_run_of_which_less_is_known_is_shown_with_what_there_is(tmp_path):
         ("metrics.jsonl", '{"step": 1, "m": "x"}\n', "metrics.jsonl:1: m is 'x': not a number"),
         ("metrics.jsonl", '{"m": 1}\n', "metrics.jsonl:1: step is None"),
         ("evaluations.json", '[{"step": 1}]', "evaluations.json: evaluation 1 is not one"),
+        ("warnings.jsonl", '{"kind": "flat"}\n', "warnings.jsonl:1: step is None"),
+        ("answers/0.jsonl", '{"set": "a", "id": 1}\n', "answers/0.jsonl:1: not an answer"),
+        ("answers/x.jsonl", "", "answers/x.jsonl: its name is not the number of a step"),
         ("rollouts.jsonl", '{"step": 1, "completion": "a"}\n[]\n', "rollouts.jsonl:2: not a JSON"),
         ("rollouts.jsonl", "[" * 10_000 + "\n", "rollouts.jsonl:1: not JSON"),
         ("rollouts.jsonl", '{"step": 1}\n', "rollouts.jsonl:1: completion is 'None'"),
@@ -207,6 +215,7 @@ def test_a_damaged_file_is_named_with_its_line_and_nothing_is_written(
     tmp_path, capsys, file, text, said
 ):
     run = report_runs.write(tmp_path / "run", steps=2)
+    (run / "answers").mkdir()
     (run / file).write_text(text)
     out = tmp_path / "out.html"
     args = ["--config", str(ROOT / "configs/report.py"), "--runs", str(run), "--out", str(out)]
@@ -343,7 +352,9 @@ def test_the_command_writes_a_report_and_prints_its_tables(seeds, tmp_path, caps
     out = tmp_path / "r.html"
     config = ["--config", str(ROOT / "configs/report.py")]
     assert main([*config, "--runs", str(seeds[0]), "--out", str(out)]) == 0
-    assert "First -> last value" in capsys.readouterr().out and out.exists()
+    said = capsys.readouterr().out
+    assert "In-domain accuracy rose from 0.3" in said and "50 questions, 95 % interval" in said
+    assert "First -> last value" in said and out.exists()
 
 
 @pytest.mark.heavy  # a fresh environment has no cache of fonts

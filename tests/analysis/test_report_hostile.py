@@ -43,11 +43,27 @@ def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path, opened):
         row |= {"details": {text: [text]}, "reprompt": text + text, "demonstration": text}
         row["student_top"] = [[[text, -0.1], [" wait", -3.0]]] * 4
         rows.append(row)
-    run = report_runs.write(tmp_path / f"<img src=x onerror='{ATTACK}'>", rollouts=rows)
+    answered = [
+        {k: text for k in ("set", "id", "answer", "completion", "finish", "feedback")}
+        | {"messages": [{"role": text, "content": text}, text], "correct": i % 2 == 0}
+        | {"tokens": 3, "details": {text: [text]}}
+        for i, text in enumerate(HOSTILE)
+    ]
+    run = report_runs.write(
+        tmp_path / f"<img src=x onerror='{ATTACK}'>", rollouts=rows, answered={0: answered}
+    )
+    warnings = [{"step": i + 1, "kind": text, "text": text} for i, text in enumerate(HOSTILE)]
+    (run / "warnings.jsonl").write_text(report_runs.text_of(warnings))
+    start = dict.fromkeys(("sdjax", "commit", "dirty", "device", "devices"), HOSTILE[2])
+    (run / "run.json").write_text(json.dumps({"starts": [start]}))
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(config | {"task": dict(enumerate(HOSTILE))}))
+    config |= {"task": {"class": HOSTILE[3], **dict(enumerate(HOSTILE))}}
+    (run / "config.json").write_text(json.dumps(config | {"model": {"path": HOSTILE[0]}}))
+    other_set = f"ood/{HOSTILE[1]}/avg@4"
     with (run / "metrics.jsonl").open("a") as lines:
-        lines.write(json.dumps({"step": 11, **{text: 1.0 for text in HOSTILE}}) + "\n")
+        lines.write(
+            json.dumps({"step": 11, **{text: 1.0 for text in [*HOSTILE, other_set]}}) + "\n"
+        )
     evaluations = json.loads((run / "evaluations.json").read_text())
     for one in evaluations:
         one["out_of_domain"][HOSTILE[1]] = one["out_of_domain"].pop("largest_number")
@@ -58,9 +74,17 @@ def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path, opened):
     page = opened(file)
     assert page.inner_text("#title") == f"</title>{HOSTILE[1]}"
     assert run.name in page.inner_text("#overview") and HOSTILE[3] in page.inner_text("#overview")
+    overview = page.inner_text("#overview")
+    assert HOSTILE[0] in overview and f"sdjax {HOSTILE[2]}" in overview
+    told = page.locator("#warnings bdi").all_text_contents()
+    assert told == [spelled(text) for text in HOSTILE]
+    assert f"domain: {HOSTILE[1]}" in page.inner_text("#overview .story >> nth=1")
     page.click("#tab-curves")
     page.select_option("#more", HOSTILE[0])
-    assert page.locator("figcaption").first.text_content() == HOSTILE[0]
+    page.locator("#curves figcaption").filter(has_text=HOSTILE[0]).wait_for()
+    assert page.locator("#curves figcaption").first.text_content() == HOSTILE[0]
+    page.locator("#curves .u-over").first.hover()
+    check_answers(page)
     page.click("#tab-words")
     assert HOSTILE[0] in page.inner_text("#words tbody")
     page.select_option("#word-set", HOSTILE[1])
@@ -86,6 +110,22 @@ def test_hostile_text_is_shown_as_text_wherever_it_stands(tmp_path, opened):
         said(page, "26 rollouts")
     assert page.evaluate("typeof window.hacked") == "undefined"
     assert page.is_visible("body") and page.locator("img, svg, iframe, object, base").count() == 0
+
+
+def check_answers(page):
+    """Asserts that every hostile answer is shown as text, and found by its text."""
+    page.click("#tab-answers")
+    for i, text in enumerate(HOSTILE):
+        page.evaluate(f"location.hash = '#answers?open={i}'")
+        page.wait_for_selector(f"#question[data-shown='{i}']")
+        assert page.locator("#question pre").all_text_contents() == [spelled(text)] * 4
+        assert page.locator("#question .heading bdi").all_text_contents() == [spelled(text)] * 3
+        if "\ud800" in text:
+            continue
+        page.fill("#answer-text", text[:40])
+        page.locator("#questions-count").filter(has_text="of 10 questions").wait_for()
+        page.click("#answer-clear")
+        page.locator("#questions-count").filter(has_text=re.compile("^10 questions")).wait_for()
 
 
 def test_the_page_may_run_and_load_nothing_else(tmp_path, browser):

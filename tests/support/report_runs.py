@@ -90,6 +90,9 @@ def metrics(rng: np.random.Generator, step: int, steps: int, every: int) -> dict
             "epistemic/push": -1.5 + done,
             "epistemic/push_others": -0.1,
             "optim/grad_norm": 1.0 + rng.random(),
+            "time/rollout_s": 3.0,
+            "time/update_s": 1.0,
+            "rollout/tokens_per_s": 1000.0,
         }
     if step % every == 0:
         out |= {
@@ -100,16 +103,48 @@ def metrics(rng: np.random.Generator, step: int, steps: int, every: int) -> dict
     return out
 
 
-def evaluation(step: int, words: dict[str, int]) -> dict:
+def evaluation(line: dict, words: dict[str, int]) -> dict:
+    """Returns an entry of evaluations.json that fits a line of metrics.jsonl."""
     counts = dict.fromkeys(LEXICON, 0) | words
     rates = {"total": sum(counts.values()), "per_response": 0.1, "per_1000_tokens": 1.0}
-    own = {
-        "accuracy": {"examples": 50, "k": 4, "level": 0.95},
-        "lengths": {"completions": 200, "mean": 100.0},
-        "epistemic": counts | rates,
-        "epistemic_word": counts | rates,
-    }
-    return {"step": step, **own, "out_of_domain": {"largest_number": own}}
+
+    def of(name: str) -> dict:
+        value = line[name]
+        bounds = {"value": value, "low": value - 0.08, "high": value + 0.08}
+        return {
+            "accuracy": {"examples": 50, "k": 4, "level": 0.95, "avg@4": bounds},
+            "lengths": {"completions": 200, "mean": 100.0},
+            "epistemic": counts | rates,
+            "epistemic_word": counts | rates,
+        }
+
+    others = {"largest_number": of("ood/largest_number/avg@4")}
+    return {"step": line["step"], **of("eval/avg@4"), "out_of_domain": others}
+
+
+def answers(right: dict[str, list[bool]], text: str = "", **fields) -> list[dict]:
+    """Returns lines of answers/STEP.jsonl: one per answer to each question, by its id."""
+    return [
+        {
+            "set": "sums",
+            "id": name,
+            "task": "sums",
+            "messages": [{"role": "user", "content": f"What is {name}?"}],
+            "answer": f"right {name}",
+            "completion": f"{text} wait, it is {'right' if correct else 'wrong'} {name}",
+            "tokens": 9,
+            "thinking_tokens": 0,
+            "answer_tokens": 9,
+            "finish": "stop",
+            "reward": float(correct),
+            "correct": correct,
+            "feedback": "" if correct else f"{name} is wrong",
+            "details": {"prediction": name},
+            **fields,
+        }
+        for name, graded in right.items()
+        for correct in graded
+    ]
 
 
 def write(
@@ -118,7 +153,9 @@ def write(
     seed: int = 0,
     method: str = "sdpo",
     steps: int = 10,
+    every: int = 2,
     rollouts: list[dict] | None = None,
+    answered: dict[int, list[dict]] | None = None,
     parts: int = 1,
 ) -> Path:
     """Writes a run directory and returns it; its rollouts gzipped, if they are in parts."""
@@ -128,14 +165,21 @@ def write(
         "class": "Train",
         "out": str(folder),
         "seed": seed,
+        "steps": steps,
         "data": {"class": "Data", "seed": seed},
+        "eval": {"class": "Eval", "every": every},
         "loss": {"class": "Loss", "distillation": float(method == "sdpo")},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    lines = [metrics(rng, step, steps, every=2) for step in range(steps + 1)]
+    lines = [metrics(rng, step, steps, every) for step in range(steps + 1)]
     (folder / "metrics.jsonl").write_text(text_of(lines))
-    history = [evaluation(0, {"wait": 40, "maybe": 10}), evaluation(steps, {"wait": 4})]
+    said = {0: {"wait": 40, "maybe": 10}, steps: {"wait": 4}}
+    evaluated = [line for line in lines if "eval/avg@4" in line]
+    history = [evaluation(line, said.get(line["step"], {"wait": 20})) for line in evaluated]
     (folder / "evaluations.json").write_text(json.dumps(history))
+    for step, rows in (answered or {}).items():
+        (folder / "answers").mkdir(exist_ok=True)
+        (folder / "answers" / f"{step:06}.jsonl").write_text(text_of(rows))
     made = rollouts if rollouts is not None else small(rng, steps)
     if parts == 1:
         (folder / "rollouts.jsonl").write_text(text_of(made))

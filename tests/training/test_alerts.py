@@ -5,6 +5,7 @@ from dataclasses import replace
 import learning
 import numpy as np
 import pytest
+import runs
 
 from sdjax import config
 from sdjax.logs import writers
@@ -118,6 +119,13 @@ def test_a_warning_is_printed_once_for_as_long_as_it_lasts_and_again_when_it_ret
         "warning: step 4: masked!",
         "warning: step 7: flat!",
     ]
+    # The file has every step, so that the report knows how long a warning lasts.
+    kept = [(row["step"], row["kind"]) for row in runs.lines(tmp_path / "warnings.jsonl")]
+    assert kept == [(n, k) for n, now in enumerate(kinds, 1) for k in now.split()]
+    with writers.Writer(tmp_path, log, steps=9, primary=True, after=4) as writer:
+        writer.warn(5, {"flat": "flat!"})
+    steps = [row["step"] for row in runs.lines(tmp_path / "warnings.jsonl")]
+    assert steps == [2, 3, 4, 4, 5]
 
 
 def test_a_teacher_who_can_be_shown_nothing_is_an_error_at_the_start():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def accuracy(names: Sequence[str]) -> list[Chart]:
     """Returns the charts of held-out accuracy: in domain, then one per other set."""
     found: dict[str, list[str]] = {}
     for name in names:
-        if match := re.fullmatch(r"(eval|ood/\w+)/avg@(\d+)", name):
+        if match := re.fullmatch(r"(eval|ood/.+)/avg@(\d+)", name, re.DOTALL):
             found.setdefault(match[1], []).append(name)
     return [
         Chart(
@@ -104,6 +104,14 @@ def accuracy(names: Sequence[str]) -> list[Chart]:
         )
         for where, metrics in sorted(found.items())
     ]
+
+
+def one(name: str, names: Sequence[str], title: str) -> Chart | None:
+    """Returns the chart of one metric under another title; None if `names` lacks the metric."""
+    if name not in names:
+        return None
+    chart = next(chart for chart in CHARTS if name in chart.metrics)
+    return replace(chart, title=title, metrics={name: ""})
 
 
 def of(names: Sequence[str]) -> list[Chart]:

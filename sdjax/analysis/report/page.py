@@ -21,9 +21,11 @@ STYLES = ("uPlot.min.css", "style.css")
 LIBRARY = "uPlot.iife.min.js"
 LICENCE = "uPlot.LICENSE"
 SCRIPTS = (
-    *("base.js", "overview.js", "curves.js", "words.js"),
-    *("rollouts.js", "detail.js", "tokens.js", "main.js"),
+    *("base.js", "list.js", "charts.js", "overview.js", "curves.js", "words.js"),
+    *("answers.js", "rollouts.js", "detail.js", "tokens.js", "main.js"),
 )
+FIRST = ("answers",)
+"""Blocks before the scripts, beside the report and the index of the rollouts."""
 
 
 def _read(name: str) -> str:
@@ -35,8 +37,15 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def assemble(title: str, report: Mapping[str, Any], rollouts: CompressedBlock) -> str:
-    """Returns the HTML file; `report` holds the data of all views except the rollouts."""
+def assemble(
+    title: str, report: Mapping[str, Any], rollouts: CompressedBlock, others: Mapping[str, str]
+) -> str:
+    """Returns the HTML file.
+
+    `report` holds what the first view needs. `others` are packed blocks by name. Those in FIRST
+    are needed at once, the others when a reader asks for them.
+    """
+    later = {n: text for n, text in {**others, **rollouts.blocks}.items() if n not in FIRST}
     styles = [_read(name) for name in STYLES]
     # The files form one script, so that they share names without adding any to the window.
     own = '"use strict";\n{\n' + "\n".join(map(_read, SCRIPTS)) + "\n}\n"
@@ -47,8 +56,10 @@ def assemble(title: str, report: Mapping[str, Any], rollouts: CompressedBlock) -
         script_hashes=" ".join(map(_hash, (library, own))),
         styles="\n".join(f"<style>{text}</style>" for text in styles),
         scripts=f"<script>{library}</script>\n<script>{own}</script>",
-        first=_block("report", packed(report)) + _block("index", packed(rollouts.index)),
-        blocks="".join(_block(name, text) for name, text in rollouts.blocks.items()),
+        first=_block("report", packed(report))
+        + _block("index", packed(rollouts.index))
+        + "".join(_block(name, others[name]) for name in FIRST),
+        blocks="".join(_block(name, text) for name, text in later.items()),
     )
 
 

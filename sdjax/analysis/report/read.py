@@ -1,7 +1,8 @@
-"""Reads run directories: config, metrics, evaluations, rollouts."""
+"""Reads run directories: config, metrics, warnings, evaluations, rollouts."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import logging
@@ -20,13 +21,24 @@ log = logging.getLogger(__name__)
 REMEDY = "mend or remove the file"
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """The 95 % interval of an accuracy, and the number of questions that it is of."""
+
+    low: float
+    high: float
+    questions: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """The files of one run directory.
 
     `metrics` are the lines of metrics.jsonl: numbers by name, with "step". `evaluations` are those
-    of evaluations.json, in order of "step". `rollouts` are files that `rows` reads. `record` is
-    run.json: what made the run and what was changed in it; {} for a run of an earlier version.
+    of evaluations.json, in order of "step". `rollouts` and `answers` are files that `rows` reads,
+    in order. `record` is run.json: what made the run and what was changed in it; {} for a run of an
+    earlier version. `warnings` are the lines of warnings.jsonl: "step", "kind" and "text"; None
+    without the file.
     """
 
     name: str
@@ -36,11 +48,33 @@ class RunRecord:
     evaluations: list[dict[str, Any]]
     rollouts: tuple[Path, ...]
     record: dict[str, Any] = field(default_factory=dict)
+    warnings: list[dict[str, Any]] | None = None
+    answers: tuple[Path, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """The last step of which there are metrics; 0 without any."""
+        return int(self.metrics[-1]["step"]) if self.metrics else 0
 
     @property
     def lexicon(self) -> str:
         """The lexicon by which the run counts and marks epistemic words."""
         return str(self.config.get("lexicon", "paper"))
+
+    @functools.cached_property
+    def bounds(self) -> dict[str, dict[int, Bounds]]:
+        """The intervals of held-out accuracies by metric and step, as evaluations.json has them."""
+        out: dict[str, dict[int, Bounds]] = {}
+        for evaluation in self.evaluations:
+            for name, figures in sets(evaluation):
+                where = "eval" if name == IN_DOMAIN else f"ood/{name}"
+                questions = int(figures["accuracy"]["examples"])
+                for score, found in figures["accuracy"].items():
+                    if isinstance(found, Mapping):
+                        bounds = Bounds(float(found["low"]), float(found["high"]), questions)
+                        of_score = out.setdefault(f"{where}/{score}", {})
+                        of_score[int(evaluation["step"])] = bounds
+        return out
 
 
 def runs(folders: Sequence[str]) -> list[RunRecord]:
@@ -80,14 +114,17 @@ def _run(folder: Path, name: str) -> RunRecord:
         _metrics(folder / "metrics.jsonl", number, row)
         for number, row in rows(folder / "metrics.jsonl")
     ]
+    answers = tuple(sorted((folder / "answers").glob("*.jsonl"), key=_natural))
     return RunRecord(
         name=name,
         folder=folder,
         config=config,
         metrics=sorted(metrics, key=lambda row: row["step"]),
-        evaluations=_evaluations(folder),
+        evaluations=_evaluations(folder, answers),
         rollouts=rollout_files(folder),
         record=_record(folder / "run.json"),
+        warnings=_warnings(folder / "warnings.jsonl"),
+        answers=answers,
     )
 
 
@@ -102,6 +139,17 @@ def _record(file: Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{file}: not a record of a run; {REMEDY}") from None
     return found
+
+
+def _warnings(file: Path) -> list[dict[str, Any]] | None:
+    """Returns the lines of warnings.jsonl in order; None without the file."""
+    if not file.is_file():
+        return None
+    found = []
+    for number, row in rows(file):
+        step = step_of(file, number, row)
+        found.append({"step": step} | {name: str(row.get(name, "")) for name in ("kind", "text")})
+    return sorted(found, key=lambda row: row["step"])
 
 
 def rollout_files(folder: Path) -> tuple[Path, ...]:
@@ -184,13 +232,11 @@ def step_of(file: Path, number: int, row: Mapping[str, Any]) -> int:
     return step
 
 
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Returns evaluations.json; for an unfinished run, scores its first and its last answers
-    instead."""
+def _evaluations(folder: Path, answers: Sequence[Path]) -> list[dict[str, Any]]:
+    """Returns evaluations.json; for an unfinished run, the scores of its answers instead."""
     file = folder / "evaluations.json"
     if not file.exists():
-        answers = sorted((folder / "answers").glob("*.jsonl"), key=_natural)
-        return [_scored(answer) for answer in dict.fromkeys([*answers[:1], *answers[-1:]])]
+        return [_scored(answer) for answer in answers]
     found = _json(file)
     if not isinstance(found, list):
         raise UserError(f"{file}: not a list of evaluations; {REMEDY}")
@@ -199,6 +245,8 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
             int(one["step"])
             for _, part in sets(one):
                 float(part["accuracy"]["examples"]) + float(part["lengths"]["completions"])
+                for score in filter(_is_mapping, part["accuracy"].values()):
+                    float(score["low"]) + float(score["high"])
                 dict(part["epistemic"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -206,6 +254,10 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
                 f"{error}); {REMEDY}"
             ) from None
     return sorted(found, key=lambda one: one["step"])
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _scored(file: Path) -> dict[str, Any]:

@@ -250,7 +250,7 @@ class _Row:
             "details": None if row.get("details") is None else json.dumps(row["details"]),
             "demonstration": self._text("demonstration"),
             "distilled": row.get("distilled"),
-            "cuts": [_units(piece) for piece in self._pieces],
+            "cuts": [units(piece) for piece in self._pieces],
             "student": _hundredths(student),
             "push": _hundredths(push),
             "gap": _hundredths(self._gap(student)),
@@ -288,7 +288,7 @@ class _Row:
             raise self._error(name, "not lists of [text, log-probability]") from None
 
 
-def _units(text: str) -> int:
+def units(text: str) -> int:
     """Returns the length of a text in UTF-16 code units, because JavaScript counts in these."""
     return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
 

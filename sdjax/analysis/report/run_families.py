@@ -15,9 +15,11 @@ import numpy as np
 from sdjax.analysis.report.read import RunRecord
 
 IGNORED = re.compile(
-    r"(out|seed|data\.seed|resume|allow|replay|profile|log\..*|checkpoint\..*)(\.class)?"
+    r"(out|seed|data\.seed|resume|allow|replay|profile|steps|epochs|log_every"
+    r"|(log|checkpoint|alarm)\..*|eval\.(every|at_ends)|optim\.most_skipped)(\.class)?"
 )
-"""Fields of a config in which runs of one family may differ."""
+"""Fields of a config in which runs of one family may differ: the seed, how long a run is, and what
+it keeps, shows and measures on the way."""
 
 STARTED = ("out", "resume", "allow", "replay", "profile")
 """Fields that say how a run was started."""
@@ -43,7 +45,8 @@ class Series:
     All arrays are float64[S] except `steps` and `runs`. `mean`, `low` (smallest) and `high`
     (largest) are over the `number` of runs that have the step. `half` is half the width of the
     mean's 95 % interval by Student's t; it is NaN for one run. `runs` is float64[runs, S], with NaN
-    where a run lacks the step.
+    where a run lacks the step. `least` and `most` are the interval of an accuracy, the mean over
+    the runs, and `questions` its number of questions; NaN where they are not known.
     """
 
     steps: np.ndarray  # int64[S]
@@ -53,6 +56,9 @@ class Series:
     half: np.ndarray
     number: np.ndarray
     runs: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+    questions: np.ndarray
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -97,7 +103,10 @@ def _common(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
-    common = "".join(letters[0] for letters in alike).rstrip("._-/ ")
+    common = "".join(letters[0] for letters in alike)
+    if any(name[len(common) :][:1].isdigit() for name in names):
+        common = common.rstrip("0123456789")  # 10 and 11 have no number in common
+    common = common.rstrip("._-/ ")
     return common or f"{names[0]} and {len(names) - 1} more"
 
 
@@ -115,8 +124,19 @@ def metrics(families: Sequence[RunFamily]) -> list[str]:
     return sorted({n for f in families for run in f.runs for row in run.metrics for n in row})
 
 
+def has(family: RunFamily, metric: str) -> bool:
+    """Returns whether any run of a family has a finite value of a metric."""
+    return any(
+        math.isfinite(row.get(metric, math.nan)) for run in family.runs for row in run.metrics
+    )
+
+
 def series(family: RunFamily, metric: str) -> Series | None:
-    """Returns a metric of a family; None if no run has a finite value of it."""
+    """Returns a metric of a family; None if no run has a finite value of it.
+
+    Runs may be evaluated at different steps. Then a held-out figure has the steps that all runs
+    have as long as they last, so that its mean does not change with the runs behind it.
+    """
     by_run = [
         {
             row["step"]: row[metric]
@@ -128,12 +148,15 @@ def series(family: RunFamily, metric: str) -> Series | None:
     steps = sorted(set().union(*by_run))
     if not steps:
         return None
-    runs = np.array([[one.get(step, math.nan) for step in steps] for one in by_run], np.float64)
+    if metric.startswith(("eval/", "ood/")):
+        steps = _shared(by_run, steps)
+    runs = _columns(by_run, steps)
     number = np.sum(np.isfinite(runs), axis=0)
     mean = np.nansum(runs, axis=0) / number
     spread = np.nansum((runs - mean) ** 2, axis=0)
     freedom = np.maximum(number - 1, 1)
     half = _quantile(freedom) * np.sqrt(spread / freedom / number)
+    least, most, questions = _bounds(family, metric, steps, runs)
     return Series(
         steps=np.array(steps, np.int64),
         mean=mean,
@@ -142,7 +165,55 @@ def series(family: RunFamily, metric: str) -> Series | None:
         half=np.where(number > 1, half, np.nan),
         number=number,
         runs=runs,
+        least=least,
+        most=most,
+        questions=questions,
     )
+
+
+def _bounds(
+    family: RunFamily, metric: str, steps: Sequence[int], runs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns lower bounds, upper bounds and questions as float64[S], means over the runs.
+
+    They are NaN at a step where one of the values `runs` has no known interval.
+    """
+    each = [run.bounds.get(metric) or {} for run in family.runs]
+    if not any(each):
+        unknown = np.full(len(steps), np.nan)
+        return unknown, unknown, unknown
+    columns = np.array(
+        [
+            _columns([{s: getattr(b, name) for s, b in of.items()} for of in each], steps)
+            for name in ("low", "high", "questions")
+        ]
+    )
+    columns[:, ~np.isfinite(runs)] = np.nan
+    known = np.all(np.isfinite(columns[0]) == np.isfinite(runs), axis=0)
+    least, most, questions = np.where(
+        known, np.nansum(columns, 1) / np.isfinite(runs).sum(0), np.nan
+    )
+    return least, most, questions
+
+
+def _shared(by_run: Sequence[Mapping[int, float]], steps: Sequence[int]) -> list[int]:
+    """Returns the steps that every run has whose values begin before and end after; or all."""
+    known = [one for one in by_run if one]
+    ends = [(min(one), max(one)) for one in known]
+    shared = [
+        step
+        for step in steps
+        if all(
+            step in one or not low <= step <= high
+            for one, (low, high) in zip(known, ends, strict=True)
+        )
+    ]
+    return shared or list(steps)
+
+
+def _columns(by_run: Sequence[Mapping[int, float]], steps: Sequence[int]) -> np.ndarray:
+    """Returns float64[runs, steps], with NaN where a run has no value."""
+    return np.array([[one.get(s, math.nan) for s in steps] for one in by_run], np.float64)
 
 
 def _quantile(freedom: np.ndarray) -> np.ndarray:

@@ -31,7 +31,8 @@ function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "\u2013";
   const shown = Number.isInteger(value)
     ? value.toLocaleString("en-US")
-    : value.toLocaleString("en-US", { maximumSignificantDigits: digits });
+    : // To the nearest, and from halfway to even, as the terminal does.
+      value.toLocaleString("en-US", { maximumSignificantDigits: digits, roundingMode: "halfEven" });
   return shown.replace("-", "\u2212");
 }
 

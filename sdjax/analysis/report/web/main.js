@@ -1,7 +1,13 @@
 // Starts the page: its views, its theme, and links into it.
 
-const VIEWS = ["overview", "curves", "words", "rollouts"];
+const VIEWS = ["overview", "curves", "words", "answers", "rollouts"];
 const THEMES = ["system", "light", "dark"];
+
+/** Returns the list of a view; undefined for a view without one, or without anything to list. */
+function listOf(name) {
+  const list = { answers: asked, rollouts: browser }[name];
+  return list?.inputs ? list : undefined;
+}
 
 function openView(name) {
   for (const view of VIEWS) {
@@ -11,45 +17,44 @@ function openView(name) {
     tab.tabIndex = view === name ? 0 : -1;
   }
   hideTip();
-  if (name === "curves") fitCharts();
-  if (name === "rollouts" && browser.list) {
-    drawRows();
-    scrollToOpen();
-  }
+  fitCharts();
+  listOf(name)?.drawRows();
+  listOf(name)?.scrollToOpen();
 }
 
 function currentView() {
   return VIEWS.find((view) => !document.getElementById(view).hidden) ?? "overview";
 }
 
-/** Writes view, filters and open rollout into the address, so that a link restores them. */
+/** Writes view, filters and what is open into the address, so that a link restores them. */
 function writeHash() {
   const name = currentView();
   const values = new URLSearchParams();
-  if (name === "rollouts" && browser.controls) {
-    for (const [key, value] of Object.entries(filterValues())) {
-      if (value !== "" && !(key === "order" && value === "file")) values.set(key, value);
+  const list = listOf(name);
+  if (list) {
+    for (const [key, value] of Object.entries(list.values())) {
+      if (value !== (list.defaults[key] ?? "")) values.set(key, value);
     }
-    if (browser.open !== null) values.set("open", browser.open);
+    if (list.open !== null) values.set("open", list.open);
   }
   const query = values.toString();
   history.replaceState(null, "", `#${name}${query && `?${query}`}`);
 }
 
-/** Restores view, filters and open rollout from the address. */
+/** Restores view, filters and what is open from the address. */
 async function readHash() {
   const [name, query] = location.hash.slice(1).split("?");
   const view = VIEWS.includes(name) ? name : "overview";
   openView(view);
-  if (!browser.controls || (view !== "rollouts" && browser.open !== null)) return;
-  const values = new URLSearchParams(view === "rollouts" ? query : "");
-  for (const [key, input] of Object.entries(browser.controls.inputs)) {
-    input.value = values.get(key) ?? (key === "order" ? "file" : "");
-    if (input.selectedIndex === -1) input.selectedIndex = 0;
+  for (const each of VIEWS) {
+    const list = listOf(each);
+    if (!list || (each !== view && list.open !== null)) continue;
+    const values = new URLSearchParams(each === view ? query : "");
+    list.write(Object.fromEntries(values));
+    const open = Number(values.get("open") ?? NaN);
+    if (Number.isInteger(open) && open >= 0 && open < list.total) list.open = open;
+    await list.apply();
   }
-  const open = Number(values.get("open") ?? NaN);
-  if (Number.isInteger(open) && open >= 0 && open < browser.index.run.length) browser.open = open;
-  await applyFilters();
 }
 
 function setTheme(name) {
@@ -61,12 +66,13 @@ function setTheme(name) {
 function onKey(event) {
   const writing = event.target.matches("input, select, textarea");
   if (writing || event.altKey || event.ctrlKey || event.metaKey) return;
-  if (currentView() === "rollouts" && browser.list) {
-    if (event.key === "j") moveBy(1);
-    if (event.key === "k") moveBy(-1);
+  const list = listOf(currentView());
+  if (list) {
+    if (event.key === "j") list.moveBy(1);
+    if (event.key === "k") list.moveBy(-1);
     if (event.key === "/") {
       event.preventDefault();
-      browser.controls.inputs.text.focus();
+      list.inputs.text.focus();
     }
   }
   if (event.target.matches("[role=tab]") && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
@@ -79,6 +85,7 @@ function onKey(event) {
 
 async function start() {
   const report = await block("report");
+  unfold(report, report.series);
   showOverview(report);
   showCurves(report);
   showWords(report);
@@ -93,10 +100,11 @@ async function start() {
     theme = (theme + 1) % THEMES.length;
     setTheme(THEMES[theme]);
   };
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
   document.addEventListener("keydown", onKey);
   window.addEventListener("hashchange", readHash);
   showRollouts(report, await block("index"));
+  showAnswers(report, await block("answers"));
   await readHash();
   // Milliseconds from the request of the page to the first view.
   requestAnimationFrame(() => {

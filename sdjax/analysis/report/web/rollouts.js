@@ -1,7 +1,6 @@
-// Lists the rollouts, with filters and an order; creates only the visible rows.
+// Lists the rollouts, with filters and an order.
 
-const ROW = 54; // pixels, as in style.css
-const browser = { shown: [], open: null, texts: null, report: null, index: null };
+const browser = new Browser("list", "Rollouts");
 
 const ORDERS = {
   file: ["as sampled", null],
@@ -21,35 +20,28 @@ function epistemicWords(index, i) {
 
 function showRollouts(report, index) {
   const panel = document.getElementById("rollouts");
-  Object.assign(browser, { report, index });
+  Object.assign(browser, { report, index, noun: "rollouts", texts: null });
   if (!index.run) {
     panel.append(el("p", { textContent: "The runs kept no rollouts (log.rollouts)." }));
     return;
   }
   const controls = makeFilters(report, index);
-  const count = el("p", { id: "count", role: "status" });
-  const list = el("div", {
-    id: "list",
-    tabIndex: 0,
-    role: "listbox",
-    "aria-label": "Rollouts; arrow keys move",
+  Object.assign(browser, {
+    controls,
+    inputs: controls.inputs,
+    defaults: { order: "file" },
+    total: index.run.length,
+    filter: (values) => passing(index, values),
+    makeRow: (i) => makeRow(index, i),
+    show: (i) => (i === null ? showNothing() : showDetail(report, index, i)),
   });
-  const space = el("div", { className: "space" });
-  list.append(space);
-  list.onscroll = () => drawRows();
-  list.onkeydown = onListKey;
-  list.onclick = (event) => {
-    const row = event.target.closest("[data-i]");
-    if (row) openRollout(Number(row.dataset.i));
-  };
-  Object.assign(browser, { controls, list, space, count });
+  browser.watch([controls.inputs.order]);
+  controls.bar.append(browser.clearButton("clear"));
   const note = report.rollout_note ? el("p", { className: "help", textContent: report.rollout_note }) : null;
   panel.append(
     controls.bar,
-    el("div", { className: "browser" }, el("div", { className: "side" }, count, list, note), el("article", { id: "detail" })),
+    el("div", { className: "browser" }, el("div", { className: "side" }, browser.count, browser.list, note), el("article", { id: "detail" })),
   );
-  // In the next frame, because new rows trigger the observer again.
-  new ResizeObserver(() => requestAnimationFrame(drawRows)).observe(list);
 }
 
 function makeFilters(report, index) {
@@ -71,20 +63,7 @@ function makeFilters(report, index) {
   const text = el("input", { id: "text", type: "search", placeholder: "in completions" });
   const order = el("select", { id: "order" });
   order.append(...Object.entries(ORDERS).map(([value, [label]]) => option(value, label)));
-  const clear = el("button", { type: "button", id: "clear", textContent: "Clear" });
   const inputs = { run, step0, step1, correct, length0, length1, word, kept, text, order };
-  let wait;
-  for (const input of Object.values(inputs)) {
-    input.oninput = () => {
-      clearTimeout(wait);
-      if (input === order) browser.open = null; // show the first row of the new order
-      wait = setTimeout(applyFilters, input === text ? 200 : 0);
-    };
-  }
-  clear.onclick = () => {
-    for (const input of Object.values(inputs)) input.value = input === order ? "file" : "";
-    applyFilters();
-  };
   const pair = (label, a, b) =>
     el("div", { className: "field", role: "group", "aria-label": label }, el("span", { textContent: label }), el("span", { className: "pair" }, a, "\u2013", b));
   const bar = el(
@@ -98,29 +77,13 @@ function makeFilters(report, index) {
     labelled("Kept", kept),
     labelled("Text", text),
     labelled("Order", order),
-    clear,
   );
   return { bar, inputs };
 }
 
-function filterValues() {
-  const out = {};
-  for (const [name, input] of Object.entries(browser.controls.inputs)) out[name] = input.value;
-  return out;
-}
-
-let filtering = 0;
-
-async function applyFilters() {
-  const mine = ++filtering;
-  const { index } = browser;
-  const f = filterValues();
-  let found = null;
-  if (f.text) {
-    browser.count.textContent = "searching \u2026";
-    found = await search(pattern(f.text));
-    if (mine !== filtering) return;
-  }
+/** Returns the rollouts that pass the filters, in the chosen order. */
+async function passing(index, f) {
+  const found = f.text ? await search(pattern(f.text)) : null;
   const bound = (value, otherwise) => (value === "" ? otherwise : Number(value));
   const [step0, step1] = [bound(f.step0, -Infinity), bound(f.step1, Infinity)];
   const [length0, length1] = [bound(f.length0, -Infinity), bound(f.length1, Infinity)];
@@ -143,29 +106,12 @@ async function applyFilters() {
   }
   const key = ORDERS[f.order]?.[1];
   if (key) shown.sort((a, b) => key(index, a) - key(index, b) || a - b);
-  browser.shown = shown;
-  const total = index.run.length;
-  browser.count.textContent =
-    shown.length === total ? `${number(total)} rollouts` : `${number(shown.length)} of ${number(total)} rollouts`;
-  browser.space.style.height = `${shown.length * ROW}px`;
-  browser.list.scrollTop = 0;
-  const kept = shown.includes(browser.open);
-  if (shown.length) await openRollout(kept ? browser.open : shown[0]);
-  else showNothing();
+  return shown;
 }
 
 function showNothing() {
-  browser.open = null;
-  drawRows();
-  writeHash();
   const said = el("p", { textContent: "No rollout passes the filters." });
   document.getElementById("detail").replaceChildren(said);
-}
-
-/** Returns an expression that finds a text in upper or lower case and with any white space. */
-function pattern(text) {
-  const escaped = text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&").replace(/\s+/g, "\\s+");
-  return new RegExp(escaped, "gi");
 }
 
 /** Returns for each rollout whether an expression matches its completion. */
@@ -178,19 +124,7 @@ async function search(expression) {
   return browser.texts.map((text) => text.search(expression) >= 0);
 }
 
-function drawRows() {
-  const { list, space, shown, index } = browser;
-  const first = Math.max(0, Math.floor(list.scrollTop / ROW) - 5);
-  const last = Math.min(shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW) + 5);
-  const rows = [];
-  for (let at = first; at < last; at++) rows.push(makeRow(index, shown[at], at, shown.length));
-  space.replaceChildren(...rows);
-  const open = shown.indexOf(browser.open);
-  if (open >= first && open < last) list.setAttribute("aria-activedescendant", `row-${browser.open}`);
-  else list.removeAttribute("aria-activedescendant");
-}
-
-function makeRow(index, i, at, size) {
+function makeRow(index, i) {
   const words = epistemicWords(index, i);
   const facts = [
     browser.report.runs.length > 1 ? browser.report.runs[index.run[i]].name : null,
@@ -199,58 +133,19 @@ function makeRow(index, i, at, size) {
     words ? `${words} epistemic` : null,
     index.push[i] === null ? null : `push ${nats(index.push[i])}`,
   ];
-  const row = el(
+  return el(
     "div",
-    {
-      className: i === browser.open ? "rollout open" : "rollout",
-      id: `row-${i}`,
-      role: "option",
-      "aria-selected": String(i === browser.open),
-      "aria-posinset": at + 1,
-      "aria-setsize": size,
-      data: { i },
-    },
+    { id: `row-${i}` },
     gradeMark(index.correct[i]),
     el("span", { className: "facts", textContent: facts.filter(Boolean).join(" \u00b7 ") }),
     el("bdi", { className: "preview", textContent: visible(index.preview[i]) }),
   );
-  row.style.top = `${at * ROW}px`;
-  return row;
-}
-
-function gradeMark(correct) {
-  const [mark, label] = correct === null ? ["?", "not graded"] : correct ? ["\u2713", "correct"] : ["\u2717", "wrong"];
-  return el("span", { className: `grade ${label.replace(" ", "-")}`, title: label, "aria-label": label, role: "img", textContent: mark });
-}
-
-function onListKey(event) {
-  const page = Math.max(1, Math.floor(browser.list.clientHeight / ROW) - 1);
-  const moves = { ArrowDown: 1, ArrowUp: -1, PageDown: page, PageUp: -page, Home: -Infinity, End: Infinity };
-  if (event.key in moves && !event.altKey && !event.ctrlKey && !event.metaKey) {
-    event.preventDefault();
-    moveBy(moves[event.key]);
-  }
 }
 
 function moveBy(steps) {
-  const { shown } = browser;
-  if (!shown.length) return;
-  const at = shown.indexOf(browser.open) + steps;
-  openRollout(shown[Math.min(Math.max(at, 0), shown.length - 1)]);
+  browser.moveBy(steps);
 }
 
-function scrollToOpen() {
-  const { list, shown } = browser;
-  const top = shown.indexOf(browser.open) * ROW;
-  if (top < 0) return;
-  if (top < list.scrollTop) list.scrollTop = top;
-  else if (top + ROW > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW - list.clientHeight;
-}
-
-async function openRollout(i) {
-  browser.open = i;
-  scrollToOpen();
-  drawRows();
-  writeHash();
-  await showDetail(browser.report, browser.index, i);
+function openRollout(i) {
+  return browser.openAt(i);
 }
