@@ -64,8 +64,10 @@ def of_family(clocks: Sequence[Clock | None]) -> Clock | None:
 
 
 def _mean(steps: np.ndarray, each: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    if len(steps) < 2:
+        return np.zeros(len(steps))
     known = [np.interp(steps, of, values, right=np.nan) for of, values in each]
-    taken = np.nanmean(np.diff(np.array(known), axis=1), axis=0) if len(steps) > 1 else []
+    taken = np.nanmean(np.diff(np.array(known), axis=1), axis=0)
     return np.concatenate([[0.0], np.cumsum(taken)])
 
 

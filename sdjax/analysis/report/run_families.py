@@ -139,7 +139,7 @@ def series(family: RunFamily, metric: str) -> Series | None:
     """
     by_run = [
         {
-            row["step"]: row[metric]
+            int(row["step"]): row[metric]
             for row in run.metrics
             if math.isfinite(row.get(metric, math.nan))
         }

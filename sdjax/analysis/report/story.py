@@ -78,9 +78,8 @@ def _panel(
     lengths = {run.steps for family in groups for run in family.runs}
     sentences = []
     for number, family in enumerate(groups):
-        name, of_family = f"{family.name}:", number
-        if len(groups) == 1:
-            name, of_family = subject, None
+        name = subject if len(groups) == 1 else f"{family.name}:"
+        of_family = None if len(groups) == 1 else number
         metric = next((m for m in chart.metrics if run_families.has(family, m)), None)
         mean, each = ends.of_family(family.runs, metric) if metric else (None, [])
         said = "not measured" if mean is None else tell(mean) + _who(each)
