@@ -107,7 +107,8 @@ class Stream:
     def _reported(self) -> Iterator[None]:
         """Raises a WriteError in place of an OSError; what is printed afterwards goes nowhere.
 
-        Otherwise Python would try again at its end, and change the exit code.
+        Otherwise Python would try again at its end, and change the exit code. A reader that is
+        gone, as after `| head`, is no error.
         """
         try:
             yield
@@ -116,7 +117,7 @@ class Stream:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
-            if self._stream is not sys.__stderr__:
+            if self._stream is not sys.__stderr__ and not isinstance(error, BrokenPipeError):
                 raise WriteError.of("the output", error) from error
 
     def __getattr__(self, name: str) -> Any:

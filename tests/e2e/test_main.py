@@ -413,3 +413,10 @@ def test_a_missing_model_ends_the_real_command_with_one_line(tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith("sdjax: error: ") and "no_such" in line
     assert not out.exists()
+
+
+def test_a_reader_that_leaves_is_no_error():
+    shell = f"set -o pipefail; {shlex.quote(sys.executable)} -m sdjax --help | head -1"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage:")
