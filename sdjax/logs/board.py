@@ -17,7 +17,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, after: int | None, config: Mapping[str, Any]) -> None:
-        """`after` is the last step written before, None at the start; `config` has values by path."""
+        """`after` is the last step written before, None at the start; `config` is flat."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.summary import hparams
