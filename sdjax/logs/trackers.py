@@ -37,6 +37,8 @@ KEYS = "trackers.json"
 """The file of a run directory that has the run's name in each tracker."""
 PATIENCE_S = 60.0
 """Longest wait in seconds, at the end of a run, for what a tracker has not sent yet."""
+HURRIED_S = 3.0
+"""The same after a signal or an error, because a checkpoint may still have to be saved."""
 _keys = threading.Lock()
 
 
@@ -247,16 +249,17 @@ class Background:
         self._queue.put(("samples", (step, list(rows))))
 
     def close(self, ok: bool) -> None:
-        """Ends the tracker's run; waits for PATIENCE_S at most."""
+        """Ends the tracker's run; waits for PATIENCE_S at most, or HURRIED_S unless `ok`."""
         self._queue.put(("close", (ok,)))
-        self._thread.join(PATIENCE_S)
+        patience = PATIENCE_S if ok else HURRIED_S
+        self._thread.join(patience)
         late = self._thread.is_alive()
         missing = self._put - self._done if late else self._failed
         if missing:
-            why = f" within {PATIENCE_S:g} s" if late else ""
+            why = f" within {patience:g} s" if late else ""
             self._problems.put(f"{missing} of {self._put} lines have not arrived{why}")
         elif late:
-            self._problems.put(f"it has not finished within {PATIENCE_S:g} s")
+            self._problems.put(f"it has not finished within {patience:g} s")
 
     def problems(self) -> Iterator[str]:
         """Yields a line for each problem since the last call."""

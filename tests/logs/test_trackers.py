@@ -336,12 +336,14 @@ def test_a_tracker_that_cannot_start_is_a_warning():
     ]
 
 
-def test_a_tracker_that_hangs_does_not_hold_up_the_end(monkeypatch):
-    monkeypatch.setattr(trackers, "PATIENCE_S", 0.2)
+@pytest.mark.parametrize(("ok", "limit"), [(True, "PATIENCE_S"), (False, "HURRIED_S")])
+def test_a_tracker_that_hangs_does_not_hold_up_the_end(ok, limit, monkeypatch):
+    assert trackers.HURRIED_S < 5 < trackers.PATIENCE_S
+    monkeypatch.setattr(trackers, limit, 0.2)
     tracker = trackers.Background("wandb", lambda: Broken(None, hangs=True))
     tracker.write(1, {})
     start = time.monotonic()
-    tracker.close(ok=True)
+    tracker.close(ok)
     assert time.monotonic() - start < 5
     assert [*tracker.problems()] == [
         "wandb: 1 of 1 lines have not arrived within 0.2 s; metrics.jsonl has every line"
