@@ -212,7 +212,7 @@ def _use(name: str, *, adapters: bool) -> str:
     load = (
         f"from {'peft' if adapters else 'transformers'} import {auto}\n"
         "from transformers import AutoTokenizer\n\n"
-        f'model = {auto}.from_pretrained("{name}", device_map="auto")\n'
+        f'model = {auto}.from_pretrained("{name}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{name}")\n'
         'messages = [{"role": "user", "content": "How many days has a leap year?"}]\n'
         "tokens = tokenizer.apply_chat_template(\n"
