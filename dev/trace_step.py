@@ -47,7 +47,7 @@ config = c.Train(
     optim=c.Optim(microbatch=4),
     eval=c.Eval(every=0, k=1, examples=1, max_completion_tokens=8),
     checkpoint=c.Checkpoint(every=0, export=False),
-    log=c.Log(progress=False, tensorboard=False, alternatives=0),
+    log=c.Log(progress=False, to=(), alternatives=0),
 )
 """
 

@@ -56,7 +56,7 @@ def small(job, model):
         reprompt=replace(job.reprompt, max_tokens=1024, success_threshold=-1.0),
         eval=replace(job.eval, k=1, examples=2, max_completion_tokens=4),
         checkpoint=config.Checkpoint(every=0, export=False),
-        log=config.Log(progress=False, tensorboard=False),
+        log=config.Log(progress=False, to=()),
         **changes,
     )
 
@@ -156,7 +156,7 @@ def test_the_task_in_a_config_file_grades(written):
 @pytest.mark.heavy
 def test_the_scripts_that_read_a_run(tmp_path, monkeypatch, model, capsys):
     monkeypatch.chdir(tmp_path)
-    job = runs.job(model, Path("runs/quickstart/sdpo/0"), log=config.Log(tensorboard=False))
+    job = runs.job(model, Path("runs/quickstart/sdpo/0"), log=config.Log(to=()))
     run(replace(job, steps=1))
     capsys.readouterr()
     printed = []

@@ -36,7 +36,9 @@ ALLOWED = {
     "records": (),
     "config": ("errors", "io.redact"),
     "config.load": ("config", "errors"),
-    "logs": ("config", "errors", "io.files", "io.lease", "io.progress", "analysis"),
+    "logs": (
+        *("config", "errors", "io.files", "io.lease", "io.progress", "io.redact", "analysis"),
+    ),
     "token_pieces": (),
     "tokenizer": (
         *("errors", "records", "token_pieces"),

@@ -19,7 +19,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,11 @@ OTHER_NAMES = {
     "lora_r": "lora.rank",
     "target_modules": "lora.matrices",
     "resume_from_checkpoint": "resume",
+    "report_to": "log.to",
+    "tensorboard": "log.to",
+    "hub_model_id": "checkpoint.push_to",
+    "push_to_hub": "checkpoint.push_to",
+    "log_completions": "log.show_every",
 }
 """Fields by the names that other programs give them."""
 
@@ -225,6 +230,8 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(repr, of))
     if hint is type(None):
         return "None"
+    if origin is Callable:
+        return "a function"
     return str(hint) if origin else hint.__name__
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -67,6 +68,12 @@ class SFT:
     lexicon: str = "paper"
     """Epistemic words that are counted: paper, word, or a JSON file {"word": ["form", ...], ...}
     (sdjax/analysis/epistemic.py)."""
+    on_step: Callable[..., object] | None = None
+    """A function that is called after each line of metrics: on_step(step, metrics). If it returns
+    True or "stop", the run ends as at its last step. Set it in the config file."""
+    on_evaluation: Callable[..., object] | None = None
+    """The same for evaluations: on_evaluation(step, metrics), with the metrics of the
+    evaluation."""
     chunk_tokens: int = 2048
     """Positions whose logits exist at the same time. Changes memory and speed, not results."""
     model: Model = field(default_factory=Model)

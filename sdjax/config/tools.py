@@ -51,6 +51,9 @@ class Sweep:
         for name, run in self.runs.items():
             at_ends = run.eval.at_ends
             require(at_ends, f"runs.{name}.eval.at_ends", at_ends, "must be True: it is compared")
+            pushed = run.checkpoint.push_to
+            remedy = "must be empty: every value of the axis would be pushed to one repository"
+            require(not pushed, f"runs.{name}.checkpoint.push_to", pushed, remedy)
         repeated = len(set(map(str, self.values))) < len(self.values)
         require(not repeated, "values", self.values, "must be different ones")
         for value in self.values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sdjax.config.checks import require, require_finite, require_names, require_seed
@@ -44,6 +45,12 @@ class Train:
     """Epistemic words that are counted. paper: substrings, as in arXiv:2603.24472. word: whole
     words with inflections. Or a JSON file {"word": ["form", ...], ...}, counted as whole words.
     Metrics epistemic/... and loss.token_weights use the tokens of these words."""
+    on_step: Callable[..., object] | None = None
+    """A function that is called after each step: on_step(step, metrics). If it returns True or
+    "stop", the run ends as at its last step. Set it in the config file."""
+    on_evaluation: Callable[..., object] | None = None
+    """The same for evaluations: on_evaluation(step, metrics), with the metrics of the
+    evaluation."""
     model: Model = field(default_factory=Model)
     lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)

@@ -16,8 +16,19 @@ def to_dict(config: object) -> dict:
 
 
 def to_public(config: object) -> dict:
-    """Returns `to_dict` of a config as JSON values for a file, without secrets."""
-    return redact.redacted(json.loads(json.dumps(to_dict(config), default=str)))
+    """Returns `to_dict` of a config as JSON values for a file, without secrets.
+
+    A function becomes its module and name, which stay the same in every process.
+    """
+    return redact.redacted(json.loads(json.dumps(to_dict(config), default=_named)))
+
+
+def _named(value: object) -> str:
+    """Returns a value that JSON lacks as text."""
+    if not callable(value):
+        return str(value)
+    owner = value if hasattr(value, "__qualname__") else type(value)
+    return f"{owner.__module__}:{owner.__qualname__}"
 
 
 def _plain(value: Any) -> Any:

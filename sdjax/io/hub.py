@@ -1,4 +1,4 @@
-"""Brings data sets from the Hugging Face hub, and checks that files are those of the hub.
+"""Brings data sets from the Hugging Face hub, checks its files, and pushes models to it.
 
 The hub's client checks the size of a file during the download only, and never its contents. Its
 cache names each file by the hash that the hub gives: SHA-256 for a large file, git's hash for a
@@ -81,6 +81,56 @@ def _no_room(error: BaseException) -> str | None:
     from huggingface_hub import constants
 
     return f"its cache {constants.HF_HUB_CACHE} cannot be written ({cause.strerror}): set HF_HOME"
+
+
+def check_owner(name: str) -> None:
+    """Raises UserError, whose text is the reason alone, if the token cannot push to OWNER/NAME.
+
+    Without a token, or if the hub cannot be reached now, it does nothing.
+    """
+    import huggingface_hub
+
+    if huggingface_hub.get_token() is None:
+        return
+    try:
+        user = huggingface_hub.HfApi().whoami()
+    except Exception as error:
+        if _status(error) in (401, 403):
+            raise UserError(
+                "the hub refuses the token: set another HF_TOKEN, or run `hf auth login`"
+            ) from None
+        return
+    owners = [user.get("name"), *(of.get("name") for of in user.get("orgs", ()))]
+    if name.partition("/")[0] not in owners:
+        listed = ", ".join(str(owner) for owner in owners)
+        raise UserError(f"the token is of {listed}: name one of these before the /")
+
+
+def push(folder: Path, name: str, *, private: bool, message: str) -> str | None:
+    """Returns the address of the repository that a folder was pushed to; None without a token.
+
+    A repository that does not exist is created. Raises UserError, whose text is the reason alone.
+    """
+    import huggingface_hub
+
+    if huggingface_hub.get_token() is None:
+        return None
+    api = huggingface_hub.HfApi()
+    try:
+        made = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except Exception as error:  # as above, errors of many classes
+        if _status(error) in (401, 403):
+            raise UserError(
+                f"the hub refuses the token ({_status(error)}): it needs the right to write there"
+            ) from None
+        raise UserError(reason(error)) from None
+    return str(made)
+
+
+def _status(error: Exception) -> int | None:
+    """Returns the HTTP status of an error of the hub's client; None without an answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def check(files: Sequence[Path]) -> None:

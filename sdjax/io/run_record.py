@@ -33,10 +33,13 @@ NOT_COMPARED = ("out", "resume", "allow", "profile", "replay")
 SERVER = ("folder", "concurrency", "timeout_s", "retries", "key_variable")
 FREE: dict[str, tuple[str, ...]] = {
     "Train": (
-        *("steps", "alarm", "checkpoint", "log", "optim.most_skipped"),
+        *("steps", "alarm", "checkpoint", "log", "on_step", "on_evaluation", "optim.most_skipped"),
         *(f"rollout.server.{name}" for name in SERVER),
     ),
-    "SFT": ("steps", "epochs", "log_every", "checkpoint", "log", "optim.most_skipped"),
+    "SFT": (
+        *("steps", "epochs", "log_every", "checkpoint", "log", "on_step", "on_evaluation"),
+        "optim.most_skipped",
+    ),
     "Evaluate": ("lexicon", "eval.every", *(f"server.{name}" for name in SERVER)),
     "Study": ("lexicon", "traces", "eval.every", *(f"server.{name}" for name in SERVER)),
     # Each training of a sweep is compared with its own record.

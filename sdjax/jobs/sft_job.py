@@ -28,11 +28,12 @@ from sdjax.learner import adamw, state, supervised, update
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.learner.state import TrainState
 from sdjax.learner.supervised import Conversation, SFTBatch, SFTShape
-from sdjax.logs import profiler
+from sdjax.logs import profiler, trackers
 from sdjax.logs.writers import Writer
 from sdjax.parallel import hosts
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import alerts, evaluation, fingerprint, loaded_model, loop, resume
+from sdjax.training import alerts, evaluation, fingerprint, loaded_model, loop, publish, resume
+from sdjax.training.callbacks import Callbacks
 from sdjax.training.evaluation import EvaluationHistory, HeldOut
 from sdjax.training.host_step import Skips
 from sdjax.training.loaded_model import LoadedModel
@@ -60,6 +61,9 @@ def run(cfg: config.SFT) -> None:
     cfg = loaded_model.kept_date(cfg)
     run_dir.check_same(cfg, after)
     epistemic.lexicon(cfg.lexicon)
+    if jax.process_index() == 0:
+        trackers.check(cfg.log)
+        publish.check(cfg.checkpoint)
     stop = Stop()
     model = loaded_model.open_model(cfg.model, cfg.mesh, between=stop.check)
     cfg = model.dated(cfg)
@@ -101,6 +105,7 @@ def run(cfg: config.SFT) -> None:
     with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
         with _running(setup, folder, fingerprints) as (progress, out):
             _train(setup, progress, out, stop)
+        publish.publish(cfg, model, folder, progress.step, len(kept))
 
 
 def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
@@ -221,6 +226,7 @@ class _Outputs:
     saved: Checkpoints
     writer: Writer
     evaluations: EvaluationHistory
+    callbacks: Callbacks
     interval: Interval
 
 
@@ -252,11 +258,15 @@ def _running(
     if done and progress.logged < setup.steps:
         run_dir.record(folder, cfg, done, fingerprints)
     primary, logged = jax.process_index() == 0, progress.logged if cfg.resume else None
+    writer = Writer(
+        folder.local, cfg.log, steps=setup.steps, primary=primary, after=logged, job=cfg
+    )
     out = _Outputs(
         folder=folder,
         saved=saved,
-        writer=Writer(folder.local, cfg.log, steps=setup.steps, primary=primary, after=logged),
-        evaluations=_evaluations(cfg, model, setup.sets, folder.local, progress.history),
+        writer=writer,
+        evaluations=_evaluations(setup, folder.local, progress.history, writer),
+        callbacks=Callbacks(cfg=cfg),
         interval=Interval(host.get("interval", ())),
     )
     with loop.saving(progress, cfg, saved, lambda: _checkpoint(progress, out, passing=True)):
@@ -271,15 +281,15 @@ def _running(
 
 def _train(setup: _Setup, progress: Progress, out: _Outputs, stop: Stop) -> None:
     """Takes the updates that are left; raises Stopped after a signal."""
-    cfg = setup.cfg
+    cfg, last = setup.cfg, False
     if progress.unscored is not None:
-        _end_step(setup, progress, out)
+        last = _end_step(setup, progress, out)
     updates = _updates(setup.order, setup.kept, setup.model, cfg)
     with profiler.rounds(cfg.profile) as begin_round, ThreadPoolExecutor(1) as background:
         ahead = prefetched(lambda: next(updates), background)
         first = progress.step
         out.interval.restart()
-        while progress.step < setup.steps:
+        while progress.step < setup.steps and not last:
             stop.check()
             begin_round(progress.step - first)
             batch, position = next(ahead)
@@ -288,8 +298,11 @@ def _train(setup: _Setup, progress: Progress, out: _Outputs, stop: Stop) -> None
             progress.data, progress.step = position, progress.step + 1
             if _is_logged(setup, progress.step):
                 progress.unscored = _interval_metrics(setup, progress, out)
-                _end_step(setup, progress, out)
+                last = _end_step(setup, progress, out)
                 out.interval.restart()
+        if progress.step < setup.steps:
+            by = out.callbacks.ended_by
+            out.writer.say(f"stopped by {by} after step {progress.step} of {setup.steps}")
         stop.check()
 
 
@@ -320,18 +333,26 @@ def _interval_metrics(setup: _Setup, progress: Progress, out: _Outputs) -> dict[
     return values
 
 
-def _end_step(setup: _Setup, progress: Progress, out: _Outputs) -> None:
-    """Evaluates, logs and checkpoints the step that is done, where these are due."""
+def _end_step(setup: _Setup, progress: Progress, out: _Outputs) -> bool:
+    """Evaluates, logs and checkpoints the step that is done, where these are due.
+
+    Returns whether it is the last of the run.
+    """
     cfg, step, values = setup.cfg, progress.step, dict(progress.unscored or {})
     last = step == setup.steps
+    if step:
+        last = out.callbacks.end_run("on_step", step, values) or last
     if setup.sets and evaluates(step, cfg.eval, last=last):
         weights = setup.model.sampler.weights(progress.state.params)
-        values |= out.evaluations.measure(step, weights)
+        scored = out.evaluations.measure(step, weights)
+        last = out.callbacks.end_run("on_evaluation", step, scored) or last
+        values |= scored
     if values:  # Without an evaluation, step 0 has none.
         out.writer.write(step, values)
     progress.unscored = None
     if step and cfg.checkpoint.every and (last or is_due(step, cfg.checkpoint.every)):
         _checkpoint(progress, out)
+    return last
 
 
 def _checkpoint(progress: Progress, out: _Outputs, *, passing: bool = False) -> None:
@@ -387,17 +408,19 @@ def _functions(cfg: config.SFT, model: LoadedModel) -> _Functions:
 
 
 def _evaluations(
-    cfg: config.SFT, model: LoadedModel, sets: Sequence[HeldOut], out: Path, history: list[dict]
+    setup: _Setup, out: Path, history: list[dict], writer: Writer
 ) -> EvaluationHistory:
-    """Returns the evaluations of a run, which append to `history`."""
+    """Returns the evaluations of a run, which append to `history`; `writer` gets their answers."""
+    cfg = setup.cfg
     return EvaluationHistory(
-        model=model,
-        sets=sets,
+        model=setup.model,
+        sets=setup.sets,
         cfg=cfg.eval,
         thinking=cfg.enable_thinking,
         out=out,
         history=history,
         lexicon=cfg.lexicon,
+        show=writer.samples,
     )
 
 

@@ -12,11 +12,21 @@ from sdjax.data.pipeline import LISTED, drop_overlong
 from sdjax.errors import UserError
 from sdjax.io import run_dir
 from sdjax.learner.checkpoint import Checkpoints
+from sdjax.logs import trackers
 from sdjax.objectives import divergences, token_weights
 from sdjax.parallel import hosts
 from sdjax.records import Example
 from sdjax.tasks import Task
-from sdjax.training import evaluation, fingerprint, host_step, loaded_model, loop, replay, resume
+from sdjax.training import (
+    evaluation,
+    fingerprint,
+    host_step,
+    loaded_model,
+    loop,
+    publish,
+    replay,
+    resume,
+)
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
 
@@ -52,6 +62,7 @@ def run(cfg: config.Train) -> None:
         setup = host_step.make_setup(cfg, task, model, examples)
         with loop.running(setup, sets, folder, saved, fingerprints) as (progress, out):
             loop.train(setup, progress, out, stop)
+        publish.publish(cfg, model, folder, progress.step, len(examples))
 
 
 def _prepare(
@@ -64,6 +75,9 @@ def _prepare(
     divergences.get(cfg.loss.divergence)
     token_weights.get(cfg.loss.token_weights)
     epistemic.lexicon(cfg.lexicon)
+    if jax.process_index() == 0:
+        trackers.check(cfg.log)
+        publish.check(cfg.checkpoint)
     task = tasks.load(cfg.task, cfg.data)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(

@@ -1,4 +1,4 @@
-"""Writes metrics.jsonl, TensorBoard's file, warnings, rollouts and lines on the terminal.
+"""Writes metrics, warnings and rollouts, and passes metrics on to trackers and the terminal.
 
 Only the process with `primary=True` writes. The others call the same methods, which do nothing.
 """
@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -19,7 +19,10 @@ from sdjax import config
 from sdjax.errors import WriteError, writing
 from sdjax.io import lease, progress
 from sdjax.io.files import to_json
-from sdjax.logs import terminal
+from sdjax.io.redact import one_line, redact
+from sdjax.logs import terminal, trackers
+from sdjax.logs.board import Board
+from sdjax.logs.terminal import ShownCompletion
 
 SHOWN = {
     "rollout/reward": "reward",
@@ -154,7 +157,7 @@ class RolloutWriter:
 
 
 class Writer:
-    """Metrics of a run: a line of metrics.jsonl per step, TensorBoard and the terminal.
+    """Metrics of a run: a line of metrics.jsonl per step, the trackers and the terminal.
 
     warnings.jsonl has every warning and alarm of every step. It is empty if there was none.
 
@@ -163,27 +166,49 @@ class Writer:
     """
 
     def __init__(
-        self, out: Path, log: config.Log, *, steps: int, primary: bool, after: int | None = None
+        self,
+        out: Path,
+        log: config.Log,
+        *,
+        steps: int,
+        primary: bool,
+        after: int | None = None,
+        job: config.Train | config.SFT | None = None,
     ) -> None:
-        """`steps` is the last step of the run.
+        """Opens the files and starts the trackers.
 
-        `after` is the last step that is written when a run resumes, -1 without one. It is None for
-        a run from the start.
+        Args:
+            out: The run directory.
+            log: What is written.
+            steps: The last step of the run.
+            primary: Whether this process writes.
+            after: The last step that is written when a run resumes, -1 without one; None at the
+                start.
+            job: The config that trackers get, without secrets; None: they get none.
         """
         self._lines = Lines(out / "metrics.jsonl", after=after) if primary else None
         self._warnings = Lines(out / "warnings.jsonl", after=after) if primary else None
-        self._board = _Board(out / "tensorboard", after) if primary and log.tensorboard else None
+        self._log, self._lexicon = log, job.lexicon if job else "paper"
+        public = config.to_public(job) if job else {}
+        self._trackers: list[Board | trackers.Background] = []
+        if primary and "tensorboard" in log.to:
+            self._trackers.append(Board(out / "tensorboard", after, config.flat(public)))
+        if primary:
+            name = _run_name(job.out if job else str(out))
+            self._trackers += trackers.start(log, out, name, public, after)
         self._terminal: terminal.Bar | _StepLines | None = None
         if primary:
             bar = log.progress and sys.stdout.isatty()
             self._terminal = terminal.Bar(steps, after) if bar else _StepLines(steps)
         self._warned: set[str] = set()
+        self._sink_failed = False
+        self._pair: Sequence[ShownCompletion] = ()
 
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(ok=kind is None)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes the metrics of a step: numbers by "section/name", or arrays without axes.
@@ -194,8 +219,9 @@ class Writer:
         numbers = {name: float(value) for name, value in values.items()}
         if self._lines:
             self._lines.write([{"step": step, **numbers}])
-        if self._board:
-            self._board.write(step, numbers)
+            self._call_sink(step, numbers)
+        for tracker in self._trackers:
+            tracker.write(step, numbers)
         if self._terminal:
             shown = [f"{label} {numbers[k]:.4g}" for k, label in SHOWN.items() if k in numbers]
             self._terminal.step(step, "  ".join(shown))
@@ -206,6 +232,29 @@ class Writer:
             ]
             if scores:
                 self._terminal.say(f"step {step}  {'  '.join(scores)}")
+            if self._pair:
+                self._terminal.show(step, self._pair, self._lexicon)
+        self._pair = ()
+        self._say_problems()
+
+    def show(self, step: int, pair: Sequence[ShownCompletion]) -> None:
+        """Keeps completions of a step, which `write` shows if log.show_every wants that."""
+        every = self._log.show_every
+        if every and (step == 1 or step % every == 0):
+            self._pair = pair
+
+    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Passes on the first answers of an evaluation; `rows` are those of its answers.jsonl."""
+        if not self._trackers or not self._log.samples:
+            return
+        first: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for row in rows:
+            of_set = first.setdefault(row["set"], {})
+            if len(of_set) < self._log.samples:
+                of_set.setdefault(row["id"], row)
+        chosen = [_sample(row) for of_set in first.values() for row in of_set.values()]
+        for tracker in self._trackers:
+            tracker.samples(step, chosen)
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -222,13 +271,55 @@ class Writer:
                 self._terminal.say(f"warning: step {step}: {text}")
         self._warned = set(warnings)
 
-    def close(self) -> None:
-        """Closes the files and takes the bar away; a second call does nothing."""
+    def close(self, ok: bool = True) -> None:
+        """Ends the trackers' runs, closes the files and takes the bar away.
+
+        The run has failed unless `ok`. A second call does nothing.
+        """
         with ExitStack() as parts:
-            for part in (self._lines, self._warnings, self._board, self._terminal):
+            for part in (self._lines, self._warnings, self._terminal):
                 if part:
                     parts.callback(part.close)
-        self._terminal = self._board = self._lines = self._warnings = None
+            parts.callback(self._say_problems)
+            for tracker in self._trackers:
+                parts.callback(tracker.close, ok)
+        self._terminal = self._lines = self._warnings = None
+        self._trackers = []
+
+    def _call_sink(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Calls log.sink with its own copy; warns once if it fails."""
+        if self._log.sink is None:
+            return
+        try:
+            self._log.sink(step, dict(numbers))
+        except Exception as error:
+            if not self._sink_failed:
+                self.say(f"warning: log.sink: {type(error).__name__}: {one_line(str(error))}")
+            self._sink_failed = True
+
+    def _say_problems(self) -> None:
+        """Prints what went wrong in the trackers' threads."""
+        for tracker in self._trackers:
+            for problem in tracker.problems():
+                self.say(f"warning: {problem}")
+
+
+def _run_name(out: str) -> str:
+    """Returns the name of a run in trackers: its directory, the last two parts of a long path."""
+    parts = [part for part in redact(out).split("/") if part not in ("", ".", "runs")]
+    inside = not out.startswith("/") and "://" not in out
+    return "/".join(parts if inside else parts[-2:]) or "run"
+
+
+def _sample(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of an answer for trackers: redacted texts that can be encoded, a grade."""
+    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    texts = {"set": row["set"], "id": row["id"], "question": (asked or [""])[-1]}
+    texts["completion"] = row["completion"]
+    for name, text in texts.items():
+        whole = str(text).replace("\0", "\\0").encode("utf-8", "replace")
+        texts[name] = redact(whole.decode("utf-8"))
+    return {**texts, "reward": float(row["reward"]), "correct": bool(row["correct"])}
 
 
 class _StepLines:
@@ -255,6 +346,15 @@ class _StepLines:
         """Prints a line."""
         print(text, flush=True)
 
+    def show(self, step: int, pair: Sequence[ShownCompletion], lexicon: str) -> None:
+        """Prints completions of a step, in a frame on a terminal."""
+        if not sys.stdout.isatty():
+            print(terminal.lines(step, pair, lexicon), flush=True)
+            return
+        from rich.console import Console
+
+        Console().print(terminal.frame(step, pair, lexicon), highlight=False)
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -264,43 +364,3 @@ def _clock(seconds: float) -> str:
     minutes, second = divmod(round(max(seconds, 0)), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}"
-
-
-class _Board:
-    """A TensorBoard file.
-
-    It does without tensorboardX's writer, because nobody sees what fails in that one's thread.
-    """
-
-    def __init__(self, folder: Path, after: int | None) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import SessionLog
-
-        self._folder = folder
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._events = EventsWriter(str(folder / "events"))
-        if after is not None:
-            # With this, TensorBoard ignores what earlier files have from this step on.
-            self._add(after + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Adds a step's numbers."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        # Not tensorboardX's function for scalars, which turns @ in a name into _.
-        values = [Summary.Value(tag=name, simple_value=n) for name, n in numbers.items()]
-        self._add(step, summary=Summary(value=values))
-        with writing(self._folder):
-            self._events.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        with writing(self._folder):
-            self._events.close()
-
-    def _add(self, step: int, **content: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        with writing(self._folder):
-            self._events.write_event(Event(wall_time=time.time(), step=step, **content))

@@ -324,6 +324,8 @@ class EvaluationHistory:
     history: list[dict]
     """The evaluations so far, as `to_dict` gives them with their step."""
     lexicon: str = "paper"
+    show: Callable[[int, list[AnswerRow]], None] = lambda step, rows: None
+    """Takes the answers of each evaluation, with its step."""
 
     def measure(self, step: int, weights: Any) -> dict[str, float]:
         """Evaluates the model, adds the scores to the history and writes the answers.
@@ -344,6 +346,7 @@ class EvaluationHistory:
             with writing(folder):
                 folder.mkdir(exist_ok=True)
             write_text(folder / f"{step:06d}.jsonl", jsonl(rows))
+            self.show(step, rows)
         return metrics(by_set)
 
     def close(self) -> None:

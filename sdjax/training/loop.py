@@ -19,6 +19,7 @@ from sdjax.logs import profiler
 from sdjax.logs.writers import RolloutWriter, Timers, Writer
 from sdjax.training import alerts, host_step, regeneration, replay, resume, update_log
 from sdjax.training.alerts import AlarmOutcome
+from sdjax.training.callbacks import Callbacks
 from sdjax.training.evaluation import EvaluationHistory, HeldOut
 from sdjax.training.host_step import StepSetup
 from sdjax.training.resume import Progress
@@ -36,6 +37,7 @@ class RunOutputs:
     writer: Writer
     rollouts: RolloutWriter
     evaluations: EvaluationHistory
+    callbacks: Callbacks
 
 
 def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> None:
@@ -67,6 +69,7 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
                 result = host_step.take_updates(setup, progress.state, inputs, progress.step)
             lines = update_log.lines(result.record, model.tokenizer, cfg.log)
             out.rollouts.write(progress.step + 1, lines)
+            out.writer.show(progress.step + 1, update_log.shown(result.record.groups))
             metrics = host_step.step_metrics(inputs, result, timers.take(), cfg)
             alerts.check_gap(metrics, cfg.rollout.server)
             progress.skips = progress.skips.after(result.skipped)
@@ -91,7 +94,8 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
             # Evaluate, log, checkpoint.
             last = end_step(setup, progress, out, weights, warnings)
         if progress.step < cfg.steps:
-            out.writer.say(f"stopped by alarm.stop after step {progress.step} of {cfg.steps}")
+            by = out.callbacks.ended_by or "alarm.stop"
+            out.writer.say(f"stopped by {by} after step {progress.step} of {cfg.steps}")
         stop.check()
 
 
@@ -121,10 +125,11 @@ def running(
         run_dir.record(folder, cfg, progress.step, fingerprints)
     logs_rollouts = primary and cfg.log.rollouts
     logged = progress.logged if cfg.resume else None
+    writer = Writer(folder.local, cfg.log, steps=cfg.steps, primary=primary, after=logged, job=cfg)
     out = RunOutputs(
         folder=folder,
         saved=saved,
-        writer=Writer(folder.local, cfg.log, steps=cfg.steps, primary=primary, after=logged),
+        writer=writer,
         rollouts=RolloutWriter(
             folder.local, primary=logs_rollouts, after=progress.step if cfg.resume else None
         ),
@@ -136,7 +141,9 @@ def running(
             out=folder.local,
             history=progress.history,
             lexicon=cfg.lexicon,
+            show=writer.samples,
         ),
+        callbacks=Callbacks(cfg=cfg),
     )
     with saving(progress, cfg, saved, lambda: checkpoint(setup, progress, out, passing=True)):
         with out.writer, out.rollouts:
@@ -194,10 +201,12 @@ def evaluate(
     `weights` are the sampler's. Step 0 raises no alarm, because later scores are compared with it.
     """
     metrics = out.evaluations.measure(progress.step, weights)
+    ends = bool(metrics) and out.callbacks.end_run("on_evaluation", progress.step, metrics)
     if progress.step == 0:
-        return AlarmOutcome(metrics=metrics, warnings={}, ends_run=False)
+        return AlarmOutcome(metrics=metrics, warnings={}, ends_run=ends)
     outcome = alerts.check_alarms(progress.history, alarm)
-    return replace(outcome, metrics=metrics | outcome.metrics)
+    ends_run = outcome.ends_run or ends
+    return replace(outcome, metrics=metrics | outcome.metrics, ends_run=ends_run)
 
 
 def end_step(
@@ -220,6 +229,8 @@ def end_step(
     """
     cfg, step, metrics = setup.cfg, progress.step, dict(progress.unscored or {})
     last = step == cfg.steps
+    if step:
+        last = out.callbacks.end_run("on_step", step, metrics) or last
     if evaluates(step, cfg.eval, last=last):
         outcome = evaluate(out, progress, weights, cfg.alarm)
         metrics, warnings = metrics | outcome.metrics, {**warnings, **outcome.warnings}

@@ -19,6 +19,7 @@ from sdjax.learner import batch as batches
 from sdjax.learner.alternatives import Alternatives, Likeliest, Scored
 from sdjax.learner.batch import Batch
 from sdjax.learner.objective import TokenRecord
+from sdjax.logs.terminal import ShownCompletion
 from sdjax.records import Completion, Group, TeacherPrompt
 from sdjax.tokenizer import Tokenizer
 
@@ -52,6 +53,36 @@ def choose(groups: Sequence[Group], log: config.Log, *, seed: int, step: int) ->
     right, wrong = ([i for i in shuffled if correct[i] == kind] for kind in (True, False))
     turns = [i for pair in itertools.zip_longest(right, wrong) for i in pair if i is not None]
     return turns[: log.rollouts_per_step] if log.rollouts_per_step else turns
+
+
+def shown(groups: Sequence[Group]) -> list[ShownCompletion]:
+    """Returns a right and a wrong completion, of one question if a group has both; or only one."""
+    graded = [
+        (grade.correct, g, i)
+        for g, group in enumerate(groups)
+        for i, grade in enumerate(group.grades)
+    ]
+    kinds = [[(g, i) for correct, g, i in graded if correct is kind] for kind in (True, False)]
+    both = {g for g, _ in kinds[0]} & {g for g, _ in kinds[1]}
+    chosen = [
+        next((place for place in of_kind if place[0] == min(both, default=-1)), of_kind[0])
+        for of_kind in kinds
+        if of_kind
+    ]
+    return [_shown(groups[g], i) for g, i in chosen]
+
+
+def _shown(group: Group, index: int) -> ShownCompletion:
+    completion, grade = group.completions[index], group.grades[index]
+    return ShownCompletion(
+        id=group.example.id,
+        question=group.example.messages[-1]["content"],
+        text=completion.text,
+        tokens=len(completion.tokens),
+        cut_off=completion.finish == "length",
+        reward=grade.reward,
+        correct=grade.correct,
+    )
 
 
 def lines(step: StepRecord, tokenizer: Tokenizer, log: config.Log) -> Iterator[dict[str, Any]]:

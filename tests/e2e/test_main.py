@@ -71,7 +71,7 @@ BAD_FILES = {
     ),
     "strange keyword": (
         HEAD + "config = Train(out='x', task=Arithmetic(), log=Log(verbosity=1))\n",
-        ["line 3", "'verbosity'", "its fields are tensorboard, rollouts, "],
+        ["line 3", "'verbosity'", "its fields are to, project, "],
     ),
     "missing field": (HEAD + "config = Train(out='x')\n", ["line 3", "'task'"]),
     "value": (

@@ -21,7 +21,7 @@ def job(model, out, **changes) -> config.Sweep:
         "rollout": {"prompts_per_step": 2},
         "eval": {"every": 0, "examples": 2, "batch": 2},
         "checkpoint": {"every": 1, "export": False},
-        "log": {"tensorboard": False, "alternatives_of": 0, "progress": False},
+        "log": {"to": (), "alternatives_of": 0, "progress": False},
     }
     sdpo = training(model, "", steps=1, **small)
     sdpo = replace(sdpo, out_of_domain={"longer": replace(SUMS, held_out=2)})

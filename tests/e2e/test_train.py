@@ -61,7 +61,9 @@ def test_a_run_writes_metrics_rollouts_evaluations_checkpoints_and_a_model(finis
         assert r["prompt"] != r["reprompt"] and "Correct solution:" in r["reprompt"]
         np.testing.assert_allclose(r["student_logprobs"], r["sampler_logprobs"], atol=2e-4)
     assert (out / "config.json").exists() and (out / "evaluations.json").exists()
-    assert list((out / "tensorboard").iterdir())
+    (board,) = (out / "tensorboard").iterdir()
+    assert b"_hparams_/session_start_info" in board.read_bytes()
+    assert board.read_bytes().count(b"samples/3/text_summary") == 4
     assert {p.name for p in (out / "checkpoints").iterdir()} >= {"4", "5"}
     assert (out / "model" / "config.json").exists()
 

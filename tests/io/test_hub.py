@@ -1,4 +1,4 @@
-"""Data sets of the hub: from a server, from the cache without a network, and not at all."""
+"""Data sets of the hub: from a server, from the cache, and not at all; pushed models."""
 
 import hashlib
 import http.server
@@ -7,11 +7,13 @@ import os
 import threading
 
 import huggingface_hub.constants
+import pushing
 import pytest
 from disks import mounted
 
 from sdjax.data import sources
 from sdjax.errors import UserError
+from sdjax.io import hub
 from sdjax.models.files import resolve
 
 COMMIT = "a" * 40
@@ -159,3 +161,55 @@ def test_a_cache_with_some_parts_of_a_file_is_refused(hub_cache, no_network):
     assert "the cache has 1 of the 2 parts of d/train" in fault("me/sums")
     assert len(rows("me/sums/d/test-*.jsonl")) == 2
     assert len(rows("me/sums/d/train-00000-of-00002.jsonl")) == 2
+
+
+@pytest.fixture
+def exported(tmp_path):
+    (tmp_path / "README.md").write_text("---\ntags: [a]\n---\n# sums\n")
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(256)))
+    return tmp_path
+
+
+def test_a_folder_is_pushed_to_a_new_private_repository(exported):
+    with pushing.hub() as served:
+        hub.check_owner("me/sums")
+        url = hub.push(exported, "me/sums", private=True, message="step 3")
+    assert url == f"{served.url}/me/sums" and served.message == "step 3"
+    assert served.created["visibility"] == "private" and served.created["name"] == "sums"
+    assert served.files == {file.name: file.read_bytes() for file in exported.iterdir()}
+
+
+def test_without_a_token_nothing_is_asked_and_nothing_is_pushed(exported):
+    with pushing.hub(given=None) as served:
+        hub.check_owner("you/sums")
+        assert hub.push(exported, "me/sums", private=True, message="") is None
+    assert not served.seen and not served.files
+
+
+def test_a_token_of_another_owner_or_an_unknown_one_is_refused_at_the_start():
+    with pushing.hub():
+        hub.check_owner("lab/sums")
+        with pytest.raises(UserError, match="the token is of me, lab: name one of these"):
+            hub.check_owner("you/sums")
+    with pushing.hub(token="hf_another"), pytest.raises(UserError, match="refuses the token: set"):
+        hub.check_owner("me/sums")
+
+
+def test_a_hub_that_cannot_be_reached_at_the_start_is_no_error(no_network, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: pushing.TOKEN)
+    hub.check_owner("me/sums")
+
+
+@pytest.mark.parametrize(
+    ("refuses", "says"),
+    [
+        ("/commit/", r"refuses the token \(403\): it needs the right to write there"),
+        ("nothing", "refuses the token"),
+    ],
+)
+def test_a_refused_push_is_one_line(exported, refuses, says):
+    with pushing.hub(token=pushing.TOKEN if refuses == "/commit/" else "hf_another") as served:
+        served.refuses = refuses
+        with pytest.raises(UserError, match=says) as error:
+            hub.push(exported, "me/sums", private=True, message="")
+    assert "\n" not in str(error.value) and not served.files

@@ -14,7 +14,7 @@ from sdjax import config
 from sdjax.io import files
 from sdjax.logs import terminal, writers
 
-QUIET = config.Log(tensorboard=False)
+QUIET = config.Log(to=())
 
 
 def read(path):
@@ -139,7 +139,7 @@ def test_on_a_terminal_a_bar_shows_step_reward_length_speed_and_time_left(tmp_pa
     script = (
         "import sys, time; from pathlib import Path\n"
         "from sdjax import config; from sdjax.logs import writers\n"
-        "out = Path(sys.argv[1]); log = config.Log(tensorboard=False)\n"
+        "out = Path(sys.argv[1]); log = config.Log(to=())\n"
         "with writers.Writer(out, log, steps=8, primary=True, after=2) as writer:\n"
         "    for step in (3, 4, 5):\n"
         "        time.sleep(0.1)\n"

@@ -29,7 +29,7 @@ config = Train(out="OUT", steps=2, **sections,
                     max_completion_tokens=8, temperature=0.7),
     reprompt=Reprompt(max_tokens=400, success_threshold=-1.0),
     optim=Optim(microbatch=8, lr=1e-3, warmup_steps=0), teacher=Teacher(kind="ema"),
-    checkpoint=Checkpoint(every=1), log=Log(progress=False, tensorboard=False))
+    checkpoint=Checkpoint(every=1), log=Log(progress=False, to=()))
 """
 EVALUATE = """
 config = Evaluate(out="OUT", max_prompt_tokens=300, **sections)

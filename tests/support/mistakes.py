@@ -27,7 +27,7 @@ config = Train(out="OUT", steps=1, task=TASK, model=Model(path="MODEL", compute_
                     max_completion_tokens=8),
     reprompt=Reprompt(max_tokens=450), optim=Optim(microbatch=2),
     eval=Eval(k=1, examples=2, max_completion_tokens=8),
-    log=Log(progress=False, tensorboard=False, alternatives_of=0),
+    log=Log(progress=False, to=(), alternatives_of=0),
     checkpoint=Checkpoint(export=False))
 """
 EVALUATE = """

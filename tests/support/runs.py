@@ -71,7 +71,7 @@ def job(model: Path, out: Path, **changes: Any) -> config.Train:
         optim=config.Optim(microbatch=4, lr=1e-3, warmup_steps=0),
         eval=config.Eval(every=2, k=2, examples=4, batch=4, max_completion_tokens=6),
         checkpoint=config.Checkpoint(every=3, export=False),
-        log=config.Log(progress=False, tensorboard=False, alternatives=0),
+        log=config.Log(progress=False, to=(), alternatives=0),
     )
     sections = {n: replace(getattr(made, n), **v) for n, v in changes.items() if type(v) is dict}
     return replace(made, **changes | sections)

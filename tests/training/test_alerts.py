@@ -109,7 +109,7 @@ def test_a_signal_is_what_the_loss_has_a_gradient_on():
 def test_a_warning_is_printed_once_for_as_long_as_it_lasts_and_again_when_it_returns(
     tmp_path, capsys
 ):
-    log = config.Log(tensorboard=False)
+    log = config.Log(to=())
     with writers.Writer(tmp_path, log, steps=9, primary=True) as writer:
         kinds = ["", "flat", "flat", "flat masked", "masked", "", "flat"]
         for step, now in enumerate(kinds, 1):

@@ -196,7 +196,7 @@ def test_training_evaluates_out_of_domain_sets_with_its_own(model, tmp_path):
             optim=config.Optim(microbatch=4),
             eval=evaluation.eval,
             checkpoint=config.Checkpoint(every=0, export=False),
-            log=config.Log(progress=False, tensorboard=False),
+            log=config.Log(progress=False, to=()),
         )
     )
     metrics = lines(tmp_path / "run" / "metrics.jsonl")
@@ -224,7 +224,7 @@ def test_training_without_held_out_examples_evaluates_nothing_and_says_so(model,
         optim=config.Optim(microbatch=4),
         eval=config.Eval(every=1, k=1, max_completion_tokens=8),
         checkpoint=config.Checkpoint(every=1, export=False),
-        log=config.Log(progress=False, tensorboard=False),
+        log=config.Log(progress=False, to=()),
     )
     train_job.run(cfg)
     assert "math: no held-out examples, so there is no evaluation" in capsys.readouterr().out

@@ -192,7 +192,7 @@ def finetuning(model, out):
         max_prompt_tokens=96,
         optim=config.Optim(microbatch=2),
         checkpoint=config.Checkpoint(every=0),
-        log=config.Log(progress=False, tensorboard=False),
+        log=config.Log(progress=False, to=()),
     )
 
 

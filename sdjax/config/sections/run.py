@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,10 +51,24 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What a run writes while it runs."""
+    """What a run writes and shows while it runs."""
 
-    tensorboard: bool = True
-    """Write metrics as TensorBoard files too."""
+    to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ("tensorboard",)
+    """Trackers that get the metrics, the config and some answers of each evaluation too.
+    metrics.jsonl has the metrics in any case. Each but tensorboard is an extra to install, such as
+    'sdjax[wandb]'."""
+    project: str = ""
+    """Project of wandb and trackio, experiment of mlflow. If empty, the one that WANDB_PROJECT or
+    MLFLOW_EXPERIMENT_NAME names, or else sdjax."""
+    samples: int = 4
+    """Questions of each held-out set whose first answer goes to the trackers at each evaluation,
+    with its reward. 0 sends none."""
+    sink: Callable[..., object] | None = None
+    """A function that is called with each line of metrics: sink(step, metrics). Set it in the
+    config file. What it raises is a warning."""
+    show_every: int = 10
+    """Steps between two completions on the terminal, one right and one wrong; the first step shows
+    them too. 0 shows none."""
     rollouts: bool = True
     """Write every completion as a line of rollouts.jsonl."""
     rollouts_per_step: int = 64
@@ -72,7 +88,10 @@ class Log:
     """Show a progress bar on the terminal."""
 
     def __post_init__(self) -> None:
-        for name in ("rollouts_per_step", "alternatives", "alternatives_of", "alternatives_tokens"):
+        for name in (
+            *("rollouts_per_step", "alternatives", "alternatives_of", "alternatives_tokens"),
+            *("samples", "show_every"),
+        ):
             value = getattr(self, name)
             require(value >= 0, f"log.{name}", value, "must not be negative")
 
@@ -119,6 +138,12 @@ class Checkpoint:
     export_dtype: Literal["source", "bfloat16", "float16", "float32"] = "source"
     """Type of the exported weights. source: that of most weights of the model that the run starts
     from; bfloat16 for quantised ones. Adapters are exported as float32 for source."""
+    push_to: str = ""
+    """Repository of the Hugging Face hub, OWNER/NAME, that gets the final model with a model card.
+    With adapters whose base is on the hub, it gets the adapters. Without a token of the hub the
+    card is written, and nothing is pushed."""
+    push_private: bool = True
+    """push_to: whether a repository that does not exist yet becomes private."""
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "checkpoint.every", self.every, "must not be negative")
@@ -129,4 +154,13 @@ class Checkpoint:
             "checkpoint.best_metric",
             self.best_metric,
             "must name what checkpoint.keep_best compares, such as eval/avg@4",
+        )
+        name = self.push_to
+        ok = not name or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) is not None
+        require(ok, "checkpoint.push_to", name, "must be OWNER/NAME of the Hugging Face hub")
+        require(
+            self.export or not name,
+            "checkpoint.export",
+            self.export,
+            "must be True with checkpoint.push_to, which pushes the exported model",
         )

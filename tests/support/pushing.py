@@ -1,0 +1,93 @@
+"""A small stand-in for the Hugging Face hub that takes pushed models, for the hub's own client."""
+
+import base64
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import pytest
+
+TOKEN = "hf_" + "a1" * 17
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers the calls of create_repo, upload_folder and whoami."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        served = self.server
+        if self.headers.get("Authorization") != f"Bearer {served.token}":
+            return self.answer(401, {"error": "Invalid credentials"})
+        if self.path == "/api/whoami-v2":
+            orgs = [{"name": "lab"}]
+            return self.answer(200, {"type": "user", "name": "me", "orgs": orgs})
+        self.answer(200, {"id": "me/sums", "sha": "b" * 40, "siblings": []})
+
+    def do_POST(self):
+        served = self.server
+        data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        served.seen.append(self.path)
+        if self.headers.get("Authorization") != f"Bearer {served.token}":
+            return self.answer(401, {"error": "Invalid credentials"})
+        if served.refuses and served.refuses in self.path:
+            return self.answer(403, {"error": "you may only read here"})
+        if self.path == "/api/repos/create":
+            served.created = json.loads(data)
+            return self.answer(200, {"url": f"{served.url}/me/sums", "id": "me/sums"})
+        if self.path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if "/preupload/" in self.path:
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for file in json.loads(data)["files"]
+            ]
+            return self.answer(200, {"files": files})
+        if "/commit/" in self.path:
+            for line in map(json.loads, data.splitlines()):
+                if line["key"] == "file":
+                    content = line["value"]["content"]
+                    served.files[line["value"]["path"]] = base64.b64decode(content)
+                else:
+                    served.message = line["value"]["summary"]
+            commit = {"commitUrl": f"{served.url}/me/sums/commit/1", "commitOid": "c" * 40}
+            return self.answer(200, commit)
+        self.answer(404, {"error": f"the stand-in does not know {self.path}"})
+
+    def answer(self, code, content):
+        data = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def hub(token=TOKEN, given=TOKEN):
+    """Yields a running hub that knows `token`; the client has the token `given`, or none.
+
+    It has the `files` that were pushed, and what was `created`. `refuses` is a part of a path that
+    it forbids.
+    """
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.token, served.refuses = token, ""
+    served.files, served.seen, served.created, served.message = {}, [], {}, ""
+    served.url = f"http://127.0.0.1:{served.server_port}"
+    thread = threading.Thread(target=served.serve_forever, args=(0.02,))
+    thread.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", served.url)
+        patch.setattr(huggingface_hub, "get_token", lambda: given)
+        patch.setattr(huggingface_hub.utils, "get_token", lambda: given)
+        patch.setenv("HF_TOKEN", given or "")
+        patch.setenv("HF_HUB_DISABLE_XET", "1")
+        try:
+            yield served
+        finally:
+            served.shutdown()
+            thread.join()
+            served.server_close()
