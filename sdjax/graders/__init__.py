@@ -81,8 +81,8 @@ def grader(rule: Rule, /, **options: Any) -> Grader:
 def batched(function: Callable[..., Any]) -> Callable[..., Any]:
     """Marks a reward or grader `f(completions, rows)` that takes lists and returns a list.
 
-    Returns the function. One process makes all its calls, so that a model that it loads is in
-    memory once.
+    Returns the function. One process at a time makes its calls, so that a model that it loads is
+    in memory once.
     """
     from sdjax.graders.own_worker import MARK
 

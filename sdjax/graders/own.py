@@ -95,7 +95,7 @@ class OwnFunction:
             )
         self.name, self._limit_s = name, limit_s
         self._folders = own_functions.paths()
-        self._pool = _pool(name, self._folders)
+        self._pool = _pool(name.rpartition(":")[0], self._folders)
         try:
             (found,) = self._pool.map([("describe", name, self._folders)], limit_s=LOAD_S)
         except RuntimeError:
@@ -169,11 +169,12 @@ def _outcomes(result: Any, count: int) -> list[own_worker.Outcome]:
 
 
 @functools.cache
-def _pool(name: str, folders: tuple[str, ...]) -> Pool:
+def _pool(place: str, folders: tuple[str, ...]) -> Pool:
+    """Returns the workers that have loaded a module, which all of its functions share."""
     return Pool(
         "sdjax.graders.own_worker:serve",
         memory_mb=0,
-        warm_up=("describe", name, folders),
+        warm_up=("warm", place, folders),
         # The accelerator belongs to the training: a second process that takes it fails.
         environment={INSIDE: "1", "JAX_PLATFORMS": "cpu"},
     )

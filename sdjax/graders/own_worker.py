@@ -15,6 +15,7 @@ The first two may ask for more by name: `answer`, `truncated`, `messages`. Each 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import functools
 import importlib
@@ -76,12 +77,25 @@ def call(name: str, folders: Sequence[str], items: Sequence[Item], limit_s: floa
     return [_outcome(lambda one=item: _awaited(_called(function, style, one))) for item in items]
 
 
+def warm(place: str, folders: Sequence[str]) -> None:
+    """Imports the module of a function, so that no call waits for it; `describe` says if it fails.
+
+    `place` is what stands before the colon of the function's name.
+    """
+    with contextlib.suppress(BaseException):
+        _module(place, tuple(folders))
+
+
 @functools.cache
+def _module(place: str, folders: tuple[str, ...]) -> ModuleType:
+    sys.path += [folder for folder in folders if folder not in sys.path]
+    return _from_file(place, folders) if place.endswith(".py") else _imported(place)
+
+
 def load(name: str, folders: tuple[str, ...]) -> Callable[..., Any]:
     """Returns the function of a name; raises LookupError, one line, if there is none."""
     place, _, own = name.rpartition(":")
-    sys.path += [folder for folder in folders if folder not in sys.path]
-    module = _from_file(place, folders) if place.endswith(".py") else _imported(place)
+    module = _module(place, folders)
     function = getattr(module, own, None)
     if function is None:
         near = difflib.get_close_matches(own, dir(module), n=1)
@@ -297,9 +311,9 @@ def _said(error: BaseException) -> str:
     )
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {"describe": describe, "call": call}
+FUNCTIONS: dict[str, Callable[..., Any]] = {"warm": warm, "describe": describe, "call": call}
 
 
 def serve(function: str, *arguments: Any) -> Any:
-    """Returns the result of a function above: one pool of workers serves both."""
+    """Returns the result of a function above: one pool of workers serves all of them."""
     return FUNCTIONS[function](*arguments)
