@@ -60,7 +60,7 @@ def test_every_reader_takes_an_own_reward_and_an_own_grader(task, field, tmp_pat
 
 
 def test_a_task_without_rows_takes_an_own_reward_too():
-    made = loaded(Countdown(name="times", needs="*", reward="rewards_of_users:brevity"))
+    made = loaded(Countdown(name="times", needs="*", held_out=2, reward="rewards_of_users:brevity"))
     grade = made.grade("1", made.held_out[0], truncated=False)
     assert (grade.reward, grade.correct) == (0.5, False)
 
