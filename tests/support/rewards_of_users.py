@@ -110,3 +110,12 @@ def accelerator(completion, row):
 
 
 not_a_function = 3
+
+
+def odd(completion, row):
+    return len(completion) % 2
+
+
+def odd_grade(completion, row):
+    good = len(completion) % 2 == 1
+    return Grade(reward=float(good), correct=good)
