@@ -107,6 +107,8 @@ class OwnFunction:
         self._together = found["many"] or found["asynchronous"]
         # What takes many at once may hold a model, and what is async mostly waits.
         self._one_process = found["style"] == "batched" or found["asynchronous"]
+        # The worker itself ends late calls of an async function, each for itself.
+        self._spare_s = SPARE_S if found["asynchronous"] and not found["many"] else 0.0
 
     def __call__(self, attempts: Sequence[Attempt], failures: Failures) -> list[Judgement]:
         """Returns what the function says about each attempt, in order.
@@ -117,7 +119,7 @@ class OwnFunction:
         parts = [attempts[i : i + size] for i in range(0, len(attempts), size)]
         start = ("call", self.name, self._folders)
         calls = [(*start, [_item(attempt) for attempt in p], self._limit_s) for p in parts]
-        limit_s = self._limit_s + (SPARE_S if self._together else 0.0)
+        limit_s = self._limit_s + self._spare_s
         # A pool starts no more workers than it has calls.
         rounds = [[one] for one in calls] if self._one_process else [calls]
         results = [r for calls in rounds for r in self._pool.map(calls, limit_s=limit_s)]

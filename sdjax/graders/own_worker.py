@@ -202,7 +202,8 @@ def _of_many(function: Callable[..., Any], style: str, items: Sequence[Item]) ->
             values = _awaited(function(**_accepted(function, _as_trl(texts, items))))
         values = list(values)
     except Exception as error:
-        return [{"raised": _said(error)}] * len(items)
+        of = f", in a call with {len(items)} completions" if len(items) > 1 else ""
+        return [{"raised": _said(error) + of}] * len(items)
     if len(values) != len(items):
         said = f"returned {len(values)} values for {len(items)} completions"
         return [{"wrong": said}] * len(items)

@@ -50,7 +50,8 @@ class RowTask(config.TaskConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        own_functions.check_rule(self.grader, self.RULES)
+        if self.RULES:
+            own_functions.check_rule(self.grader, self.RULES)
 
     def task_grader(self, **options: Any) -> Grader:
         """Returns the grader that the field `grader` names; `options` are those of its rule."""
