@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ NAMED = re.compile(r"(?:[^:]+\.py|[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):[A-Za-z_]\w*"
 """The names of functions: "module:function" and "FILE.py:function"."""
 
 if TYPE_CHECKING:
-    Function = str | Callable[..., Any]
+    Function = Any  # a function, or its name
 else:
     # A config turns functions into their names before anything reads its fields.
     Function = str

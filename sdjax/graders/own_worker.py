@@ -74,7 +74,7 @@ def call(name: str, folders: Sequence[str], items: Sequence[Item], limit_s: floa
         return _of_many(function, style, items)
     if _is_asynchronous(function):
         return asyncio.run(_together(function, style, items, limit_s))
-    return [_outcome(lambda one=item: _awaited(_called(function, style, one))) for item in items]
+    return [_of_one(function, style, item) for item in items]
 
 
 def warm(place: str, folders: Sequence[str]) -> None:
@@ -250,9 +250,9 @@ async def _together(
     return list(await asyncio.gather(*map(one, items)))
 
 
-def _outcome(value: Callable[[], Any]) -> Outcome:
+def _of_one(function: Callable[..., Any], style: str, item: Item) -> Outcome:
     try:
-        return _checked(value())
+        return _checked(_awaited(_called(function, style, item)))
     except Exception as error:
         return {"raised": _said(error)}
 

@@ -45,7 +45,7 @@ class _Worker:
     """One process (see `worker`), the fork of it that serves, and the call that the fork runs."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], *, shown: bool
+        self, arguments: Sequence[str], environment: dict[str, str], *, shown: bool
     ) -> None:
         package_root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
