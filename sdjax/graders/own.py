@@ -111,7 +111,7 @@ class OwnFunction:
         self._spare_s = SPARE_S if found["asynchronous"] and not found["many"] else 0.0
 
     def __call__(self, attempts: Sequence[Attempt], failures: Failures) -> list[Judgement]:
-        """Returns what the function says about each attempt, in order.
+        """Returns the judgement of each attempt, in order.
 
         Raises UserError, which names the row, for a value that is no finite reward.
         """

@@ -63,7 +63,7 @@ def describe(name: str, folders: Sequence[str]) -> dict[str, Any]:
 
 
 def call(name: str, folders: Sequence[str], items: Sequence[Item], limit_s: float) -> list[Outcome]:
-    """Returns what a function says about each item, in order.
+    """Returns the outcome of a function for each item, in order.
 
     An outcome is one of {"reward": number or None}, {"grade": fields}, {"raised": text}, {"wrong":
     text} for what is no reward, and {"late": true}. An item has completion, row, id and MORE.
@@ -179,7 +179,7 @@ def _called(function: Callable[..., Any], style: str, item: Item) -> Any:
 def _more(
     function: Callable[..., Any], items: Sequence[Item], form: Callable[[list[Any]], Any]
 ) -> dict[str, Any]:
-    """Returns what a function asks for by name after its first two parameters."""
+    """Returns the arguments that a function asks for by name after its first two parameters."""
     asked = list(_parameters(function))[2:]
     return {name: form([item[name] for item in items]) for name in MORE if name in asked}
 

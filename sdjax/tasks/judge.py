@@ -52,7 +52,7 @@ class ServedJudge:
         http.wait(self._client.reach("/models"), lambda: None)
 
     def __call__(self, attempts: Sequence[Attempt], failures: Failures) -> list[Judgement]:
-        """Returns what the judge says about each attempt, in order."""
+        """Returns the judgement of each attempt, in order."""
         turns = asyncio.Semaphore(self.cfg.concurrency)
 
         async def ask(attempt: Attempt) -> str | UserError:

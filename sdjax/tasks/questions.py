@@ -143,7 +143,7 @@ def _answer(row: dict[str, Any], cfg: Questions) -> tuple[str, str | None]:
 
 
 def _instruction(cfg: Questions, row: dict[str, Any], kind: str) -> str:
-    """Returns what follows the question of a row."""
+    """Returns the text that follows the question of a row."""
     if cfg.instruction is not None:
         return cfg.instruction
     names = (cfg.question,) if cfg.question else QUESTIONS
