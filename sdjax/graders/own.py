@@ -27,6 +27,8 @@ TOGETHER = 64
 LOAD_S = 110.0
 """Seconds that a function's module may take to be imported."""
 SPARE_S = 5.0
+MOST_WORKERS = 16
+"""Most processes that load one module, which may be large."""
 INSIDE = "SDJAX_OWN_WORKER"
 """Set in the environment of workers, so that no worker starts workers."""
 
@@ -175,6 +177,7 @@ def _pool(place: str, folders: tuple[str, ...]) -> Pool:
     """Returns the workers that have loaded a module, which all of its functions share."""
     return Pool(
         "sdjax.graders.own_worker:serve",
+        workers=min(os.cpu_count() or 1, MOST_WORKERS),
         memory_mb=0,
         warm_up=("warm", place, folders),
         # The accelerator belongs to the training: a second process that takes it fails.
