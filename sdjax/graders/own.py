@@ -150,7 +150,7 @@ class OwnFunction:
         return failures.judgement(self.name, attempt, str(why))
 
 
-def _item(attempt: Attempt) -> own_worker.Item:
+def _item(attempt: Attempt) -> own_worker.CalledItem:
     return {
         "completion": attempt.text,
         "row": attempt.columns or {"answer": attempt.answer},

@@ -40,7 +40,7 @@ MARK = "sdjax_batched"
 """The attribute of a function that `sdjax.graders.batched` marks."""
 TRL_KEEPS = ("prompt", "completion", "completion_ids")
 """Columns that TRL does not pass on to its reward functions."""
-Item = dict[str, Any]
+CalledItem = dict[str, Any]
 Outcome = dict[str, Any]
 
 
@@ -62,7 +62,9 @@ def describe(name: str, folders: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def call(name: str, folders: Sequence[str], items: Sequence[Item], limit_s: float) -> list[Outcome]:
+def call(
+    name: str, folders: Sequence[str], items: Sequence[CalledItem], limit_s: float
+) -> list[Outcome]:
     """Returns the outcome of a function for each item, in order.
 
     An outcome is one of {"reward": number or None}, {"grade": fields}, {"raised": text}, {"wrong":
@@ -160,7 +162,7 @@ def _awaited(value: Any) -> Any:
     return asyncio.run(result()) if inspect.isawaitable(value) else value
 
 
-def _called(function: Callable[..., Any], style: str, item: Item) -> Any:
+def _called(function: Callable[..., Any], style: str, item: CalledItem) -> Any:
     """Returns the value of a function for one item, a coroutine if it is async."""
     row = item["row"]
     if style == "verl":
@@ -177,7 +179,7 @@ def _called(function: Callable[..., Any], style: str, item: Item) -> Any:
 
 
 def _more(
-    function: Callable[..., Any], items: Sequence[Item], form: Callable[[list[Any]], Any]
+    function: Callable[..., Any], items: Sequence[CalledItem], form: Callable[[list[Any]], Any]
 ) -> dict[str, Any]:
     """Returns the arguments that a function asks for by name after its first two parameters."""
     asked = list(_parameters(function))[2:]
@@ -192,7 +194,9 @@ def _accepted(function: Callable[..., Any], known: dict[str, Any]) -> dict[str, 
     return {name: value for name, value in known.items() if name in parameters}
 
 
-def _of_many(function: Callable[..., Any], style: str, items: Sequence[Item]) -> list[Outcome]:
+def _of_many(
+    function: Callable[..., Any], style: str, items: Sequence[CalledItem]
+) -> list[Outcome]:
     """Returns the outcomes of a function that gets all items at once."""
     texts, rows = [item["completion"] for item in items], [item["row"] for item in items]
     try:
@@ -213,7 +217,7 @@ def _of_many(function: Callable[..., Any], style: str, items: Sequence[Item]) ->
     ]
 
 
-def _as_trl(texts: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:
+def _as_trl(texts: Sequence[str], items: Sequence[CalledItem]) -> dict[str, Any]:
     """Returns the arguments that TRL passes: conversations where the row's prompt is one."""
     rows = [item["row"] for item in items]
     columns = dict.fromkeys(name for row in rows for name in row if name not in TRL_KEEPS)
@@ -232,11 +236,11 @@ def _as_trl(texts: Sequence[str], items: Sequence[Item]) -> dict[str, Any]:
 
 
 async def _together(
-    function: Callable[..., Any], style: str, items: Sequence[Item], limit_s: float
+    function: Callable[..., Any], style: str, items: Sequence[CalledItem], limit_s: float
 ) -> list[Outcome]:
     """Returns the outcomes of an async function, whose calls run at the same time."""
 
-    async def one(item: Item) -> Outcome:
+    async def one(item: CalledItem) -> Outcome:
         try:
             return _checked(await asyncio.wait_for(_called(function, style, item), limit_s))
         except TimeoutError as error:
@@ -250,7 +254,7 @@ async def _together(
     return list(await asyncio.gather(*map(one, items)))
 
 
-def _of_one(function: Callable[..., Any], style: str, item: Item) -> Outcome:
+def _of_one(function: Callable[..., Any], style: str, item: CalledItem) -> Outcome:
     try:
         return _checked(_awaited(_called(function, style, item)))
     except Exception as error:

@@ -46,7 +46,7 @@ def with_rewards(grader: Grader, cfg: config.TaskConfig) -> Grader:
 
 def _reward(name: str, cfg: config.TaskConfig, where: str) -> Reward:
     if name == "judge":
-        from sdjax.tasks.judge import ServedJudge  # which loads an HTTP client
+        from sdjax.tasks.served_judge import ServedJudge  # which loads an HTTP client
 
         return ServedJudge(cfg.judge)
     return OwnFunction(name, where, cfg.reward_timeout_s)

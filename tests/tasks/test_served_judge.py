@@ -10,8 +10,8 @@ import pytest
 from sdjax import config, tasks
 from sdjax.errors import UserError
 from sdjax.graders.workers.grade_batch import Attempt
-from sdjax.tasks.judge import score, written
 from sdjax.tasks.questions import Questions
+from sdjax.tasks.served_judge import score, written
 
 KEY = "key-of-the-judge-0123456789"
 
