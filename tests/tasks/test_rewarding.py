@@ -171,6 +171,7 @@ def test_a_resumed_run_is_held_to_its_rewards(tmp_path):
         run_record.check_config(tmp_path, job(reward="a:c"), 3)
     judged = {"reward": "judge", "judge": config.Judge(url="http://h/v1", model="m")}
     patient = judged | {"judge": config.Judge(url="http://h/v1", model="m", timeout_s=9.0)}
+    (tmp_path / "judged").mkdir()
     run_record.write(tmp_path / "judged", job(**judged), 0, {})
     changes = run_record.check_config(tmp_path / "judged", job(**patient), 3)
     assert [change.name for change in changes] == ["task.judge.timeout_s"]
