@@ -22,7 +22,8 @@ class Example:
     """One row of a data set.
 
     The task's grader compares completions with `answer`. `solution` is a worked solution, where
-    the data set has one. `id` is unique within its task and split.
+    the data set has one. `id` is unique within its task and split. `columns` are all columns of
+    the row as JSON values, where a reward or a grader of the user reads them.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Example:
     answer: str
     solution: str | None = None
     task: str
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,9 @@ ALLOWED = {
     "io.run_record": ("config", "errors", "io"),
     "io.run_dir": ("config", "errors", "io", "parallel"),
     "records": (),
-    "config": ("errors", "io.redact"),
-    "config.load": ("config", "errors"),
+    "own_functions": ("errors",),
+    "config": ("errors", "io.redact", "own_functions"),
+    "config.load": ("config", "errors", "own_functions"),
     "logs": (
         *("config", "errors", "io.files", "io.lease", "io.progress", "io.redact", "analysis"),
     ),
@@ -45,9 +46,12 @@ ALLOWED = {
         *("models.files.resolve", "models.files.tokenizer_files"),
     ),
     "tiny": (),
-    "graders": ("errors", "records"),
+    "graders": ("errors", "records", "own_functions"),
     "data": ("config", "errors", "io.files", "io.hub", "io.network", "io.progress", "records"),
-    "tasks": ("config", "errors", "io.files", "io.progress", "records", "data", "graders"),
+    "tasks": (
+        *("config", "errors", "io.files", "io.progress", "records", "data", "graders"),
+        *("own_functions", "rollout.server.http"),  # the last one for the judge
+    ),
     "analysis": ("errors", "io.files", "records"),
     "objectives": ("config", "errors"),
     "parallel": ("config", "errors", "io.redact", "io.code_files"),
@@ -81,7 +85,7 @@ WITHOUT_JAX = (
     *("jobs.report_job", "jobs.prepare_job", "jobs.traces_job"),
 )
 # Those of them that load neither transformers nor matplotlib either, so that they start at once.
-LIGHT = ("errors", "records", "config", "main", "analysis", "jobs.report_job")
+LIGHT = ("errors", "records", "own_functions", "config", "main", "analysis", "jobs.report_job")
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 # Rooms whose functions take 8 arguments at most, and the kernels that Pallas calls with a reference
 # per array.

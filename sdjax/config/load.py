@@ -26,9 +26,8 @@ from typing import Any
 from sdjax import config as configs
 from sdjax.config import packaged
 from sdjax.errors import UserError
+from sdjax.own_functions import MODULE
 
-MODULE = "sdjax_config_file"
-"""Module name of the loaded config file, so that Python finds the classes that it defines."""
 COMMON = {"", "max", "min", "num", "of", "at", "by", "from", "size", "is"}
 """Parts of names that say nothing about what a name means."""
 BOOLEANS = (

@@ -3,6 +3,7 @@
 A source is one of
     FILE.parquet, .json, .jsonl, .csv or .tsv       a local file
     https://HOST/.../FILE.parquet                   a file on the web, fetched once into the cache
+    OWNER/NAME[@REVISION][:[CONFIGURATION/]SPLIT]   a split of a Hugging Face data set
     hf://datasets/OWNER/NAME[@REVISION][/PATTERN]   files of a Hugging Face data set
     FOLDER[:SPLIT]                                  a TFDS data directory, FOLDER/NAME/VERSION
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from sdjax.data import hub_sets
 from sdjax.data.rows import Broken
 from sdjax.errors import UserError, writing
 from sdjax.io import hub, network, progress
@@ -66,16 +68,14 @@ def files(source: str) -> tuple[Path, ...]:
         return _hub(source)
     if source.startswith(("https://", "http://")):
         return (_fetched(source),)
+    if hub_sets.is_id(source, SUFFIXES):
+        found = hub_sets.found(source, SUFFIXES)
+        _check_parts(source, found)
+        hub.check(list(found.values()))
+        return tuple(found.values())
     if not Path(source).is_file():
-        raise UserError(f"{source}: no such file: {_missing(source)}")
+        raise UserError(f"{source}: no such file: correct the path")
     return (Path(source),)
-
-
-def _missing(source: str) -> str:
-    """Returns the remedy for a path without a file."""
-    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) and not source.endswith(SUFFIXES):
-        return f"a data set of the hub reads hf://datasets/{source}"
-    return "correct the path"
 
 
 def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:

@@ -16,13 +16,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sdjax.errors import UserError, require_package
+from sdjax.own_functions import is_named
 
 # These modules are imported when a rule is used, because `import sdjax.graders` must stay light.
 if TYPE_CHECKING:
     from sdjax.graders.workers.grade_batch import Grader
     from sdjax.records import Grade
 
-# A name in RULES, or a function (completion, answer, *, truncated, **options) -> Grade.
+# A name in RULES or of a function of the user (module:function), or a function (completion, answer,
+# *, truncated, **options) -> Grade.
 Rule = str | Callable[..., "Grade"]
 # Takes the options of a rule; returns the function that grades a batch by it.
 Maker = Callable[..., "Grader"]
@@ -40,7 +42,8 @@ def grade(
     """Returns the grade of one completion.
 
     Args:
-        rule: A name in RULES, or a function (completion, answer, *, truncated, **options) -> Grade.
+        rule: A name in RULES, a function (completion, answer, *, truncated, **options) -> Grade,
+            or the name of a function (completion, row) of yours, module:function.
         completion: Any text.
         answer: The text that the rule compares with, in the form that the rule reads.
         truncated: Whether the length limit cut the completion off.
@@ -63,12 +66,28 @@ def grader(rule: Rule, /, **options: Any) -> Grader:
         from sdjax.graders.workers.grade_batch import each
 
         return each(functools.partial(rule, **options))
+    if is_named(rule):
+        from sdjax.graders import own
+
+        return own.grader(rule, **options)
     if rule not in RULES:
         raise UserError(
             f"rule is {rule!r}: must be one of {', '.join(RULES)}, or a function that returns a "
             "Grade"
         )
     return RULES[rule](**options)
+
+
+def batched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a reward or grader `f(completions, rows)` that takes lists and returns a list.
+
+    Returns the function. One process at a time makes its calls, so that a model that it loads is
+    in memory once.
+    """
+    from sdjax.graders.own_worker import MARK
+
+    setattr(function, MARK, True)
+    return function
 
 
 def _imported(place: str) -> Any:

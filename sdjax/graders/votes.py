@@ -45,6 +45,7 @@ def merged(grader: Grader, groups: Sequence[Group]) -> list[list[str | None]]:
     equal get the spelling of the first of them.
     """
     votes: list[list[str | None]] = [[None] * len(group.grades) for group in groups]
+    grader = getattr(grader, "grader", grader)  # below the rewards of a config
     if not isinstance(grader, ComparingGrader):
         return votes
     # For each group, each spelling of a wrong prediction, and the completions that have it.

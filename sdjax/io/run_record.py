@@ -31,17 +31,19 @@ NOT_COMPARED = ("out", "resume", "allow", "profile", "replay")
 """Fields that say where and how the program is started."""
 
 SERVER = ("folder", "concurrency", "timeout_s", "retries", "key_variable")
+JUDGE = tuple(f"task.judge.{name}" for name in SERVER if name != "folder")
 FREE: dict[str, tuple[str, ...]] = {
     "Train": (
         *("steps", "alarm", "checkpoint", "log", "on_step", "on_evaluation", "optim.most_skipped"),
         *(f"rollout.server.{name}" for name in SERVER),
+        *JUDGE,
     ),
     "SFT": (
         *("steps", "epochs", "log_every", "checkpoint", "log", "on_step", "on_evaluation"),
-        "optim.most_skipped",
+        *("optim.most_skipped", *JUDGE),
     ),
-    "Evaluate": ("lexicon", "eval.every", *(f"server.{name}" for name in SERVER)),
-    "Study": ("lexicon", "traces", "eval.every", *(f"server.{name}" for name in SERVER)),
+    "Evaluate": ("lexicon", "eval.every", *(f"server.{name}" for name in SERVER), *JUDGE),
+    "Study": ("lexicon", "traces", "eval.every", *(f"server.{name}" for name in SERVER), *JUDGE),
     # Each training of a sweep is compared with its own record.
     "Sweep": ("axis", "values", "runs", "report"),
 }

@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from sdjax import config
@@ -26,6 +26,7 @@ from sdjax.graders.workers.grade_batch import Attempt, Grader
 from sdjax.io import progress
 from sdjax.io.files import to_json
 from sdjax.records import Example, Grade, Group
+from sdjax.tasks.rewarding import with_rewards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Task:
         """
         grades = self.grader(
             [
-                Attempt(text, example.answer, cut, example.id)
+                Attempt(text, example.answer, cut, example.id, example.columns, example.messages)
                 for text, example, cut in zip(texts, examples, truncated, strict=True)
             ]
         )
@@ -96,7 +97,8 @@ class Task:
 def load(cfg: config.TaskConfig, data: config.Data) -> Task:
     """Returns the task of a config, loaded by the module that defines the config's class.
 
-    Raises UserError if that module has no function `load` or if `load` returns no Task.
+    Its grader is under the rewards of the config. Raises UserError if that module has no function
+    `load`, if `load` returns no Task, or if a reward cannot be loaded.
     """
     name = type(cfg).__name__
     if type(cfg) is config.TaskConfig:
@@ -115,7 +117,7 @@ def load(cfg: config.TaskConfig, data: config.Data) -> Task:
             f"task is {name}(): its load returned {type(task).__name__}; it must return a "
             "sdjax.tasks.Task"
         )
-    return task
+    return replace(task, grader=with_rewards(task.grader, cfg))
 
 
 def load_others(cfgs: Mapping[str, config.TaskConfig], data: config.Data) -> dict[str, Task]:

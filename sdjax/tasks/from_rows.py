@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from sdjax import config
+from sdjax import config, own_functions
 from sdjax.data import messages
-from sdjax.data.rows import RowError, Skipped, columns, distinct, field, split, unseen
+from sdjax.data.rows import (
+    RowError,
+    Skipped,
+    answer_field,
+    checked_text,
+    columns,
+    distinct,
+    field,
+    split,
+    unseen,
+)
 from sdjax.errors import UserError
+from sdjax.graders import grader, own
+from sdjax.graders.answer.regions import last_boxed
+from sdjax.graders.workers.grade_batch import Grader
 from sdjax.records import Example, Message
 
 Read = Callable[[str, str], tuple[list[Example], tuple[Skipped, ...]]]
@@ -29,6 +42,21 @@ class RowTask(config.TaskConfig):
     """System prompt of the rows that have none in a column `system` or in their messages. If empty,
     there is none."""
 
+    RULES: ClassVar[tuple[str, ...]] = ()
+    """The rules of the package that the field `grader` of a subclass may name."""
+
+    if TYPE_CHECKING:
+        grader: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.RULES:
+            own_functions.check_rule(self.grader, self.RULES)
+
+    def task_grader(self, **options: Any) -> Grader:
+        """Returns the grader that the field `grader` names; `options` are those of its rule."""
+        return own_or_rule(self, self.grader, **options)
+
     def prompt(self, row: dict[str, Any], otherwise: Sequence[str]) -> tuple[Message, ...]:
         """Returns the messages of a row's prompt, whose column is `question` or in `otherwise`."""
         return messages.prompt(row, self.question, otherwise, system=self.system)
@@ -41,6 +69,64 @@ class RowTask(config.TaskConfig):
                 "column with task.answer"
             )
         return self.answer or usual
+
+    def columns(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Returns all columns of a row as JSON values, if a reward or a grader reads them."""
+        return json_values(dict(row)) if self.keeps_columns() else {}
+
+
+def own_or_rule(cfg: config.TaskConfig, name: str, **options: Any) -> Grader:
+    """Returns the grader of a rule with its options, or of a function of the user."""
+    if not own_functions.is_named(name):
+        return grader(name, **options)
+    stop = cfg.on_reward_error == "stop"
+    return own.grader(name, limit_s=cfg.reward_timeout_s, stop=stop)
+
+
+def json_values(value: Any) -> Any:
+    """Returns a value of a row as JSON has it: dates, decimals and bytes become text."""
+    if isinstance(value, dict):
+        return {str(name): json_values(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+def answer_and_solution(row: dict[str, Any], cfg: Any) -> tuple[str, str | None]:
+    r"""Returns answer and worked solution of a row in one of three schemas.
+
+    - reward_model.ground_truth, with extra_info.solution,
+    - answer, with solution,
+    - a solution whose last box holds the answer.
+
+    The solution may be absent in the first two. If an answer holds "####" (GSM8K), the text before
+    this mark is the solution. `cfg` is a RowTask with a column `solution`, and its columns replace
+    these. Raises RowError for other rows.
+    """
+    verl = row.get("reward_model") is not None and not cfg.answer
+    solution = _solution(row, cfg.solution or ("extra_info.solution" if verl else "solution"))
+    if solution is not None and not verl and not cfg.answer and row.get("answer") is None:
+        boxed = last_boxed(solution)
+        if boxed is not None:
+            return boxed, solution
+    path = cfg.answer_path(row, "reward_model.ground_truth" if verl else "answer")
+    answer = answer_field(row, path)
+    worked, mark, end = answer.rpartition("####")
+    if verl or not mark:
+        return answer, solution
+    return checked_text(end.strip(), f"field '{path}' after ####"), worked.strip()
+
+
+def _solution(row: dict[str, Any], path: str) -> str | None:
+    """Returns the text of the worked solution, None if the row has none."""
+    value: Any = row
+    for name in (path,) if path in row else path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"field '{path}' is {type(value).__name__}, not text")
+    return value
 
 
 def with_last(prompt: tuple[Message, ...], change: Callable[[str], str]) -> tuple[Message, ...]:

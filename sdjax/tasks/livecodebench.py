@@ -14,17 +14,17 @@ import random
 import re
 import zlib
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from sdjax import config
+from sdjax import config, own_functions
 from sdjax.data.messages import prompt, with_system
 from sdjax.data.rows import RowError, columns, convert_rows, text_field
 from sdjax.data.sources import read_rows
-from sdjax.graders import grader
 from sdjax.graders.code import grade_code, sandbox
+from sdjax.own_functions import Function
 from sdjax.records import Example, Message
 from sdjax.tasks import Task
-from sdjax.tasks.from_rows import with_last
+from sdjax.tasks.from_rows import json_values, own_or_rule, with_last
 
 INSTRUCTION = (
     "You are a coding expert. You will be given a coding problem, and you need to write a correct "
@@ -52,14 +52,15 @@ class LiveCodeBench(config.TaskConfig):
     """Problems that are evaluated, at most; 0: none."""
     train_share: float = 0.5
     """Share of each problem's tests that training uses. It uses at least one test."""
-    grader: Literal["code", "code_reference"] = "code"
-    """code_reference restricts builtins and imports, and splits arguments at any space, as the
-    papers' code does."""
+    grader: Function = "code"
+    """code, or code_reference, which restricts builtins and imports, and splits arguments at any
+    space, as the papers' code does. Or a function of yours."""
     parallel: int = 0
     """Programs that run at a time. 0 runs one per core."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        own_functions.check_rule(self.grader, ("code", "code_reference"))
         config.require(0 < self.train_share <= 1, "task.train_share", self.train_share, "in (0, 1]")
         config.require(self.parallel >= 0, "task.parallel", self.parallel, "must not be negative")
         for name in ("first_date", "last_date"):
@@ -80,7 +81,13 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         messages, tests = fields(row)
         if reference:  # Its sandbox calls plain functions, not methods.
             messages = with_last(messages, lambda question: question.replace("(self, ", "("))
-        return Example(id=str(number), messages=messages, answer=tests, task="livecodebench")
+        return Example(
+            id=str(number),
+            messages=messages,
+            answer=tests,
+            task="livecodebench",
+            columns=json_values(dict(row)) if cfg.keeps_columns() else {},
+        )
 
     examples, skipped = convert_rows(cfg.source, read_rows(cfg.source), convert, data.on_bad_row)
     ids = [example.id for example in examples]
@@ -96,7 +103,7 @@ def load(cfg: LiveCodeBench, data: config.Data) -> Task:
         name="livecodebench",
         train=[replace(e, answer=_share(cfg, e)) for e in examples],
         held_out=examples[: cfg.held_out],
-        grader=grader(cfg.grader, parallel=cfg.parallel or None),
+        grader=own_or_rule(cfg, cfg.grader, parallel=cfg.parallel or None),
         skipped=skipped,
     )
 

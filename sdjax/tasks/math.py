@@ -6,17 +6,16 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from sdjax import config
-from sdjax.data.rows import RowError, Skipped, answer_field, checked_text, convert_rows
+from sdjax.data.rows import Skipped, convert_rows
 from sdjax.data.sources import read_rows
 from sdjax.errors import UserError
-from sdjax.graders import grader
-from sdjax.graders.answer.regions import last_boxed
+from sdjax.own_functions import Function
 from sdjax.records import Example
 from sdjax.tasks import Task
-from sdjax.tasks.from_rows import RowTask, divided, with_last
+from sdjax.tasks.from_rows import RowTask, answer_and_solution, divided, with_last
 
 _PAPER = "https://raw.githubusercontent.com/beanie00/self-distillation-analysis/main/data/math"
 SETS = {
@@ -53,13 +52,15 @@ class Math(RowTask):
     solution: str = ""
     """Column of the worked solution, or a path. If empty, solution, or extra_info.solution beside
     reward_model."""
-    grader: Literal["math", "math_reference", "math_eval_reference"] = "math"
-    """The default rule, the papers' training reward, or the evaluation of arXiv:2603.24472; see
-    docs/graders.md."""
+    grader: Function = "math"
+    """math, the default rule; math_reference, the papers' training reward; math_eval_reference,
+    the evaluation of arXiv:2603.24472; or a function of yours. See docs/graders.md."""
     deduplicate: bool = True
     """Use each training question once, however often its row is repeated."""
     instruction: str = INSTRUCTION
     """Follows every question that does not end with it already."""
+
+    RULES: ClassVar[tuple[str, ...]] = ("math", "math_reference", "math_eval_reference")
 
 
 def load(cfg: Math, data: config.Data) -> Task:
@@ -73,7 +74,7 @@ def load(cfg: Math, data: config.Data) -> Task:
         name="math",
         train=train,
         held_out=held_out,
-        grader=grader(cfg.grader),
+        grader=cfg.task_grader(),
         skipped=skipped,
     )
 
@@ -91,46 +92,17 @@ def _read(
         messages = with_last(
             cfg.prompt(row, QUESTIONS), lambda question: prompt(question, cfg.instruction)
         )
-        answer, solution = _answer(row, cfg)
+        answer, solution = answer_and_solution(row, cfg)
         return Example(
-            id=f"{split}-{number}", messages=messages, answer=answer, solution=solution, task="math"
+            id=f"{split}-{number}",
+            messages=messages,
+            answer=answer,
+            solution=solution,
+            task="math",
+            columns=cfg.columns(row),
         )
 
     return convert_rows(source, read_rows(source), convert, data.on_bad_row)
-
-
-def _answer(row: dict[str, Any], cfg: Math) -> tuple[str, str | None]:
-    r"""Returns answer and worked solution of a row in one of three schemas.
-
-    - reward_model.ground_truth, with extra_info.solution,
-    - answer, with solution,
-    - a solution whose last box holds the answer.
-
-    The solution may be absent in the first two. If an answer holds "####" (GSM8K), the text before
-    this mark is the solution. The config's columns replace these. Raises RowError for other rows.
-    """
-    verl = row.get("reward_model") is not None and not cfg.answer
-    solution = _solution(row, cfg.solution or ("extra_info.solution" if verl else "solution"))
-    if solution is not None and not verl and not cfg.answer and row.get("answer") is None:
-        boxed = last_boxed(solution)
-        if boxed is not None:
-            return boxed, solution
-    path = cfg.answer_path(row, "reward_model.ground_truth" if verl else "answer")
-    answer = answer_field(row, path)
-    worked, mark, end = answer.rpartition("####")
-    if verl or not mark:
-        return answer, solution
-    return checked_text(end.strip(), f"field '{path}' after ####"), worked.strip()
-
-
-def _solution(row: dict[str, Any], path: str) -> str | None:
-    """Returns the text of the worked solution, None if the row has none."""
-    value: Any = row
-    for name in (path,) if path in row else path.split("."):
-        value = value.get(name) if isinstance(value, dict) else None
-    if value is not None and not isinstance(value, str):
-        raise RowError(f"field '{path}' is {type(value).__name__}, not text")
-    return value
 
 
 _DAPO_HEAD = re.compile(

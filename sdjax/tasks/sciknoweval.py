@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, convert_rows, text_field
 from sdjax.data.sources import read_rows
-from sdjax.graders import grader
+from sdjax.own_functions import Function
 from sdjax.records import Example
 from sdjax.tasks import Task
 from sdjax.tasks.from_rows import RowTask, divided, letter, options, with_last
@@ -36,9 +36,11 @@ class SciKnowEval(RowTask):
     """Column of the options: a list, which follows the question as "A: ...", "B: ..." on lines of
     their own. The answer may then be a letter, an option's text, or its index from 0. Rows without
     this column have the options in the question."""
-    grader: Literal["choice", "choice_reference"] = "choice"
+    grader: Function = "choice"
     """choice reads the letter in an <answer>, a box or a sentence. choice_reference accepts only
-    the letter alone between the tags, as the papers' code does."""
+    the letter alone between the tags, as the papers' code does. Or a function of yours."""
+
+    RULES: ClassVar[tuple[str, ...]] = ("choice", "choice_reference")
 
 
 def load(cfg: SciKnowEval, data: config.Data) -> Task:
@@ -53,7 +55,7 @@ def load(cfg: SciKnowEval, data: config.Data) -> Task:
         name="sciknoweval",
         train=examples,
         held_out=held_out,
-        grader=grader(cfg.grader),
+        grader=cfg.task_grader(),
         skipped=skipped,
     )
 
@@ -73,6 +75,12 @@ def _read(
             answer = letter(row, name, choices)
             listed = "\n".join(f"{x}: {option}" for x, option in choices.items())
             messages = with_last(messages, lambda question: f"{question}\n\n{listed}")
-        return Example(id=f"{split}-{number}", messages=messages, answer=answer, task="sciknoweval")
+        return Example(
+            id=f"{split}-{number}",
+            messages=messages,
+            answer=answer,
+            task="sciknoweval",
+            columns=cfg.columns(row),
+        )
 
     return convert_rows(file, read_rows(file), convert, data.on_bad_row)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 from sdjax import config
 from sdjax.data.rows import RowError, Skipped, convert_rows, field
 from sdjax.data.sources import read_rows
-from sdjax.graders import grader, tool_calls
+from sdjax.graders import tool_calls
+from sdjax.own_functions import Function
 from sdjax.records import Example
 from sdjax.tasks import Task
 from sdjax.tasks.from_rows import RowTask, divided
@@ -30,11 +31,13 @@ class ToolUse(RowTask):
     of `train` are held out."""
     held_out: int = 10_000
     """Rows of `test` that are used, at most; or the number of rows held out of `train`. 0: none."""
-    grader: Literal["tooluse", "tooluse_reference"] = "tooluse"
+    grader: Function = "tooluse"
     """tooluse compares call by call. tooluse_reference merges the inputs of all calls and shows
-    the expected calls in its feedback, as the papers' code does."""
+    the expected calls in its feedback, as the papers' code does. Or a function of yours."""
     reveal_answer: bool = False
     """Whether the feedback of `tooluse` shows the expected calls."""
+
+    RULES: ClassVar[tuple[str, ...]] = ("tooluse", "tooluse_reference")
 
 
 def load(cfg: ToolUse, data: config.Data) -> Task:
@@ -48,7 +51,7 @@ def load(cfg: ToolUse, data: config.Data) -> Task:
         name="tooluse",
         train=train,
         held_out=held_out,
-        grader=grader(cfg.grader, **options),
+        grader=cfg.task_grader(**options),
         skipped=skipped,
     )
 
@@ -66,6 +69,12 @@ def _read(
         except (ValueError, KeyError, TypeError) as error:
             raise RowError(f"field '{name}' holds no list of calls ({error!r})") from None
         messages = cfg.prompt(row, QUESTIONS)
-        return Example(id=f"{split}-{number}", messages=messages, answer=answer, task="tooluse")
+        return Example(
+            id=f"{split}-{number}",
+            messages=messages,
+            answer=answer,
+            task="tooluse",
+            columns=cfg.columns(row),
+        )
 
     return convert_rows(source, read_rows(source), convert, data.on_bad_row)

@@ -62,7 +62,8 @@ def _text(row: Any) -> bytes:
     if isinstance(row, Conversation):
         return row.tokens.tobytes() + b"%d" % row.start
     # vars, because dataclasses.asdict copies every value and takes ten times as long.
-    return json.dumps(vars(row), default=str).encode()
+    fields = {n: value for n, value in vars(row).items() if n != "columns" or value}
+    return json.dumps(fields, default=str).encode()
 
 
 def _of_model(model: LoadedModel) -> dict[str, str]:

@@ -276,7 +276,6 @@ def test_a_tfds_build_stops_at_a_broken_row(tmp_path):
         ("hf://datasets/only-a-name", "should read hf://datasets/OWNER/NAME"),
         ("https://localhost:1/rows.parquet", "cannot be fetched"),
         ("tests", "is no TFDS data directory"),
-        ("openai/gsm8k", "no such file: a data set of the hub reads hf://datasets/openai/gsm8k"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_named(source, says, tmp_path, monkeypatch):

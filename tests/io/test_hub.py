@@ -145,6 +145,16 @@ def test_a_cache_on_a_read_only_disk_is_named(hub_cache, server, tmp_path, monke
             resolve.resolve("me/sums", files=["*.jsonl"])
 
 
+def test_an_id_with_a_split_is_fetched_and_then_read_from_the_cache(hub_cache, server, monkeypatch):
+    assert len(list(sources.read_rows("me/sums"))) == 2
+    with pytest.raises(UserError, match=r"me/sums:test: no such file here, .* no split test, but"):
+        list(sources.read_rows("me/sums:test"))
+    with pytest.raises(UserError, match=r"me/none: no such file here, .* no such repository"):
+        list(sources.read_rows("me/none"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert len(list(sources.read_rows("me/sums:train"))) == 2
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_a_cached_file_is_read_without_a_network(hub_cache, no_network, monkeypatch, offline):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from sdjax import own_functions
 from sdjax.config.checks import require, require_finite, require_one, require_seed
+from sdjax.config.sections.judge import Judge
+from sdjax.own_functions import Function
+
+OWN_REWARDS = ("grader", "judge")
+"""The rewards that are no functions: the task's own grader, and the section `judge`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +26,72 @@ class TaskConfig:
     held_out: int = 200
     """Number of held-out examples; they never occur in training. 0: none, so that training runs
     without evaluations."""
+    reward: Function = ""
+    """A function whose value trains in place of the grader's reward: itself in a config file, or
+    its name, module:function or FILE.py:function. Or judge. docs/how-to/own-reward.md says what the
+    function gets. If empty, the grader's reward trains. The grader still decides what is
+    correct."""
+    rewards: dict[Function, float] = field(default_factory=dict)
+    """Several such rewards in place of `reward`, each with its weight; grader stands for the
+    grader's own. Their weighted sum trains."""
+    reward_timeout_s: float = 10.0
+    """Seconds that a call of an own function may take."""
+    on_reward_error: Literal["stop", "zero"] = "stop"
+    """What happens where an own function raises or is late, or the judge gives no score. stop: the
+    run ends. zero: this part of the reward is 0, and the completion is not correct by it."""
+    judge: Judge = field(default_factory=Judge)
+    """The model behind a server that gives the reward `judge`."""
 
     def __post_init__(self) -> None:
+        name = own_functions.name_of(self.reward, "task.reward")
+        object.__setattr__(self, "reward", name)
+        object.__setattr__(self, "rewards", own_functions.names_of(self.rewards, "task.rewards"))
+        # Some subclasses have this field: the name of a rule, or a grader of the user.
+        if callable(grader := getattr(self, "grader", "")):
+            object.__setattr__(self, "grader", own_functions.name_of(grader, "task.grader"))
         require_finite(self, "task.")
         require(self.held_out >= 0, "task.held_out", self.held_out, "must not be negative")
         require_seed("task.seed", self.seed)
+        self._check_rewards()
+
+    def _check_rewards(self) -> None:
+        """Raises UserError for rewards that no run can compute."""
+        require(
+            not (self.reward and self.rewards),
+            "task.rewards",
+            self.rewards,
+            "give either task.reward or task.rewards",
+        )
+        where = "task.reward" if self.reward else "task.rewards"
+        for name in self.all_rewards():
+            require(
+                name in OWN_REWARDS or own_functions.is_named(name),
+                where,
+                name,
+                "must be module:function or FILE.py:function, such as my_rewards:brevity, or one "
+                f"of {', '.join(OWN_REWARDS)}",
+            )
+        judged = "judge" in self.all_rewards()
+        require(
+            judged or self.judge.url is None,
+            "task.judge.url",
+            self.judge.url,
+            "needs task.reward judge, or judge in task.rewards",
+        )
+        for part in ("url", "model") if judged else ():
+            value = getattr(self.judge, part)
+            require(bool(value), f"task.judge.{part}", value, f"the reward judge needs a {part}")
+        limit = self.reward_timeout_s
+        require(limit > 0, "task.reward_timeout_s", limit, "must be positive")
+
+    def all_rewards(self) -> dict[str, float]:
+        """Returns the rewards by name with their weights; empty where the grader's trains."""
+        return {self.reward: 1.0} if self.reward else self.rewards
+
+    def keeps_columns(self) -> bool:
+        """Returns whether a reward or a grader of the user reads the columns of the rows."""
+        named = own_functions.is_named(str(getattr(self, "grader", "")))
+        return named or bool(self.all_rewards().keys() - {"grader"})
 
 
 @dataclass(frozen=True, kw_only=True)

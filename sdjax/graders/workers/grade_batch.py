@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from sdjax.errors import UserError
 from sdjax.graders.workers.pool import Lost, Pool
-from sdjax.records import Grade
+from sdjax.records import Grade, Message
 
 
 @dataclass(frozen=True)
 class Attempt:
     """The text of one completion, the answer to compare it with, and whether it was cut off.
 
-    `id` is the id of the example.
+    `id` is the id of the example, `columns` its row where one is kept, and `messages` its prompt.
     """
 
     text: str
     answer: str
     truncated: bool = False
     id: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
 
 
 # Grades a batch, in order. It must return a grade for any text.

@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -44,16 +44,20 @@ def _command(arguments: Sequence[str]) -> list[str]:
 class _Worker:
     """One process (see `worker`), the fork of it that serves, and the call that the fork runs."""
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: dict[str, str], *, shown: bool
+    ) -> None:
         package_root = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             _command(arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=None if shown else subprocess.DEVNULL,
             # Every worker has the same hash seed, because a result must not depend on the worker.
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+            env=os.environ
+            | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+            | environment,
             start_new_session=True,
         )
         self.server: int | None = None
@@ -110,6 +114,8 @@ class Pool:
     Arguments and results are JSON values, small enough for a pipe (a few kB). Workers start at
     the first call and stay. `close` or the end of the program ends them. `warm_up` holds the
     arguments of a call that each worker makes first, without a time limit, to load its imports.
+    With `memory_mb` 0 a worker may use any memory and write files, and what it prints goes to
+    standard error: the code of users does so. `environment` is added to that of the workers.
     """
 
     def __init__(
@@ -120,9 +126,11 @@ class Pool:
         limit_s: float = LIMIT_S,
         memory_mb: int = 2048,
         warm_up: Sequence[Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.limit_s = limit_s
         self._arguments = [function, str(memory_mb), json.dumps(warm_up)]
+        self._shown, self._environment = memory_mb == 0, dict(environment or {})
         self._size = workers or os.cpu_count() or 1
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
@@ -154,7 +162,7 @@ class Pool:
                     worker.kill_server()
 
     def _start(self) -> _Worker:
-        return _Worker(self._arguments)
+        return _Worker(self._arguments, self._environment, shown=self._shown)
 
     def _give_out(
         self, waiting: deque[int], calls: Sequence[Sequence[Any]], limit_s: float

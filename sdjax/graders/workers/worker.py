@@ -2,11 +2,12 @@
 
     python -m sdjax.graders.workers.worker MODULE:FUNCTION MEMORY_MB WARM_UP
 
-WARM_UP is a JSON list, the arguments of a first call, or null. The fork reads calls from standard
-input and writes results to standard output, one JSON value per line. A call is [limit in seconds,
-arguments]. A result is {"value": ...}, {"late": true} or {"error": "..."}. The fork first sends
-{"ready": its process id}. When it dies, the process forks another one at once, because forking
-keeps the loaded modules.
+WARM_UP is a JSON list, the arguments of a first call, or null. With MEMORY_MB 0 memory and files
+have no limit, and what the function prints goes to standard error. The fork reads calls from
+standard input and writes results to standard output, one JSON value per line. A call is [limit in
+seconds, arguments]. A result is {"value": ...}, {"late": true} or {"error": "..."}. The fork first
+sends {"ready": its process id}. When it dies, the process forks another one at once, because
+forking keeps the loaded modules.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ def _raise_late(signum: int, frame: object) -> None:
 
 
 def _confine(memory_mb: int) -> None:
-    memory = memory_mb * 2**20
-    # macOS has this limit but refuses to set it.
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    if memory_mb:
+        memory = memory_mb * 2**20
+        # macOS has this limit but refuses to set it.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _raise_late)
 
@@ -83,7 +85,7 @@ def main() -> None:
     target, memory_mb, warm_up = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
     # The channel must not receive what a library prints.
     channel = os.dup(1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY) if memory_mb else 2, 1)
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
     if warm_up is not None:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import aiohttp
 import pydantic
 
-from sdjax.config import Server
+from sdjax.config import Judge, Server
 from sdjax.errors import UserError
 
 T = TypeVar("T")
@@ -38,15 +38,17 @@ MOST_BYTES = 1 << 28
 class Client:
     """Sends requests to one server. Its methods `get` and `post` run inside `each` or `wait`."""
 
-    def __init__(self, cfg: Server) -> None:
+    def __init__(self, cfg: Server | Judge, section: str = "server") -> None:
+        """`section` is the name of the config section, for messages."""
         assert cfg.url is not None
-        self.cfg, self.base = cfg, cfg.url.rstrip("/")
+        self.cfg, self.base, self.section = cfg, cfg.url.rstrip("/"), section
         self.restore: Callable[[], Coroutine[Any, Any, None]] | None = None
         """Gives the weights again to a server that was gone; None: the server keeps its own."""
         self.answered = time.monotonic()
         """When the server last answered, in seconds of time.monotonic."""
         self._known = False
-        self._headers = _authorization(cfg.key_variable)
+        self._key = _key(cfg.key_variable, section)
+        self._headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._restored = 0
         self._restorer: asyncio.Task | None = None
         self._restoring = asyncio.Lock()
@@ -57,13 +59,19 @@ class Client:
         Raises UserError, one line with the address, for an error, a wrong answer or no answer.
         `remedy` says what to do about a refused request.
         """
-        return _checked(await self._ask("GET", path, None, remedy), schema, self.base + path)
+        return self._checked(await self._ask("GET", path, None, remedy), schema, path)
 
     async def post(self, path: str, body: dict[str, Any], schema: Any, *, remedy: str) -> Any:
         """Returns the server's answer to `body`, sent as JSON. The rest is as in `get`."""
-        return _checked(await self._ask("POST", path, body, remedy), schema, self.base + path)
+        return self._checked(await self._ask("POST", path, body, remedy), schema, path)
 
-    async def _ask(self, method: str, path: str, body: Any, remedy: str) -> bytes:
+    async def reach(self, path: str) -> None:
+        """Raises UserError, one line with the address, unless the server answers, if by a no."""
+        await self._ask("GET", path, None, "", any_status=True)
+
+    async def _ask(
+        self, method: str, path: str, body: Any, remedy: str, *, any_status: bool = False
+    ) -> bytes:
         """Returns the bytes of an answer. After a try that may succeed later, it tries again.
 
         A server that has answered before may be restarting. It is waited for as long as for an
@@ -81,17 +89,17 @@ class Client:
                     count = f"{tries} tries" if tries > 1 else "1 try"
                     raise UserError(
                         f"{url}: not reached in {count} ({_reason(error)}): start the server, or "
-                        "correct server.url"
+                        f"correct {self.section}.url"
                     ) from None
                 await _pause(tries)
                 if refused:
                     await self._restore(seen)
                 continue
-            if 200 <= status < 300:
+            if 200 <= status < 300 or (any_status and status not in BUSY):
                 self.answered, self._known = time.monotonic(), True
                 return data
             if status not in BUSY or last:
-                raise UserError(f"{url}: HTTP {status}: {_message(data)}: {remedy}")
+                raise UserError(f"{url}: HTTP {status}: {self._message(data)}: {remedy}")
             await _pause(tries)
         raise AssertionError("the loop has no end")
 
@@ -113,7 +121,7 @@ class Client:
                     if len(data) > MOST_BYTES:
                         raise UserError(
                             f"{url}: an answer of more than {MOST_BYTES >> 20} MiB: correct "
-                            "server.url"
+                            f"{self.section}.url"
                         )
                 return answer.status, bytes(data)
         except aiohttp.ConnectionTimeoutError:
@@ -121,7 +129,7 @@ class Client:
         except TimeoutError:
             raise UserError(
                 f"{url}: no answer in {self.cfg.timeout_s:g} s: look at the server, or raise "
-                "server.timeout_s"
+                f"{self.section}.timeout_s"
             ) from None
 
     async def _restore(self, seen: int) -> None:
@@ -139,6 +147,42 @@ class Client:
                 finally:
                     self._restorer = None
                 self._restored += 1
+
+    def _checked(self, data: bytes, schema: Any, path: str) -> Any:
+        """Returns an answer's content. Numbers must be numbers: neither text nor booleans."""
+        url, remedy = self.base + path, f"correct {self.section}.url"
+        try:
+            return _adapter(schema).validate_json(data or b"null", strict=True)
+        except pydantic.ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+        if not data:
+            raise UserError(f"{url}: an empty answer: {remedy}")
+        if first["type"] == "json_invalid":
+            text = self._short(data.decode(errors="replace"))
+            raise UserError(f"{url}: answered no JSON but {text!r}: {remedy}")
+        at = ".".join(map(str, first["loc"])) or "the answer"
+        given = self._short(repr(first["input"]), 60)
+        says = "is missing" if first["type"] == "missing" else f"is {given}"
+        see = f"see {self.section}.engine" if isinstance(self.cfg, Server) else remedy
+        raise UserError(f"{url}: {at} {says}: {first['msg'].lower()}: {see}")
+
+    def _message(self, data: bytes) -> str:
+        """Returns the server's message about an error."""
+        text = data.decode(errors="replace")
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            return self._short(text)
+        if isinstance(fields, dict) and isinstance(fields.get("error"), dict):
+            fields = fields["error"]
+        if isinstance(fields, dict):
+            text = str(fields.get("message") or fields.get("detail") or fields.get("error") or text)
+        return self._short(text)
+
+    def _short(self, text: str, longest: int = 300) -> str:
+        """Returns the beginning of a text on one line, without the key."""
+        line = " ".join((text.replace(self._key, "***") if self._key else text).split())
+        return line if len(line) <= longest else line[:longest] + "..."
 
 
 def each(
@@ -180,28 +224,14 @@ async def _pause(tries: int) -> None:
     await asyncio.sleep(0.0 if tries == 1 else min(MOST_PAUSE_S, 0.5 * 2.0 ** (tries - 1)))
 
 
-def _authorization(variable: str | None) -> dict[str, str]:
+def _key(variable: str | None, section: str) -> str:
     if variable is None:
-        return {}
+        return ""
     if not os.environ.get(variable):
-        raise UserError(f"server.key_variable is {variable!r}: no such variable is set; export it")
-    return {"Authorization": f"Bearer {os.environ[variable]}"}
-
-
-def _checked(data: bytes, schema: Any, url: str) -> Any:
-    """Returns an answer's content. Numbers must be numbers: text and booleans are no numbers."""
-    try:
-        return _adapter(schema).validate_json(data or b"null", strict=True)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-    if not data:
-        raise UserError(f"{url}: an empty answer: correct server.url")
-    if first["type"] == "json_invalid":
-        text = _short(data.decode(errors="replace"))
-        raise UserError(f"{url}: answered no JSON but {text!r}: correct server.url")
-    at = ".".join(map(str, first["loc"])) or "the answer"
-    says = "is missing" if first["type"] == "missing" else f"is {_short(repr(first['input']), 60)}"
-    raise UserError(f"{url}: {at} {says}: {first['msg'].lower()}: see server.engine")
+        raise UserError(
+            f"{section}.key_variable is {variable!r}: no such variable is set; export it"
+        )
+    return os.environ[variable]
 
 
 @functools.cache
@@ -228,22 +258,3 @@ def _reason(error: aiohttp.ClientError) -> str:
         case aiohttp.InvalidURL():
             return "no valid address"
     return "the answer is not HTTP"
-
-
-def _message(data: bytes) -> str:
-    """Returns the server's message about an error."""
-    text = data.decode(errors="replace")
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        return _short(text)
-    if isinstance(fields, dict) and isinstance(fields.get("error"), dict):
-        fields = fields["error"]
-    if isinstance(fields, dict):
-        text = str(fields.get("message") or fields.get("detail") or fields.get("error") or text)
-    return _short(text)
-
-
-def _short(text: str, longest: int = 300) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= longest else line[:longest] + "..."
