@@ -1,7 +1,7 @@
 """Reads the rows of a data set from files, the web, the Hugging Face hub or TFDS.
 
 A source is one of
-    FILE.parquet, FILE.json, FILE.jsonl             a local file
+    FILE.parquet, FILE.json, FILE.jsonl, FILE.csv   a local file
     https://HOST/.../FILE.parquet                   a file on the web, fetched once into the cache
     hf://datasets/OWNER/NAME[@REVISION][/PATTERN]   files of a Hugging Face data set
     FOLDER[:SPLIT]                                  a TFDS data directory, FOLDER/NAME/VERSION
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import csv
 import fnmatch
 import hashlib
 import http.client
@@ -33,14 +34,15 @@ Row = tuple[int, dict[str, Any] | Broken]
 JSON_COLUMNS = "json_columns"
 MEGABYTE = 1_000_000
 _SPACE = re.compile(r"\s*")
-SUFFIXES = (".parquet", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 
 
 def read_rows(source: str) -> Iterator[Row]:
     """Yields (row number from 1, row).
 
     A .json or .jsonl file holds one array of objects, or one object per line, in UTF-8. A row that
-    is no JSON object is yielded as Broken. Raises UserError for a source that cannot be read.
+    is no JSON object is yielded as Broken. A .csv file begins with a line of names. Raises
+    UserError for a source that cannot be read.
     """
     folder, _, split = source.partition(":")
     if "://" not in source and Path(folder).is_dir():
@@ -73,7 +75,7 @@ def _missing(source: str) -> str:
 
 
 def _reader(file: Path) -> Callable[[Path], Iterator[Row]]:
-    readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet}
+    readers = {".jsonl": _json, ".json": _json, ".parquet": _parquet, ".csv": _csv}
     if file.suffix not in readers:
         packed = file.suffix in (".gz", ".zst", ".bz2", ".xz", ".zip")
         remedy = "unpack it" if packed else "convert it"
@@ -253,6 +255,22 @@ def _broken_element(text: bytes, error: Exception) -> int:
                 break
             at, number = comma + 1, number + 1
     return number
+
+
+def _csv(file: Path) -> Iterator[Row]:
+    """Yields the rows of a comma-separated file, whose first line names the columns; all texts."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            for number, row in enumerate(csv.DictReader(stream, strict=True), start=1):
+                if None in row or None in row.values():
+                    yield number, Broken("has another number of fields than the first line")
+                else:
+                    yield number, row
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{file}: cannot be read as CSV ({_first_line(error)}); save it as UTF-8, separated by "
+            "commas"
+        ) from None
 
 
 def _parquet(file: Path) -> Iterator[Row]:

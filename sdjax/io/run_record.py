@@ -37,7 +37,7 @@ FREE: dict[str, tuple[str, ...]] = {
         *(f"rollout.server.{name}" for name in SERVER),
     ),
     "SFT": ("steps", "epochs", "log_every", "checkpoint", "log", "optim.most_skipped"),
-    "Evaluate": ("lexicon", "eval.every", *(f"server.{name}" for name in SERVER)),
+    "Evaluate": ("lexicon", "plots", "eval.every", *(f"server.{name}" for name in SERVER)),
     "Study": ("lexicon", "traces", "eval.every", *(f"server.{name}" for name in SERVER)),
     # Each training of a sweep is compared with its own record.
     "Sweep": ("axis", "values", "runs", "report"),

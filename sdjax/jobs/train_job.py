@@ -16,7 +16,16 @@ from sdjax.objectives import divergences, token_weights
 from sdjax.parallel import hosts
 from sdjax.records import Example
 from sdjax.tasks import Task
-from sdjax.training import evaluation, fingerprint, host_step, loaded_model, loop, replay, resume
+from sdjax.training import (
+    evaluation,
+    fingerprint,
+    host_step,
+    lm_tasks,
+    loaded_model,
+    loop,
+    replay,
+    resume,
+)
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
 
@@ -64,6 +73,7 @@ def _prepare(
     divergences.get(cfg.loss.divergence)
     token_weights.get(cfg.loss.token_weights)
     epistemic.lexicon(cfg.lexicon)
+    lm_tasks.check(cfg.lm_eval)
     task = tasks.load(cfg.task, cfg.data)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(
@@ -106,6 +116,9 @@ def _prepare(
         "tokens left out)"
     )
     evaluation.note_held_out(sets)
+    if cfg.lm_eval.tasks:
+        need = "needs evaluations: the task has no held-out examples"
+        config.require(bool(sets), "lm_eval.tasks", cfg.lm_eval.tasks, need)
     if cfg.checkpoint.keep_best:
         evaluation.check_metric(
             "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval

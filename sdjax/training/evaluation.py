@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sdjax.rollout.collect import collect
 from sdjax.rollout.interface import Sampler, SamplingRequest
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import loaded_model
+from sdjax.training import lm_tasks, loaded_model
 
 AnswerRow = dict[str, Any]
 PUSH_S = 60.0
@@ -307,6 +307,11 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
                 *verbalization(f"{other} ", "out_of_domain", other, "epistemic"),
             )
         ),
+        *(
+            row(f"{task} {name}", "lm_eval", task, "metrics", name, "value")
+            for task, of in before.get("lm_eval", {}).items()
+            for name in of["metrics"]
+        ),
     ]
 
 
@@ -324,6 +329,8 @@ class EvaluationHistory:
     history: list[dict]
     """The evaluations so far, as `to_dict` gives them with their step."""
     lexicon: str = "paper"
+    harness: config.Harness = field(default_factory=config.Harness)
+    """Tasks of lm-evaluation-harness that each evaluation scores too."""
 
     def measure(self, step: int, weights: Any) -> dict[str, float]:
         """Evaluates the model, adds the scores to the history and writes the answers.
@@ -341,7 +348,16 @@ class EvaluationHistory:
         self.history.append({"step": step} | to_dict(by_set))
         if jax.process_index() == 0:
             write_text(self.out / "answers" / f"{step:06d}.jsonl", jsonl(rows))
-        return metrics(by_set)
+        return metrics(by_set) | self._measure_harness(weights)
+
+    def _measure_harness(self, weights: Any) -> dict[str, float]:
+        """Returns the metrics of the harness's tasks, and adds their figures to the history."""
+        if not self.harness.tasks:
+            return {}
+        scored = lm_tasks.score(self.model, weights, self.harness, self.cfg, self.thinking)
+        figures = {task: of for _, found, _ in scored for task, of in found.items()}
+        self.history[-1]["lm_eval"] = figures
+        return lm_tasks.metrics(figures)
 
     def close(self) -> None:
         """Writes evaluations.json and prints the table of what the run changed."""

@@ -136,6 +136,7 @@ def running(
             out=folder.local,
             history=progress.history,
             lexicon=cfg.lexicon,
+            harness=cfg.lm_eval,
         ),
     )
     with saving(progress, cfg, saved, lambda: checkpoint(setup, progress, out, passing=True)):
