@@ -106,9 +106,7 @@ def figures_of(results: Mapping[str, Any]) -> Figures:
             if not rule or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             if not math.isfinite(value):
-                raise UserError(
-                    f"lm_eval: {name} of {task} is {value}: it has no score; leave it out"
-                )
+                raise UserError(f"lm_eval: {name} of {task} is {value}: leave the task out")
             error = measured.get(f"{name}_stderr,{rule}")
             known = isinstance(error, int | float) and math.isfinite(error)
             shown = name if rule == "none" else f"{name}/{rule}"
@@ -205,7 +203,5 @@ def _named(task: str) -> Iterator[None]:
     except Exception as error:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        remedy = (
-            f"; {HINT}" if isinstance(error, ImportError) else "; `lm_eval ls tasks` lists names"
-        )
-        raise UserError(f"lm_eval.tasks has {task!r}: {reason}{remedy}") from error
+        remedy = HINT if isinstance(error, ImportError) else "`lm_eval ls tasks` lists names"
+        raise UserError(f"lm_eval.tasks has {task!r}: {reason}; {remedy}") from error

@@ -9,8 +9,10 @@ import threading
 import huggingface_hub.constants
 import pytest
 
+from sdjax import config, tasks
 from sdjax.data import sources
 from sdjax.errors import UserError
+from sdjax.tasks.gpqa import GPQA
 
 COMMIT = "a" * 40
 DATA = b'{"question": "1+1?", "answer": 2}\n{"question": "1+2?", "answer": 3}\n'
@@ -22,6 +24,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     ERRORS = {  # noqa: RUF012
         "me/gated": (403, "GatedRepo"),
+        "Idavidrein/gpqa": (403, "GatedRepo"),
         "me/none": (401, "RepoNotFound"),
         "nowhere": (404, "RevisionNotFound"),
         "me/busy": (503, ""),
@@ -130,6 +133,15 @@ def test_a_data_set_is_fetched_and_then_read_from_the_cache(hub_cache, server, m
 )
 def test_what_the_hub_refuses_is_one_line(hub_cache, server, source, says):
     assert says in fault(source)
+
+
+def test_gpqa_without_access_says_to_accept_its_terms(hub_cache, server):
+    with pytest.raises(UserError) as error:
+        tasks.load(GPQA(), config.Data())
+    assert str(error.value) == (
+        "hf://datasets/Idavidrein/gpqa/gpqa_diamond.csv: cannot be fetched (access is restricted: "
+        "accept its terms on its page, and set HF_TOKEN)"
+    )
 
 
 @pytest.mark.parametrize("offline", [True, False])
