@@ -70,12 +70,12 @@ def _prepare(cfg: config.Evaluate) -> tuple[LoadedModel, list[evaluation.HeldOut
     task = None if cfg.task is None else tasks.load(cfg.task, cfg.data)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(cfg.model, cfg.mesh, cfg.server)
-    loaded_model.check_context(
-        model.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
-    )
     loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
     if cfg.task is None or task is None:
         return model, []
+    loaded_model.check_context(
+        model.cfg, "max_prompt_tokens", cfg.max_prompt_tokens, cfg.eval.max_completion_tokens
+    )
     sets = evaluation.held_out(
         task, others, cfg.eval, model.tokenizer, cfg.max_prompt_tokens, cfg.enable_thinking
     )

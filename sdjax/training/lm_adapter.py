@@ -215,7 +215,12 @@ class HarnessModel(TemplateLM):
         )
         drawn = sample(self._sampler, self._weights, request)
         texts = [self._model.tokenizer.decode(one.tokens) for (one,) in drawn]
-        return [postprocess_generated_text(text, until, lengths.CLOSE) for text in texts]
+        # With its third argument the function also takes spaces from the beginning of a text.
+        ends = [lengths.CLOSE if lengths.CLOSE in text else None for text in texts]
+        return [
+            postprocess_generated_text(text, until, end)
+            for text, end in zip(texts, ends, strict=True)
+        ]
 
     def _sampling(self, wanted: Mapping[str, Any]) -> config.Sampling:
         """Returns the settings of lm_eval as those of the sampler; raises UserError for others."""

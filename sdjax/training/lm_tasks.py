@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from sdjax import config
+from sdjax.analysis import accuracy
 from sdjax.errors import Stopped, UserError
 from sdjax.io.files import to_json, write_text
 from sdjax.parallel import hosts
@@ -28,7 +30,7 @@ FILE, FOLDER = "lm_eval.json", "lm_eval"
 """In the directory of an evaluation: figures by requested task, and the graded documents."""
 
 Figures = dict[str, dict[str, Any]]
-"""What lm_eval measured: for each task or group its documents, and value and stderr by metric."""
+"""What lm_eval measured: by task or group its documents, and value, low and high of its metrics."""
 
 
 def check(cfg: config.Harness) -> None:
@@ -100,20 +102,39 @@ def figures_of(results: Mapping[str, Any]) -> Figures:
     """
     out: Figures = {}
     for task, measured in results["results"].items():
-        metrics = {}
+        documents, found = results.get("samples", {}).get(task, ()), {}
         for key, value in measured.items():
             name, _, rule = key.partition(",")
             if not rule or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             if not math.isfinite(value):
                 raise UserError(f"lm_eval: {name} of {task} is {value}: leave the task out")
-            error = measured.get(f"{name}_stderr,{rule}")
-            known = isinstance(error, int | float) and math.isfinite(error)
-            shown = name if rule == "none" else f"{name}/{rule}"
-            metrics[shown] = {"value": float(value), "stderr": float(error) if known else None}
+            values = [row.get(name) for row in documents if row["filter"] == rule]
+            span = _interval(float(value), measured.get(f"{name}_stderr,{rule}"), values)
+            found[name if rule == "none" else f"{name}/{rule}"] = {"value": float(value)} | span
         count = results.get("n-samples", {}).get(task, {}).get("effective")
-        out[task] = {"documents": count, "metrics": metrics}
+        out[task] = {"documents": count, "metrics": found}
     return out
+
+
+def _interval(value: float, error: Any, values: Sequence[Any]) -> dict[str, float | None]:
+    """Returns the ends of the 95% interval of a figure, None where nothing tells them.
+
+    A mean of shares has that of sdjax's own accuracies, which has a width at 0 and 1 too. Another
+    figure has two standard errors, as far as lm_eval gives one.
+
+    Args:
+        value: The figure.
+        error: lm_eval's standard error, or a text such as N/A.
+        values: Those of the documents, if the figure is made of them.
+    """
+    shares = [float(x) for x in values if isinstance(x, bool | int | float) and 0 <= x <= 1]
+    if shares and len(shares) == len(values) and math.isclose(np.mean(shares), value):
+        (found,) = accuracy.intervals(np.array([shares]))
+        return {"low": found.low, "high": found.high}
+    if isinstance(error, int | float) and math.isfinite(error):
+        return {"low": value - 1.96 * error, "high": value + 1.96 * error}
+    return {"low": None, "high": None}
 
 
 def metrics(figures: Figures) -> dict[str, float]:
@@ -126,18 +147,14 @@ def metrics(figures: Figures) -> dict[str, float]:
 
 
 def to_markdown(figures: Figures) -> str:
-    """Returns a Markdown table with one row per metric, with the interval of two standard errors.
-
-    Figures are as lm_eval gives them; most are shares.
-    """
+    """Returns a Markdown table with one row per metric; figures are as lm_eval gives them."""
     lines = [["lm_eval", "metric", "value (95% interval)", "documents"], ["---"] * 4]
     for task, of in figures.items():
         for name, found in of["metrics"].items():
-            value, error = found["value"], found["stderr"]
-            half = None if error is None else 1.96 * error
-            span = "" if half is None else f" ({value - half:.4f} to {value + half:.4f})"
+            low, high = found["low"], found["high"]
+            span = "" if low is None else f" ({low:.4f} to {high:.4f})"
             count = "" if of["documents"] is None else str(of["documents"])
-            lines.append([task, name, f"{value:.4f}{span}", count])
+            lines.append([task, name, f"{found['value']:.4f}{span}", count])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

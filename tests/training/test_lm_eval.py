@@ -4,12 +4,14 @@ import json
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import runs
 import sums
 import tiny
 
 from sdjax import config, main
+from sdjax.analysis import accuracy
 from sdjax.errors import UserError
 from sdjax.jobs import evaluate_job, train_job
 from sdjax.training import lm_tasks
@@ -96,6 +98,7 @@ def hugging_face(folder):
     return HFLM(pretrained=str(folder), dtype="float32", device="cpu", batch_size=4, max_length=512)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("chat", [True, False])
 def test_figures_and_answers_are_those_of_lm_eval_s_own_model(model, files, tmp_path, chat):
     theirs = hugging_face(model)
@@ -117,8 +120,9 @@ def test_figures_and_answers_are_those_of_lm_eval_s_own_model(model, files, tmp_
         assert found[task]["metrics"].keys() == expected["metrics"].keys() != set()
         for metric, value in expected["metrics"].items():
             measured = found[task]["metrics"][metric]
-            assert measured["value"] == pytest.approx(value["value"], rel=1e-5)
-            assert measured["stderr"] == pytest.approx(value["stderr"], rel=1e-4)
+            assert measured == {
+                end: None if x is None else pytest.approx(x, rel=1e-5) for end, x in value.items()
+            }
         stem = name.rpartition("/")[2].removesuffix(".yaml")
         rows = runs.lines(tmp_path / "run" / "lm_eval" / f"{stem}.jsonl")
         for ours, row in zip(rows, wanted["samples"][task], strict=True):
@@ -137,6 +141,7 @@ def flat(value):
         yield value
 
 
+@pytest.mark.heavy
 def test_requests_at_the_edges_are_answered_as_by_lm_eval_s_own_model(tmp_path):
     pytest.importorskip("lm_eval")
     folder = tiny.model_folder(tmp_path / "m", "llama", tie_word_embeddings=True)
@@ -180,6 +185,7 @@ def test_requests_at_the_edges_are_answered_as_by_lm_eval_s_own_model(tmp_path):
         both("generate_until", ("a", {"until": [], "max_gen_toks": 512}))
 
 
+@pytest.mark.heavy
 def test_an_evaluation_has_them_beside_its_own_task_and_scores_each_once(
     model, files, tmp_path, capsys
 ):
@@ -205,6 +211,7 @@ def test_an_evaluation_has_them_beside_its_own_task_and_scores_each_once(
     assert after["lm_eval"]["made_answers"]["documents"] == 3
 
 
+@pytest.mark.heavy
 def test_the_evaluation_s_own_sampling_can_replace_the_task_s(model, files, tmp_path):
     job = alone(model, tmp_path / "run", files[1], sampling="eval")
     evaluate_job.run(replace(job, eval=replace(job.eval, temperature=1.0, seed=1)))
@@ -279,32 +286,46 @@ RESULTS = {
             "acc_stderr,none": 0.1,
             "exact_match,strict-match": 0.5,
             "exact_match_stderr,strict-match": "N/A",
+            "bleu,none": 20.0,
+            "bleu_stderr,none": 1.0,
         }
     },
+    "samples": {"made": [{"filter": "none", "acc": float(i == 1), "bleu": [i]} for i in range(4)]},
     "n-samples": {"made": {"original": 9, "effective": 4}},
 }
 
 
-def test_figures_keep_value_standard_error_and_number_of_documents():
+def test_figures_have_an_interval_and_the_number_of_documents():
     figures = lm_tasks.figures_of(RESULTS)
+    shares = accuracy.intervals(np.array([[0.0, 1.0, 0.0, 0.0]]))[0]
+    assert 0 < shares.low < 0.25 < shares.high < 1
     assert figures == {
         "made": {
             "documents": 4,
             "metrics": {
-                "acc": {"value": 0.25, "stderr": 0.1},
-                "exact_match/strict-match": {"value": 0.5, "stderr": None},
+                "acc": {"value": 0.25, "low": shares.low, "high": shares.high},
+                "exact_match/strict-match": {"value": 0.5, "low": None, "high": None},
+                "bleu": {"value": 20.0, "low": pytest.approx(18.04), "high": pytest.approx(21.96)},
             },
         }
     }
     assert lm_tasks.metrics(figures) == {
         "lm_eval/made/acc": 0.25,
         "lm_eval/made/exact_match/strict-match": 0.5,
+        "lm_eval/made/bleu": 20.0,
     }
-    rows = lm_tasks.to_markdown(figures).splitlines()[2:]
-    assert rows == [
-        "| made | acc | 0.2500 (0.0540 to 0.4460) | 4 |",
+    assert lm_tasks.to_markdown(figures).splitlines()[2:] == [
+        f"| made | acc | 0.2500 ({shares.low:.4f} to {shares.high:.4f}) | 4 |",
         "| made | exact_match/strict-match | 0.5000 | 4 |",
+        "| made | bleu | 20.0000 (18.0400 to 21.9600) | 4 |",
     ]
+
+
+def test_a_share_of_0_has_an_interval_with_a_width():
+    rows = [{"filter": "none", "acc": False}] * 4
+    results = {"results": {"made": {"acc,none": 0.0}}, "samples": {"made": rows}}
+    found = lm_tasks.figures_of(results)["made"]["metrics"]["acc"]
+    assert found["low"] == 0 and 0.5 < found["high"] < 0.7
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

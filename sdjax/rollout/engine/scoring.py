@@ -49,6 +49,7 @@ def likelihoods(
         rows = max(sampler.schedule.prefill_tokens // width, 1)
         rows = -(-rows // sampler.shards) * sampler.shards
         part, longest_first = longest_first[:rows], longest_first[rows:]
+        sampler.between()
         scored = _batch(sampler, weights, [pairs[i] for i in part], rows, width)
         found |= zip(part, scored, strict=True)
     return [found[i] for i in range(len(pairs))]
