@@ -345,19 +345,20 @@ class EvaluationHistory:
         told = progress.told(by_batch, f"evaluating step {step}", "batches", len(plan))
         rows = [row for batch in told for row in batch]
         by_set = score(rows, self.sets, self.lexicon)
-        self.history.append({"step": step} | to_dict(by_set))
+        # Before the history changes, because a signal may end it: the step is then evaluated anew.
+        harness = self._harness_figures(weights)
+        figures = {"step": step} | to_dict(by_set)
+        self.history.append(figures | ({"lm_eval": harness} if harness else {}))
         if jax.process_index() == 0:
             write_text(self.out / "answers" / f"{step:06d}.jsonl", jsonl(rows))
-        return metrics(by_set) | self._measure_harness(weights)
+        return metrics(by_set) | lm_tasks.metrics(harness)
 
-    def _measure_harness(self, weights: Any) -> dict[str, float]:
-        """Returns the metrics of the harness's tasks, and adds their figures to the history."""
+    def _harness_figures(self, weights: Any) -> lm_tasks.Figures:
+        """Returns the figures of the harness's tasks; {} without any."""
         if not self.harness.tasks:
             return {}
         scored = lm_tasks.score(self.model, weights, self.harness, self.cfg, self.thinking)
-        figures = {task: of for _, found, _ in scored for task, of in found.items()}
-        self.history[-1]["lm_eval"] = figures
-        return lm_tasks.metrics(figures)
+        return {task: of for _, found, _ in scored for task, of in found.items()}
 
     def close(self) -> None:
         """Writes evaluations.json and prints the table of what the run changed."""
