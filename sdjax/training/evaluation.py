@@ -311,6 +311,7 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
             row(f"{task} {name}", "lm_eval", task, "metrics", name, "value")
             for task, of in before.get("lm_eval", {}).items()
             for name in of["metrics"]
+            if name in after.get("lm_eval", {}).get(task, {}).get("metrics", {})
         ),
     ]
 
