@@ -37,7 +37,7 @@ INSTRUCTION = (
 
 @dataclass(frozen=True, kw_only=True)
 class GPQA(config.TaskConfig):
-    """Multiple-choice questions of GPQA, with the options of each in an order of its own."""
+    """Multiple-choice questions of GPQA, with shuffled options."""
 
     test: str = "diamond"
     """diamond (198 questions), main (448) or extended (546), which need HF_TOKEN. Or a source of
