@@ -42,6 +42,7 @@ def expected(logits, context, continuation):
     return own, rows.argmax(-1) == continuation
 
 
+@pytest.mark.heavy
 def test_they_are_those_of_the_training_s_forward_pass(folder, opened, pairs):
     model, weights = opened
     _, graph, params = tiny.load(folder, remat="none")
