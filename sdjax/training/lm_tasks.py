@@ -111,7 +111,7 @@ def figures_of(results: Mapping[str, Any]) -> Figures:
                 raise UserError(f"lm_eval: {name} of {task} is {value}: leave the task out")
             values = [row.get(name) for row in documents if row["filter"] == rule]
             span = _interval(float(value), measured.get(f"{name}_stderr,{rule}"), values)
-            found[name if rule == "none" else f"{name}/{rule}"] = {"value": float(value)} | span
+            found[name if rule == "none" else f"{name}/{rule}"] = {"value": float(value), **span}
         count = results.get("n-samples", {}).get(task, {}).get("effective")
         out[task] = {"documents": count, "metrics": found}
     return out

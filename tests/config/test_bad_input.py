@@ -154,7 +154,7 @@ def damaged_parquet(place):
 
 DATA = {
     "no file": ("nowhere.json", None, ["nowhere.json", "no such file"]),
-    "an unknown kind": ("train.csv", "a,b", ["train.csv", "is none of", ".parquet"]),
+    "an unknown kind": ("train.tsv", "a\tb", ["train.tsv", "is none of", ".parquet"]),
     "an empty file": ("train.json", "", ["train.json", "has no rows"]),
     "white space": ("train.json", "\n \n", ["train.json", "has no rows"]),
     "no JSON": ("train.json", rows()[0] + '\n{"prompt": "cut o\n', ["train.json:2", "not JSON"]),
