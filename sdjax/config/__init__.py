@@ -6,6 +6,7 @@ prints the docstring under each field; docs/reference/config.md lists all of the
 
 from sdjax.config.checks import require
 from sdjax.config.evaluate import Evaluate
+from sdjax.config.sections.harness import Harness
 from sdjax.config.sections.judge import Judge
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model, Shape
@@ -29,7 +30,7 @@ __all__ = [  # noqa: RUF022 (in groups)
     "Bench", "Plan",
     # sections of a job's config
     "TaskConfig", "Model", "Lora", "Shape", "Mesh", "Data", "Sampling", "Rollout", "Eval",
-    "Server", "Judge", "Reprompt", "Teacher", "Loss", "Policy", "Optim", "Log", "Alarm",
+    "Harness", "Server", "Judge", "Reprompt", "Teacher", "Loss", "Policy", "Optim", "Log", "Alarm",
     "Checkpoint",
     # checks, and configs as plain values
     "require", "UserError", "flat", "to_dict", "to_public",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sdjax.config.checks import require, require_finite, require_names
+from sdjax.config.sections.harness import Harness
 from sdjax.config.sections.model import Mesh, Model
 from sdjax.config.sections.rollout import Eval, Server
 from sdjax.config.sections.run import Data, TaskConfig
@@ -16,7 +17,8 @@ class Evaluate:
 
     out: str
     """Directory of answers.jsonl, scores.json and scores.md."""
-    task: TaskConfig
+    task: TaskConfig | None = None
+    """What is evaluated; None with lm_eval.tasks alone."""
     out_of_domain: dict[str, TaskConfig] = field(default_factory=dict)
     """Other tasks; their keys name their scores."""
     resume: bool = False
@@ -40,6 +42,10 @@ class Evaluate:
     """Passed to the chat template; None passes nothing."""
     mesh: Mesh = field(default_factory=Mesh)
     eval: Eval = field(default_factory=lambda: Eval(every=0))
+    lm_eval: Harness = field(default_factory=Harness)
+    plots: bool = False
+    """Write pass_at_k.png too: the chance that one of k answers is correct, by k. Needs matplotlib
+    (pip install 'sdjax[plots]')."""
     server: Server = field(default_factory=Server)
     """A server that serves the same model and draws the answers; by default the local sampler
     does."""
@@ -47,6 +53,24 @@ class Evaluate:
     def __post_init__(self) -> None:
         require_finite(self)
         require_names("out_of_domain", self.out_of_domain)
+        require(
+            self.task is not None or bool(self.lm_eval.tasks),
+            "task",
+            self.task,
+            "name a task, or tasks of lm-evaluation-harness with lm_eval.tasks",
+        )
+        require(
+            self.task is not None or not self.out_of_domain,
+            "out_of_domain",
+            sorted(self.out_of_domain),
+            "needs a task beside it",
+        )
+        require(
+            self.server.url is None or not self.lm_eval.tasks,
+            "lm_eval.tasks",
+            self.lm_eval.tasks,
+            "needs the local sampler; set server.url None",
+        )
         require(
             self.server.reload == "none",
             "server.reload",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sdjax.config.checks import require, require_finite, require_names, require_seed
+from sdjax.config.sections.harness import Harness
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model
 from sdjax.config.sections.optim import Optim
@@ -62,6 +63,7 @@ class Train:
     optim: Optim = field(default_factory=Optim)
     mesh: Mesh = field(default_factory=Mesh)
     eval: Eval = field(default_factory=Eval)
+    lm_eval: Harness = field(default_factory=Harness)
     alarm: Alarm = field(default_factory=Alarm)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
@@ -70,6 +72,12 @@ class Train:
         require_finite(self)
         require_names("out_of_domain", self.out_of_domain)
         require_seed("seed", self.seed)
+        require(
+            self.rollout.server.url is None or not self.lm_eval.tasks,
+            "lm_eval.tasks",
+            self.lm_eval.tasks,
+            "needs the local sampler; set rollout.server.url None",
+        )
         if self.checkpoint.keep_best:
             every = self.eval.every
             require(

@@ -20,7 +20,10 @@ from sdjax.io.files import PART
 from sdjax.parallel import hosts
 
 # The first result of each job. A directory with one of these holds a run.
-RESULTS = ("metrics.jsonl", "answers.jsonl", "bench.json", "collected.jsonl", "coverage.json")
+RESULTS = (
+    *("metrics.jsonl", "answers.jsonl", "lm_eval.json"),
+    *("bench.json", "collected.jsonl", "coverage.json"),
+)
 
 
 def claim(

@@ -42,7 +42,7 @@ FREE: dict[str, tuple[str, ...]] = {
         *("steps", "epochs", "log_every", "checkpoint", "log", "on_step", "on_evaluation"),
         *("optim.most_skipped", *JUDGE),
     ),
-    "Evaluate": ("lexicon", "eval.every", *(f"server.{name}" for name in SERVER), *JUDGE),
+    "Evaluate": ("lexicon", "plots", "eval.every", *(f"server.{name}" for name in SERVER), *JUDGE),
     "Study": ("lexicon", "traces", "eval.every", *(f"server.{name}" for name in SERVER), *JUDGE),
     # Each training of a sweep is compared with its own record.
     "Sweep": ("axis", "values", "runs", "report"),

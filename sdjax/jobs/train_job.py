@@ -21,6 +21,7 @@ from sdjax.training import (
     evaluation,
     fingerprint,
     host_step,
+    lm_tasks,
     loaded_model,
     loop,
     publish,
@@ -78,6 +79,7 @@ def _prepare(
     if jax.process_index() == 0:
         trackers.check(cfg.log)
         publish.check(cfg.checkpoint)
+    lm_tasks.check(cfg.lm_eval)
     task = tasks.load(cfg.task, cfg.data)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(
@@ -120,6 +122,9 @@ def _prepare(
         "tokens left out)"
     )
     evaluation.note_held_out(sets)
+    if cfg.lm_eval.tasks:
+        need = "needs evaluations: the task has no held-out examples"
+        config.require(bool(sets), "lm_eval.tasks", cfg.lm_eval.tasks, need)
     if cfg.checkpoint.keep_best:
         evaluation.check_metric(
             "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval

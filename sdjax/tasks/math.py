@@ -22,6 +22,8 @@ SETS = {
     "dapo_math": "hf://datasets/BytedTsinghua-SIA/DAPO-Math-17k/data/dapo-math-17k.parquet",
     "gsm8k_train": "hf://datasets/openai/gsm8k/main/train-*.parquet",
     "gsm8k": "hf://datasets/openai/gsm8k/main/test-*.parquet",
+    "aime26": "hf://datasets/MathArena/aime_2026/data/train-*.parquet",
+    "hmmt25": "hf://datasets/MathArena/hmmt_feb_2025/data/train-*.parquet",
     **{n: f"{_PAPER}/evaluation/{n}.parquet" for n in ("aime24", "aime25", "amc23", "math500")},
     **{
         n: f"{_PAPER}/section_6_2/{n}.parquet"
@@ -43,9 +45,9 @@ class Math(RowTask):
     """A named set (dapo_math, seen_1x64, seen_8x8, seen_64, seen_128, seen_512, gsm8k_train, ...)
     or a source as sdjax/data/sources.py describes them. Empty for evaluation only."""
     test: str = "aime24"
-    """A named set (aime24, aime25, amc23, math500, gsm8k, ...) or a source of the held-out
-    questions. Questions that occur in `train` are left out. If empty, questions of `train` are held
-    out."""
+    """A named set (aime24, aime25, aime26, hmmt25, amc23, math500, gsm8k, ...) or a source of the
+    held-out questions. Questions that occur in `train` are left out. If empty, questions of `train`
+    are held out."""
     held_out: int = 10_000
     """Rows of `test` that are used, at most; or the number of questions held out of `train`. 0:
     none."""

@@ -10,7 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sdjax.rollout.collect import collect
 from sdjax.rollout.interface import Sampler, SamplingRequest
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import loaded_model
+from sdjax.training import lm_tasks, loaded_model
 
 AnswerRow = dict[str, Any]
 PUSH_S = 60.0
@@ -307,6 +307,12 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
                 *verbalization(f"{other} ", "out_of_domain", other, "epistemic"),
             )
         ),
+        *(
+            row(f"{task} {name}", "lm_eval", task, "metrics", name, "value")
+            for task, of in before.get("lm_eval", {}).items()
+            for name in of["metrics"]
+            if name in after.get("lm_eval", {}).get(task, {}).get("metrics", {})
+        ),
     ]
 
 
@@ -326,6 +332,8 @@ class EvaluationHistory:
     lexicon: str = "paper"
     show: Callable[[int, list[AnswerRow]], None] = lambda step, rows: None
     """Takes the answers of each evaluation, with its step."""
+    harness: config.Harness = field(default_factory=config.Harness)
+    """Tasks of lm-evaluation-harness that each evaluation scores too."""
 
     def measure(self, step: int, weights: Any) -> dict[str, float]:
         """Evaluates the model, adds the scores to the history and writes the answers.
@@ -340,14 +348,24 @@ class EvaluationHistory:
         told = progress.told(by_batch, f"evaluating step {step}", "batches", len(plan))
         rows = [row for batch in told for row in batch]
         by_set = score(rows, self.sets, self.lexicon)
-        self.history.append({"step": step} | to_dict(by_set))
+        # Before the history changes, because a signal may end it: the step is then evaluated anew.
+        harness = self._harness_figures(weights)
+        figures = {"step": step} | to_dict(by_set)
+        self.history.append(figures | ({"lm_eval": harness} if harness else {}))
         if jax.process_index() == 0:
             folder = self.out / "answers"
             with writing(folder):
                 folder.mkdir(exist_ok=True)
             write_text(folder / f"{step:06d}.jsonl", jsonl(rows))
             self.show(step, rows)
-        return metrics(by_set)
+        return metrics(by_set) | lm_tasks.metrics(harness)
+
+    def _harness_figures(self, weights: Any) -> lm_tasks.Figures:
+        """Returns the figures of the harness's tasks; {} without any."""
+        if not self.harness.tasks:
+            return {}
+        scored = lm_tasks.score(self.model, weights, self.harness, self.cfg, self.thinking)
+        return {task: of for _, found, _ in scored for task, of in found.items()}
 
     def close(self) -> None:
         """Writes evaluations.json and prints the table of what the run changed."""

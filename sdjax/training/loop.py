@@ -142,6 +142,7 @@ def running(
             history=progress.history,
             lexicon=cfg.lexicon,
             show=writer.samples,
+            harness=cfg.lm_eval,
         ),
         callbacks=Callbacks(cfg=cfg),
     )

@@ -11,10 +11,12 @@ import pushing
 import pytest
 from disks import mounted
 
+from sdjax import config, tasks
 from sdjax.data import sources
 from sdjax.errors import UserError
 from sdjax.io import hub
 from sdjax.models.files import resolve
+from sdjax.tasks.gpqa import GPQA
 
 COMMIT = "a" * 40
 DATA = b'{"question": "1+1?", "answer": 2}\n{"question": "1+2?", "answer": 3}\n'
@@ -26,6 +28,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     ERRORS = {  # noqa: RUF012
         "me/gated": (403, "GatedRepo"),
+        "Idavidrein/gpqa": (403, "GatedRepo"),
         "me/none": (401, "RepoNotFound"),
         "nowhere": (404, "RevisionNotFound"),
         "me/busy": (503, ""),
@@ -153,6 +156,15 @@ def test_an_id_with_a_split_is_fetched_and_then_read_from_the_cache(hub_cache, s
         list(sources.read_rows("me/none"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert len(list(sources.read_rows("me/sums:train"))) == 2
+
+
+def test_gpqa_without_access_says_to_accept_its_terms(hub_cache, server):
+    with pytest.raises(UserError) as error:
+        tasks.load(GPQA(), config.Data())
+    assert str(error.value) == (
+        "hf://datasets/Idavidrein/gpqa/gpqa_diamond.csv: cannot be fetched (access is restricted: "
+        "accept its terms on its page, and set HF_TOKEN)"
+    )
 
 
 @pytest.mark.parametrize("offline", [True, False])

@@ -310,6 +310,27 @@ def prefill(
 
     tokens: int32[P, S], padded on the right; length: int32[P], at least 1. The cache has S slots.
     """
+    x, keys, values = _through_layers(weights, cfg, tokens)
+    last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
+    cache = Cache(keys=keys, values=values, length=length)
+    return rms_norm(last, weights.norm, cfg), cache
+
+
+def predicting_states(
+    weights: DecodeWeights, cfg: ModelConfig, tokens: jax.Array, index: jax.Array
+) -> jax.Array:
+    """Returns the hidden states [P, T, embed] that predict the token after each `index`.
+
+    tokens: int32[P, S], padded on the right; index: int32[P, T], positions in the rows.
+    """
+    x, _, _ = _through_layers(weights, cfg, tokens)
+    return rms_norm(jnp.take_along_axis(x, index[..., None], axis=1), weights.norm, cfg)
+
+
+def _through_layers(
+    weights: DecodeWeights, cfg: ModelConfig, tokens: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+    """Returns the output [P, S, embed] of the last layer, and all keys and values, per layer."""
     rows, slots = tokens.shape
     index = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32), (rows, slots))
     how = attention.choose(cfg.attention, weights.embedding.dtype, cfg.head_dim)
@@ -324,9 +345,7 @@ def prefill(
         keys.append(k.swapaxes(1, axis))
         values.append(v.swapaxes(1, axis))
         x = finish(x, out, layer, cfg, mlp)
-    last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
-    cache = Cache(keys=tuple(keys), values=tuple(values), length=length)
-    return rms_norm(last, weights.norm, cfg), cache
+    return x, tuple(keys), tuple(values)
 
 
 def decode_step(
