@@ -33,7 +33,7 @@ sizes = dict(vocab_size=96, hidden_size=8, intermediate_size=12, num_hidden_laye
              num_attention_heads=2, num_key_value_heads=2, head_dim=4, max_position_embeddings=256)
 
 def training(**changes):
-    given = dict(steps=4, checkpoint={"every": 2, "export": True}, log={"tensorboard": True})
+    given = dict(steps=4, checkpoint={"every": 2, "export": True}, log={"to": ("tensorboard",)})
     return runs.job(Path("MODEL"), Path("OUT"), **given | changes)
 
 """

@@ -140,7 +140,10 @@ def test_prompt_and_completion_are_a_conversation_of_two_turns(tmp_path):
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"text": "hello"}, "neither messages nor prompt and completion.*columns are text"),
+        (
+            {"text": "hello"},
+            "has none of messages, conversations, prompt with completion .the columns are text",
+        ),
         ({"messages": "hello"}, "field 'messages' is str, not a list"),
         ({"messages": [{"role": "user"}]}, "message 1: 'content' is not a text"),
         ({"messages": CHAT[:2]}, "no turn of the assistant"),

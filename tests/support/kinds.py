@@ -18,7 +18,7 @@ def _train(model: Path, *, best: bool = False, **changes: Any) -> config.Train:
     checkpoint: dict[str, Any] = {"every": 3, "keep": 2, "export": True}
     if best:
         checkpoint |= {"every": 2, "keep": 1, "keep_best": 1, "best_metric": "eval/avg@2"}
-    out, log = Path("unset"), {"tensorboard": True}
+    out, log = Path("unset"), {"to": ("tensorboard",)}
     return runs.job(model, out, checkpoint=checkpoint, log=log, **changes)
 
 

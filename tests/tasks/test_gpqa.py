@@ -7,7 +7,6 @@ import random
 import pytest
 
 from sdjax import config, tasks
-from sdjax.data import sources
 from sdjax.errors import UserError
 from sdjax.tasks.gpqa import GPQA, INSTRUCTION
 
@@ -94,25 +93,3 @@ def test_rows_of_other_files_are_read_and_a_missing_column_is_named(tmp_path):
 def test_an_unknown_set_is_one_line():
     with pytest.raises(UserError, match="neither a file nor one of diamond, main, extended"):
         load("diamonds")
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("a,b\n1,2\n3\n", ["{'a': '1', 'b': '2'}", "another number of fields"]),
-        ("a,b\n1,2,3\n", ["another number of fields"]),
-        ('\ufeffa,b\n"1\n2","3"\n', ["{'a': '1\\n2', 'b': '3'}"]),
-    ],
-)
-def test_csv_rows_are_read_whole(tmp_path, text, says):
-    (tmp_path / "t.csv").write_text(text, encoding="utf-8")
-    found = [str(row) for _, row in sources.read_rows(str(tmp_path / "t.csv"))]
-    assert len(found) == len(says)
-    assert all(part in row for part, row in zip(says, found, strict=True))
-
-
-@pytest.mark.parametrize("data", [b'a,b\n"1,2\n', "a\nä\n".encode("latin-1")])
-def test_a_file_that_is_no_csv_is_one_line(tmp_path, data):
-    (tmp_path / "t.csv").write_bytes(data)
-    with pytest.raises(UserError, match=r"t.csv: cannot be read as CSV \(.*\); save it as UTF-8"):
-        list(sources.read_rows(str(tmp_path / "t.csv")))
