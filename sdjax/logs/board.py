@@ -17,7 +17,7 @@ class Board:
     """
 
     def __init__(self, folder: Path, after: int | None, config: Mapping[str, Any]) -> None:
-        """`after` is the last step written before, None at the start; `config` is flat."""
+        """`after` is the last step written before, None or -1 at the start; `config` is flat."""
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import SessionLog
         from tensorboardX.summary import hparams
@@ -29,13 +29,13 @@ class Board:
         if after is not None:
             # With this, TensorBoard ignores what earlier files have from this step on.
             self._add(after + 1, session_log=SessionLog(status=SessionLog.START))
-        if config:
+        if config and (after is None or after < 0):  # a resumed run has them from its start
             plain = {
                 name: value if isinstance(value, bool | int | float | str) else str(value)
                 for name, value in config.items()
             }
             for summary in hparams(plain, {})[:2]:  # the third says that the run has ended
-                self._add(max(after or 0, 0), summary=summary)
+                self._add(0, summary=summary)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         """Adds a step's numbers."""
