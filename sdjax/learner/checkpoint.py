@@ -94,15 +94,11 @@ class Checkpoints:
         self._saving: tuple[epath.Path, dict[str, Any]] | None = None
         self._damaged: list[str] = []
 
-    def path(self, step: int) -> epath.Path:
-        """Returns the folder of a step's checkpoint."""
-        return self._folder / str(step)
-
     def steps(self) -> list[int]:
         """Returns the steps of all checkpoints, oldest first. Some may be damaged."""
         return saved_steps(self._folder)
 
-    def _at(self, step: int) -> epath.Path:
+    def path(self, step: int) -> epath.Path:
         """Returns the folder of a step's checkpoint."""
         return dict(_saved(self._folder)).get(step, self._folder / str(step))
 
@@ -129,8 +125,8 @@ class Checkpoints:
 
     def check(self, step: int) -> None:
         """Raises UserError where this checkpoint is damaged."""
-        if (why := damage(self._at(step))) is not None:
-            raise UserError(f"checkpoint {self._at(step)} is damaged: {why}; choose another step")
+        if (why := damage(self.path(step))) is not None:
+            raise UserError(f"checkpoint {self.path(step)} is damaged: {why}; choose another step")
 
     def begin(self, *, resume: bool) -> int | None:
         """Returns the newest whole step, from which a run resumes; None: the run starts.
@@ -246,7 +242,7 @@ class Checkpoints:
         The state has no frozen parameters. Raises UserError where the checkpoint does not fit.
         """
         like = replace(like, frozen=None)
-        path = self._at(step)
+        path = self.path(step)
         try:
             restored = self._saver.restore(
                 path,
@@ -266,7 +262,7 @@ class Checkpoints:
     def host(self, step: int) -> dict[str, Any]:
         """Returns the JSON part of a checkpoint."""
         only = ocp.args.Composite(host=ocp.args.JsonRestore())  # type: ignore[call-arg]
-        return self._saver.restore(self._at(step), args=only)["host"]
+        return self._saver.restore(self.path(step), args=only)["host"]
 
     def params(self, step: int, like: nnx.State) -> nnx.State:
         """Returns the trained parameters only, placed as `like` (abstract, with shardings)."""
@@ -276,7 +272,7 @@ class Checkpoints:
             partial_restore=True,
         )
         args = ocp.args.Composite(state=restore)
-        return self._saver.restore(self._at(step), args=args)["state"]["params"]
+        return self._saver.restore(self.path(step), args=args)["state"]["params"]
 
     def wait(self) -> None:
         """Waits until the last save is on disk; raises WriteError where it failed."""
