@@ -65,6 +65,16 @@ def compiled_once():
         yield
 
 
+@pytest.fixture(scope="module")
+def job_server():
+    """A process that has imported the program and forks each job from itself."""
+    import faults
+
+    server = faults.Server()
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def sandboxed():
     """Skips where the code sandbox cannot run."""

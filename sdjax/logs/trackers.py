@@ -139,12 +139,17 @@ class Wandb:
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs a table."""
-        data = [list(row.values()) for row in rows]
-        self._run.log({"samples": self._table(columns=list(rows[0]), data=data)}, step=step)
+        names, cells = _table(rows)
+        self._run.log({"samples": self._table(columns=names, data=cells)}, step=step)
 
     def close(self, ok: bool) -> None:
         """Waits until everything is sent."""
         self._run.finish(exit_code=0 if ok else 1)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """Returns the columns and the cells of a table, which W&B and trackio take alike."""
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 class Trackio:
@@ -169,7 +174,8 @@ class Trackio:
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs a table."""
-        self._run.log({"samples": self._table(data=[dict(row) for row in rows])}, step=step)
+        names, cells = _table(rows)
+        self._run.log({"samples": self._table(columns=names, data=cells)}, step=step)
 
     def close(self, ok: bool) -> None:
         """Waits until everything is sent."""

@@ -43,19 +43,7 @@ def test_every_job_runs_with_every_rule(rule, model, tmp_path, request):
     assert ("eval/maj@2" in metrics[-1]) == (not rule.startswith("code"))
     assert len(lines(run / "rollouts.jsonl")) == 16
 
-    study = config.Study(
-        out=str(tmp_path / "study"),
-        task=replace(task, half_right=True),
-        problems=1,
-        tried=4,
-        solved_min=1,
-        solved_max=2,
-        traces=0,
-        max_prompt_tokens=400,
-        model=replace(evaluated.model),
-        eval=replace(evaluated.eval, batch=2),
-    )
-    study_job.run(study)
+    study_job.run(sums.study(model, tmp_path / "study", task=replace(task, half_right=True)))
     assert len(lines(tmp_path / "study" / "trajectories.jsonl")) == 1
 
     report_job.run(config.Report(runs=(str(run),), out=str(tmp_path / "report.html")))

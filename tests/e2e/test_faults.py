@@ -31,14 +31,7 @@ ENDS = {-9, 75, 128 + signal.SIGTERM}
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = faults.Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def whole(server, tmp_path_factory):
+def whole(job_server, tmp_path_factory):
     """Returns a function that gives the config file of a kind, and an undisturbed run of it."""
     folder = tmp_path_factory.mktemp("faults")
     model = tiny.model_folder(folder / "model", num_hidden_layers=1)
@@ -48,7 +41,7 @@ def whole(server, tmp_path_factory):
         if kind not in made:
             file, out = folder / f"{kind}.py", folder / kind
             file.write_text(CONFIG.format(kind=kind, model=str(model)))
-            code = run(server, file, out)
+            code = run(job_server, file, out)
             assert code == 0, out.with_suffix(".log").read_text()[-3000:]
             made[kind] = file, out
         return made[kind]
@@ -56,12 +49,12 @@ def whole(server, tmp_path_factory):
     return of
 
 
-def run(server, file, out, *args, **kill):
+def run(job_server, file, out, *args, **kill):
     log = out.with_suffix(".log")
-    return server.run("--config", str(file), "--out", str(out), *args, log=log, **kill)
+    return job_server.run("--config", str(file), "--out", str(out), *args, log=log, **kill)
 
 
-def interrupted(server, file, out, seed, times):
+def interrupted(job_server, file, out, seed, times):
     """Interrupts a run, and its resumed runs, `times` times in all; returns the moments."""
     rng = random.Random(seed)
     # A finetuning has neither rollouts nor updates of its own name.
@@ -75,7 +68,7 @@ def interrupted(server, file, out, seed, times):
             "delay": rng.uniform(0, LASTS[phase]),
             "signals": rng.choice(SIGNALS),
         }
-        code = run(server, file, out, *(["--resume"] if number else []), **moment)
+        code = run(job_server, file, out, *(["--resume"] if number else []), **moment)
         # A resumed run may end without entering the phase, and a signal may come after the end.
         ended = code in ENDS or code in (0, *(-s for s in moment["signals"]))
         assert ended, (moments, moment, code, out.with_suffix(".log").read_text()[-3000:])
@@ -83,12 +76,12 @@ def interrupted(server, file, out, seed, times):
     return moments
 
 
-def survives(server, whole, tmp_path, kind, seed, times=1):
+def survives(job_server, whole, tmp_path, kind, seed, times=1):
     """Interrupts a run, resumes it and compares it with the undisturbed run."""
     file, undisturbed = whole(kind)
     out = tmp_path / f"run{seed}"
-    moments = interrupted(server, file, out, seed, times)
-    code = run(server, file, out, "--resume")
+    moments = interrupted(job_server, file, out, seed, times)
+    code = run(job_server, file, out, "--resume")
     assert code == 0, (kind, moments, out.with_suffix(".log").read_text()[-3000:])
     try:
         runs.assert_equal(undisturbed, out)
@@ -104,9 +97,9 @@ def survives(server, whole, tmp_path, kind, seed, times=1):
 # The seed picks the first phase: an update and a save; an evaluation and a save.
 @pytest.mark.parametrize(("kind", "seed"), [("ema", 1), ("ema", 3), ("finetuning", 4)])
 def test_a_run_interrupted_at_a_random_moment_ends_as_if_it_had_not_been(
-    server, whole, tmp_path, kind, seed
+    job_server, whole, tmp_path, kind, seed
 ):
-    survives(server, whole, tmp_path, kind, seed, times=2)
+    survives(job_server, whole, tmp_path, kind, seed, times=2)
 
 
 TERM, KILL = [signal.SIGTERM], [signal.SIGKILL]
@@ -125,28 +118,30 @@ TERM, KILL = [signal.SIGTERM], [signal.SIGKILL]
     ids=["and a kill", "of the last step", "and a kill in its save", "export"],
 )
 @pytest.mark.parametrize("kind", ["grpo", "finetuning"])
-def test_an_interrupted_evaluation_or_export_is_made_up_for(server, whole, tmp_path, kind, moments):
+def test_an_interrupted_evaluation_or_export_is_made_up_for(
+    job_server, whole, tmp_path, kind, moments
+):
     file, undisturbed = whole(kind)
     out = tmp_path / "out"
     for number, (phase, occurrence, signals, ends) in enumerate(moments):
         if kind == "finetuning" and phase == "rollout":
             phase, occurrence = "save", 1
         when = {"phase": phase, "occurrence": occurrence, "delay": 0.0, "signals": signals}
-        code = run(server, file, out, *(["--resume"] if number else []), **when)
+        code = run(job_server, file, out, *(["--resume"] if number else []), **when)
         assert code == ends, out.with_suffix(".log").read_text()[-3000:]
-    assert run(server, file, out, "--resume") == 0
+    assert run(job_server, file, out, "--resume") == 0
     runs.assert_equal(undisturbed, out)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_forty_runs_interrupted_at_random_moments_all_end_as_if_they_had_not_been(
-    server, whole, tmp_path
+    job_server, whole, tmp_path
 ):
     moments = []
     for number in range(40):
         kind = KINDS[number % len(KINDS)]
-        moments += survives(server, whole, tmp_path, kind, 100 + number, times=3 + number % 2)
+        moments += survives(job_server, whole, tmp_path, kind, 100 + number, times=3 + number % 2)
         print(number, kind, moments[-1], flush=True)
     sent = [m for m in moments if m["code"] != 0]
     by_phase = {phase: sum(m["phase"] == phase for m in sent) for phase in faults.PHASES}

@@ -228,14 +228,7 @@ def assert_ended(code, errors, out, path):
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = faults.Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
-def started(server, folder):
+def started(job_server, folder):
     """Returns a function that runs a job, and one that returns its undisturbed directory."""
     kept = {}
 
@@ -243,7 +236,7 @@ def started(server, folder):
         run = whole("lora") if job in MADE_BEFORE else folder
         file = config_file(folder, job, out, run)
         errors = folder / "errors"
-        code = server.run("--config", str(file), *args, log=log, errors=errors, **fault)
+        code = job_server.run("--config", str(file), *args, log=log, errors=errors, **fault)
         return code, errors.read_text()
 
     def whole(job):

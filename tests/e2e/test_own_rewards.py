@@ -73,15 +73,8 @@ def test_every_job_runs_with_what_the_user_brings(kind, model, tmp_path):
         train_job.run(replace(job, task=other, steps=3, resume=True))
 
     # A study needs questions that are sometimes right, which a grader of the user decides.
-    study = config.Study(
-        out=str(tmp_path / "study"),
-        task=replace(own, rewards={}, reward="rewards_of_users:odd_grade"),
-        **{"problems": 1, "tried": 8, "solved_min": 1, "solved_max": 2, "traces": 0},
-        max_prompt_tokens=400,
-        model=replace(evaluated.model),
-        eval=replace(evaluated.eval, batch=2),
-    )
-    study_job.run(study)
+    odd = replace(own, rewards={}, reward="rewards_of_users:odd_grade")
+    study_job.run(sums.study(model, tmp_path / "study", task=odd, tried=8))
     assert len(lines(tmp_path / "study" / "trajectories.jsonl")) == 1
 
     report_job.run(config.Report(runs=(str(run),), out=str(tmp_path / "report.html")))

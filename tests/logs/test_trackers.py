@@ -1,18 +1,18 @@
 """Trackers get the metrics, the config and answers of a run, and cannot end it."""
 
 import functools
-import http.server
 import importlib.util
 import json
 import os
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing
 
+import http_servers
 import pytest
+import runs
 import wandb_server
 from paths import ROOT
 from runs import Letters
@@ -63,16 +63,11 @@ def secret(monkeypatch):
 
 
 def test_tensorboard_gets_config_and_answers(tmp_path):
-    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
     tracked(job(tmp_path, "tensorboard"), [0])
     (file,) = (tmp_path / "tensorboard").iterdir()
-    data, values = file.read_bytes(), {}
-    while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
-        size = int.from_bytes(data[:8], "little")
-        values |= {v.tag: v for v in Event.FromString(data[12 : 12 + size]).summary.value}
-        data = data[16 + size :]
+    values = {v.tag: v for event in runs.events(file) for v in event.summary.value}
     content = values["_hparams_/session_start_info"].metadata.plugin_data.content
     given = HParamsPluginData.FromString(content).session_start_info.hparams
     assert given["seed"].number_value == 7 and given["profile"].string_value == "token ***"
@@ -192,11 +187,8 @@ def test_mlflow_has_one_run_after_a_resume(tmp_path, mlflow_files):
     assert kept and not any(SECRET in text for text in kept)
 
 
-class Failing(http.server.BaseHTTPRequestHandler):
+class Failing(http_servers.Handler):
     """Answers as MLflow's server does for the first lines, and then breaks every connection."""
-
-    def log_message(self, *args):
-        pass
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -209,14 +201,6 @@ class Failing(http.server.BaseHTTPRequestHandler):
         answer = {"experiment_id": "1", "run": {"info": info}, "run_info": info}
         self.answer(200, answer)
 
-    def answer(self, code, content):
-        data = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
     def do_GET(self):
         self.answer(404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "none"})
 
@@ -224,22 +208,14 @@ class Failing(http.server.BaseHTTPRequestHandler):
 @pytest.mark.heavy
 @needs("mlflow")
 def test_a_network_that_fails_in_the_middle_is_one_warning(tmp_path, monkeypatch, capsys):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Failing)
-    # Two calls for the config of a run of some hundred fields, then one line of metrics.
-    server.lines, server.answered = 0, 3
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     cfg = job(tmp_path, "mlflow")
-    try:
+    # Two calls for the config of a run of some hundred fields, then one line of metrics.
+    with http_servers.running(Failing, lines=0, answered=3) as server:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         with writers.Writer(tmp_path, cfg.log, steps=5, primary=True, job=cfg) as writer:
             for step in range(1, 6):
                 writer.write(step, METRICS)
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
     said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]

@@ -2,21 +2,17 @@
 
 import base64
 import json
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import http_servers
 import huggingface_hub.constants
 import pytest
 
 TOKEN = "hf_" + "a1" * 17
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(http_servers.Handler):
     """Answers the calls of create_repo, upload_folder and whoami."""
-
-    def log_message(self, *args):
-        pass
 
     def do_GET(self):
         served = self.server
@@ -57,14 +53,6 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, commit)
         self.answer(404, {"error": f"the stand-in does not know {self.path}"})
 
-    def answer(self, code, content):
-        data = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
 
 @contextmanager
 def hub(token=TOKEN, given=TOKEN):
@@ -73,21 +61,12 @@ def hub(token=TOKEN, given=TOKEN):
     It has the `files` that were pushed, and what was `created`. `refuses` is a part of a path that
     it forbids.
     """
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    served.token, served.refuses = token, ""
-    served.files, served.seen, served.created, served.message = {}, [], {}, ""
-    served.url = f"http://127.0.0.1:{served.server_port}"
-    thread = threading.Thread(target=served.serve_forever, args=(0.02,))
-    thread.start()
-    with pytest.MonkeyPatch.context() as patch:
+    state = {"token": token, "refuses": "", "files": {}, "seen": [], "created": {}, "message": ""}
+    running = http_servers.running(Handler, **state)
+    with running as served, pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "ENDPOINT", served.url)
         patch.setattr(huggingface_hub, "get_token", lambda: given)
         patch.setattr(huggingface_hub.utils, "get_token", lambda: given)
         patch.setenv("HF_TOKEN", given or "")
         patch.setenv("HF_HUB_DISABLE_XET", "1")
-        try:
-            yield served
-        finally:
-            served.shutdown()
-            thread.join()
-            served.server_close()
+        yield served

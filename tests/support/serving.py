@@ -3,10 +3,9 @@
 import json
 import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import http_servers
 import jax
 import learning
 import numpy as np
@@ -82,13 +81,10 @@ class Model:
         return out
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(http_servers.Handler):
     """Answers from `server.model`, after `server.trouble(path, body, answer)` had its way."""
 
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
 
     def do_GET(self):
         self.answer(200, {"data": [{"id": "tiny"}]})
@@ -125,27 +121,11 @@ class Handler(BaseHTTPRequestHandler):
             "/update_weights_from_disk": lambda body: load(body["model_path"]),
         }
 
-    def answer(self, status, content):
-        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
-
-@contextmanager
 def serving(model):
-    """Yields a running server; `faults` are answered first, `spoil` changes right answers."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.model, server.seen, server.faults = model, [], []
-    server.spoil = lambda path, answer: answer
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """Returns a context of a running server.
+
+    `faults` are answered first, `spoil` changes right answers.
+    """
+    spoil = lambda path, answer: answer  # noqa: E731
+    return http_servers.running(Handler, model=model, seen=[], faults=[], spoil=spoil)

@@ -38,6 +38,23 @@ def job(model: Path, out: Path, **changes) -> config.Train:
     return replace(base, **plain)
 
 
+def study(model: Path, out: Path, **changes) -> config.Study:
+    """Returns a study of one problem that is solved now and then, with 4 attempts each."""
+    base = config.Study(
+        out=str(out),
+        task=SUMS,
+        problems=1,
+        tried=4,
+        solved_min=1,
+        solved_max=2,
+        traces=0,
+        max_prompt_tokens=400,
+        model=config.Model(path=str(model), compute_dtype="float32"),
+        eval=replace(evaluation(model, out).eval, batch=2),
+    )
+    return replace(base, **changes)
+
+
 def evaluation(model: Path, out: Path, **changes) -> config.Evaluate:
     """Returns an evaluation of 7 + 5 examples, 2 answers each, in batches of 3."""
     base = config.Evaluate(

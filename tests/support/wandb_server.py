@@ -1,10 +1,8 @@
 """A small stand-in for a W&B server, which takes a run until it is cut off."""
 
 import gzip
-import json
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import http_servers
 
 RUN = {
     "id": "B1",
@@ -22,13 +20,10 @@ ANSWERS = {
 }
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(http_servers.Handler):
     """Answers every query with all that it knows, and keeps what the run streams."""
 
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
 
     def do_POST(self):
         if self.server.cut_off:
@@ -39,28 +34,11 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         self.server.streamed += body.decode() if "file_stream" in self.path else ""
-        data = json.dumps({"data": ANSWERS, "exitcode": None, "limits": {}}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.answer(200, {"data": ANSWERS, "exitcode": None, "limits": {}})
 
     do_GET = do_PUT = do_POST
 
 
-@contextmanager
 def serving():
-    """Yields a running server; it breaks every connection once `cut_off` is True."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    server.cut_off, server.streamed = False, ""
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    """Returns a context of a running server; it breaks every connection once `cut_off` is True."""
+    return http_servers.running(Handler, cut_off=False, streamed="")
