@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sdjax.analysis import markdown
 from sdjax.errors import UserError
 
 # The score on a run's own questions is a mean over this many last steps.
@@ -73,15 +74,11 @@ def to_markdown(axis: str, rows: Sequence[Mapping[str, Any]]) -> str:
     def cells(figures: Mapping[str, Mapping[str, float]]) -> list[str]:
         return [cell for name in sets for cell in _cells(figures[name])]
 
-    lines = [
-        ["training", axis, "score on its own questions", *heads],
-        ["---"] * (3 + len(heads)),
-        ["before", "", "", *cells(rows[0]["before"])],
-    ]
+    lines = [["before", "", "", *cells(rows[0]["before"])]]
     for row in rows:
         trained = "" if row["trained"] is None else f"{row['trained']:.3f}"
         lines.append([row["run"], str(row["value"]), trained, *cells(row["after"])])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(["training", axis, "score on its own questions", *heads], lines)
 
 
 def _cells(figures: Mapping[str, float]) -> tuple[str, str, str]:

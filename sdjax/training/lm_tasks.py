@@ -15,9 +15,9 @@ import jax
 import numpy as np
 
 from sdjax import config
-from sdjax.analysis import accuracy
+from sdjax.analysis import accuracy, markdown
 from sdjax.errors import Stopped, UserError
-from sdjax.io.files import to_json, write_text
+from sdjax.io.files import to_json, write_below, write_text
 from sdjax.parallel import hosts
 from sdjax.training.loaded_model import LoadedModel
 
@@ -148,14 +148,14 @@ def metrics(figures: Figures) -> dict[str, float]:
 
 def to_markdown(figures: Figures) -> str:
     """Returns a Markdown table with one row per metric; figures are as lm_eval gives them."""
-    lines = [["lm_eval", "metric", "value (95% interval)", "documents"], ["---"] * 4]
+    rows = []
     for task, of in figures.items():
         for name, found in of["metrics"].items():
             low, high = found["low"], found["high"]
             span = "" if low is None else f" ({low:.4f} to {high:.4f})"
             count = "" if of["documents"] is None else str(of["documents"])
-            lines.append([task, name, f"{found['value']:.4f}{span}", count])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append([task, name, f"{found['value']:.4f}{span}", count])
+    return markdown.table(["lm_eval", "metric", "value (95% interval)", "documents"], rows)
 
 
 def read(out: Path) -> dict[str, Figures]:
@@ -174,7 +174,7 @@ def write(
     texts = (json.dumps(row, default=handle_non_serializable) for row in documents)
     lines = "".join(to_json(json.loads(text)) + "\n" for text in texts)
     name = Path(task).stem if task.endswith(YAML) else task
-    write_text(out / FOLDER / f"{name}.jsonl", lines)
+    write_below(out / FOLDER / f"{name}.jsonl", lines)
     write_text(out / FILE, json.dumps(done, indent=2) + "\n")
 
 

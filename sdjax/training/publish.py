@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from sdjax import config
+from sdjax.analysis import markdown
 from sdjax.errors import UserError
 from sdjax.io import environment, hub
 from sdjax.io.files import write_text
@@ -110,7 +111,7 @@ def card(
     parts = [
         f"---\n{fields.to_yaml()}\n---",
         f"# {title}",
-        _table(["", ""], list(_facts(cfg, public, step, examples))),
+        markdown.table(["", ""], list(_facts(cfg, public, step, examples))),
         *_figures(history),
         f"## Use\n\n{_use(cfg.checkpoint.push_to, adapters=adapters)}",
         f"## Config\n\n{_fenced(json.dumps(public, indent=2), 'json')}",
@@ -193,9 +194,10 @@ def _figures(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             ]
             rows.append([name, "", figure, *values])
     head = ["set", "questions", "figure", f"step {first['step']}", f"step {last['step']}"]
+    figures = markdown.table(head, rows)
     yield (
-        f"## Figures\n\n{_table(head, rows)}\n\nIn brackets are 95 % intervals. They account for "
-        "the choice of questions, not for the seed of the training."
+        f"## Figures\n\n{figures}\n\nIn brackets are 95 % intervals. They account for the choice "
+        "of questions, not for the seed of the training."
     )
 
 
@@ -236,12 +238,6 @@ def _without_folders(value: Any) -> Any:
     if isinstance(value, str) and re.match(r"[/~]|[A-Za-z]:\\", value) and "\n" not in value:
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    cells = ([" ".join(c.split()).replace("|", "\\|") for c in line] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _fenced(text: str, language: str) -> str:
