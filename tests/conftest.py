@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import signal
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +18,9 @@ if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     # Half of the time that a compilation takes; gone in 0.11, which ends at a flag unknown to it.
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *FLAGS])
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As in a background job of a shell. The processes that tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.set_threshold(50_000)  # traced programs are many small objects, and few of them garbage
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
