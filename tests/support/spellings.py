@@ -205,7 +205,8 @@ def _other_value(gold: str, number: Fraction) -> Iterator[Spelling]:
         yield "a digit more", f"{gold}7"
         if abs(number) >= 1000:
             yield "two parts", f"{gold[:-3]}, {gold[-3:]}"
-            yield "a tuple", f"({gold[:-3]},{gold[-3:]})"
+            if gold[-3] != "0":  # "(2,000)" is a number
+                yield "a tuple", f"({gold[:-3]},{gold[-3:]})"
     else:
         if abs(number.numerator) != number.denominator:
             yield "upside down", rf"\frac{{{number.denominator}}}{{{number.numerator}}}"
