@@ -60,6 +60,8 @@ def test_a_run_writes_metrics_rollouts_evaluations_checkpoints_and_a_model(finis
         assert len(r["tokens"]) == len(r["sampler_logprobs"]) == len(r["teacher_logprobs"])
         assert r["prompt"] != r["reprompt"] and "Correct solution:" in r["reprompt"]
         np.testing.assert_allclose(r["student_logprobs"], r["sampler_logprobs"], atol=2e-4)
+        assert len(r["pieces"]) == r["length"] == len(r["tokens"])
+    assert any(r.get("student_top") for r in rollouts)
     assert (out / "config.json").exists() and (out / "evaluations.json").exists()
     (board,) = (out / "tensorboard").iterdir()
     assert b"_hparams_/session_start_info" in board.read_bytes()
