@@ -52,7 +52,7 @@ def run(cfg: config.Export) -> None:
         model.export(params, out, dtype)
     checkpoints.close()
     try:
-        run, adapters = publish.Trained.of(run_dir, step), model.cfg.lora is not None
+        run, adapters = publish.Provenance.of(run_dir, step), model.cfg.lora is not None
         publish.publish(target, run, out, folder.place, adapters=adapters)
     finally:
         _to_place(folder)

@@ -107,7 +107,7 @@ def run(cfg: config.SFT) -> None:
             _train(setup, progress, out, stop)
         publish.publish(
             publish.Target.of(cfg.checkpoint),
-            publish.Trained.of(folder.local, progress.step),
+            publish.Provenance.of(folder.local, progress.step),
             folder.local / "model",
             folder.place / "model",
             adapters=model.cfg.lora is not None,

@@ -47,7 +47,7 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class Provenance:
     """What a card tells about a run: its config as in config.json, and the step of the model.
 
     `history` has the evaluations as in evaluations.json. `examples` counts what it trains on.
@@ -61,7 +61,7 @@ class Trained:
     start: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Any, step: int) -> Trained:
+    def of(cls, run: Any, step: int) -> Provenance:
         """Reads the run directory `run`; a file that is not there counts as empty.
 
         Raises UserError for a damaged one.
@@ -93,7 +93,7 @@ class Trained:
         return None if local or model.get("init_seed") is not None else path
 
 
-def publish(to: Target, run: Trained, exported: Path, place: Any, *, adapters: bool) -> None:
+def publish(to: Target, run: Provenance, exported: Path, place: Any, *, adapters: bool) -> None:
     """Writes README.md beside exported weights, then pushes them; does nothing without a name.
 
     Call it on every process; the first one does the work. Prints a line if there is no token.
@@ -132,7 +132,7 @@ def publish(to: Target, run: Trained, exported: Path, place: Any, *, adapters: b
         print(f"hub: {shown} is in {url}")
 
 
-def card(run: Trained, name: str, *, adapters: bool) -> str:
+def card(run: Provenance, name: str, *, adapters: bool) -> str:
     """Returns the text of a model card in Markdown, with the hub's fields at its top.
 
     `name` is OWNER/NAME of the repository. `adapters` says whether the folder holds adapters for
@@ -173,7 +173,7 @@ def _method(public: Mapping[str, Any]) -> tuple[str, str]:
     return "sdpo", f"{share:g} x {sdpo}, and {1 - share:g} x GRPO"
 
 
-def _facts(run: Trained, public: Mapping[str, Any]) -> Iterator[list[str]]:
+def _facts(run: Provenance, public: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yields rows that say how the model was made; `public` is the config without folders."""
     model, made = public["model"], run.start
     revision = f", revision {model['revision']}" if model.get("revision") else ""

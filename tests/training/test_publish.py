@@ -52,7 +52,7 @@ def train(tmp_path, **changes):
 def card(cfg, step, examples, history, *, adapters=False, name="me/sums"):
     """Returns the card of a run with this config."""
     start = {"time": "2026-01-02T03:04:05Z", "sdjax": "1.2", "commit": None, "jax": "3.4"}
-    run = publish.Trained(
+    run = publish.Provenance(
         public=config.to_public(cfg),
         step=step,
         history=history,
