@@ -3,7 +3,7 @@
     python -m sdjax.main --config configs/own/mine.py
     python -m sdjax.main --config configs/own/mine.py --steps 20 --out runs/mine_20
 
-As it is, a model of 5 million parameters solves number puzzles, in a minute or two on two cores.
+As it is, a model of 5 million parameters solves number puzzles, in a few minutes on two cores.
 mine.jsonl has the rows, and mine_reward.py the reward. `--help` after the command lists every
 field, and a field that is not named here has the default that --help shows.
 """
