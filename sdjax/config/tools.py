@@ -10,6 +10,7 @@ from sdjax.config.checks import require, require_finite, require_names, require_
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model, Shape
 from sdjax.config.sections.optim import Optim
+from sdjax.config.sections.target import Target
 from sdjax.config.sections.teacher import Teacher
 from sdjax.config.train import Train
 
@@ -149,6 +150,8 @@ class Bench:
     of the head. tail has none. None writes no trace."""
     seed: int = 0
     """Seed of weights, tokens and sampling."""
+    target: Target = field(default_factory=Target)
+    """What the student is moved toward; each of its contexts has reprompt_tokens."""
     teacher: Teacher = field(default_factory=Teacher)
     loss: Loss = field(default_factory=Loss)
     policy: Policy = field(default_factory=Policy)

@@ -146,23 +146,24 @@ def test_every_token_of_every_learned_completion_stands_in_one_place_in_both_row
     prompts = [g.prompt for g in groups for _ in g.completions]
     taught = [r.tokens for of_group in reprompts for r in of_group]
     contexts = [
-        (rows.student, rows.student_index, prompts),
-        (rows.teacher, rows.teacher_index, taught),
+        (rows.student, prompts),
+        (rows.contexts["solution"], taught),
     ]
     longest = 0
-    for packed, index, context in contexts:
-        assert_whole(packed, index, rows, [(context[i], completions[i].tokens, i) for i in learned])
+    for of, context in contexts:
+        assert_whole(of, rows, [(context[i], completions[i].tokens, i) for i in learned])
         longest = max(longest, *(len(context[i]) + len(completions[i].tokens) for i in learned))
-    used = [np.count_nonzero(x.segment_ids, axis=-1).max() for x, _, _ in contexts]
+    used = [np.count_nonzero(x.packed.segment_ids, axis=-1).max() for x, _ in contexts]
     assert max(used) <= max(row_tokens, longest)
 
 
-def assert_whole(packed, index, rows, wanted):
+def assert_whole(of, rows, wanted):
     """Asserts that a context's rows hold each (context, completion, number), and no more."""
+    packed = of.packed
     of_row = [x.reshape(-1, x.shape[-1]) for x in (packed.tokens, packed.segment_ids)]
     tokens, segments = of_row
     positions = packed.positions.reshape(tokens.shape)
-    sample, predicted = (x.reshape(len(tokens), -1) for x in (rows.sample, index))
+    sample, predicted = (x.reshape(len(tokens), -1) for x in (rows.sample, of.index))
     for context, completion, number in wanted:
         (row,) = set(np.nonzero(sample == number)[0])
         at = predicted[row][sample[row] == number]
@@ -178,7 +179,7 @@ def assert_whole(packed, index, rows, wanted):
 
 def test_values_by_completion_are_those_of_its_tokens_in_order():
     batch = learning.pack(learning.train_config(optim={"row_tokens": ROW_TOKENS}))
-    assert np.any(batch.rows.student.segment_ids > 1)
+    assert np.any(batch.rows.student.packed.segment_ids > 1)
     values = (1000 * batch.rows.sample + batch.rows.index).astype(np.float32)
     out = learning.by_completion(batch, values)
     assert [x is not None for x in out] == batch.samples.learned.tolist()
@@ -189,7 +190,10 @@ def test_values_by_completion_are_those_of_its_tokens_in_order():
 
 def test_rows_of_one_carry_no_segments():
     batch = learning.pack(learning.train_config())
-    assert batch.rows.student.segment_ids is None and batch.rows.teacher.segment_ids is None
+    assert (
+        batch.rows.student.packed.segment_ids is None
+        and batch.rows.contexts["solution"].packed.segment_ids is None
+    )
 
 
 @pytest.mark.parametrize(("row_tokens", "most"), [(512, 0.5), (4096, 0.25)])

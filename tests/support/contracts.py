@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.config.sections.target import SOLUTION
 from sdjax.learner.chunked_head import (
-    TEACHER,
     Context,
     Contexts,
     HeadSpec,
@@ -89,7 +89,7 @@ def check_teacher(f, cfg):
 
     def total(s, t):
         contexts = Contexts(
-            student=Context(hidden=pick, head=s), teachers={TEACHER: Context(hidden=pick, head=t)}
+            student=Context(hidden=pick, head=s), teachers={SOLUTION: Context(hidden=pick, head=t)}
         )
         tokens = Tokens(token=jnp.zeros((1, 6), jnp.int32), mask=jnp.ones((1, 6), bool))
         spec = HeadSpec(loss=replace(cfg, divergence="checked"), temperature=1.0)
@@ -118,6 +118,7 @@ def check_token_weights(f, cfg):
         teacher_entropy=jnp.linspace(10.0, 0.0, n),
         pass_rate=jnp.linspace(0.0, 1.0, n),
         epistemic=jnp.arange(n) % 2 == 0,
+        correct=jnp.arange(n) % 3 == 0,
     )
     for given in (stats, replace(stats, length=jnp.zeros(n, jnp.int32))):
         whole = f(jax.tree.map(lambda x: jnp.stack([x, x]), given), cfg)
