@@ -37,7 +37,7 @@ COMMON = """
     model=Model(path="package:sdjax.tiny", compute_dtype="float32", remat="none"),
     eval=Eval(every=EVERY, k=2, examples=4, batch=4, max_completion_tokens=24),
     checkpoint=Checkpoint(every=EVERY, keep=2, export=True),
-    log=Log(progress=False, to=()),
+    log=Log(progress=False),
 """
 TRAIN = (
     "config = Train("
