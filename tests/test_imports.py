@@ -58,7 +58,7 @@ ALLOWED = {
     "models": ("config", "errors", "io.files", "io.hub", "io.progress", "parallel", "tokenizer"),
     "rollout": ("config", "errors", "records", "tokenizer", "models", "parallel"),
     "teacher": ("config", "errors", "records", "tokenizer"),
-    "learner": ("config", "errors", "records", "models", "objectives", "parallel"),
+    "learner": (*("config", "errors", "io.lease", "records", "models", "objectives", "parallel"),),
     "bench": (
         *("config", "records", "io.files", "logs", "models", "rollout", "learner", "parallel"),
     ),
@@ -376,3 +376,19 @@ def test_nothing_runs_code_that_came_as_data(tracked):
                     if keyword.arg in ("trust_remote_code", "allow_pickle") and on:
                         found.append(f"{name}:{node.lineno}: {keyword.arg}=True")
     assert not found
+
+
+# What begins a run or the work of a user, fills a cache, or has no run directory.
+MAKE_FOLDERS = {
+    *("config.starter", "data.sources", "io.hub", "io.lease", "io.run_dir", "io.storage"),
+    *("analysis.report.plots", "jobs.traces_job", "training.loaded_model"),
+}
+
+
+def test_only_what_checks_that_a_run_directory_stays_makes_the_folders_above_too():
+    making = {
+        name.removeprefix("sdjax.")
+        for name, path in MODULES.items()
+        if "parents=True" in path.read_text()
+    }
+    assert making == MAKE_FOLDERS

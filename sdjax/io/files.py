@@ -71,13 +71,6 @@ def write_text(path: Path, text: str) -> None:
         new.write_text(text, encoding="utf-8")
 
 
-def write_below(path: Path, text: str) -> None:
-    """Writes a file as `write_text` does, and makes its folder; the one above that must exist."""
-    with writing(path.parent):
-        path.parent.mkdir(exist_ok=True)
-    write_text(path, text)
-
-
 def to_json(row: Mapping[str, Any]) -> str:
     """Returns one line of JSON; numpy values become plain ones.
 

@@ -105,12 +105,22 @@ def check() -> None:
             )
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it.
+
+    A run directory that is gone does not come back: raises UserError as `check` does, and
+    WriteError if the folder cannot be made.
+    """
+    check()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def holding(file: Path) -> Iterator[None]:
     """Makes this process the owner of a file or folder to be, within the block."""
-    with writing(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
     place = file.parent
+    make_folder(place)
     take(place, f"{file.name}.{OWNER}")
     try:
         yield

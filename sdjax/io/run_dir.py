@@ -99,6 +99,7 @@ def _claim(
             raise UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
         if held:
             run_record.check_fingerprints(folder.place, job, after, fingerprints)
+        lease.check()  # of the sweep that this run is a part of
         folder.local.mkdir(parents=True, exist_ok=True)
         lease.take(folder.place)
         remove_parts(folder.local)

@@ -18,8 +18,8 @@ import jax
 from sdjax import config, tasks
 from sdjax.analysis import epistemic, scores, study_scores
 from sdjax.data.pipeline import drop_overlong
-from sdjax.errors import UserError, writing
-from sdjax.io import run_dir
+from sdjax.errors import UserError
+from sdjax.io import lease, run_dir
 from sdjax.io.files import write_text
 from sdjax.parallel import hosts
 from sdjax.records import Example
@@ -94,8 +94,7 @@ class _Study:
             hosts.note(f"{name}: no problem has anything to show; left out")
             return
         file = self.out / "answers" / f"{name}.jsonl"
-        with writing(file.parent):
-            file.parent.mkdir(exist_ok=True)
+        lease.make_folder(file.parent)
         rows = [row for batch in self.ask(name, examples, index, file) for row in batch]
         self.answers[name] = study_scores.by_problem(rows)
 

@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from flax import nnx
 
 from sdjax import config
 from sdjax.errors import UserError, WriteError, writing
+from sdjax.io import lease
 from sdjax.learner.state import TrainState
 from sdjax.parallel import hosts
 
@@ -175,14 +176,15 @@ class Checkpoints:
             unscored: Whether the step's evaluation is still to come.
 
         Raises:
-            WriteError: This save or the save before it fails.
+            UserError: This save or the save before it fails, or the run directory is gone.
         """
         self.wait()
+        lease.check()  # because Orbax would bring back a directory that is gone
         path = self._folder / str(step)
         if hosts.of_first(jax.process_index() == 0 and _stays(path, unscored=unscored)):
             return
         state = replace(state, frozen=None)
-        with _writing(path):
+        with self._writing(path):
             self._prune()
             flags = {"passing": passing, "unscored": unscored}
             self._saving = path, {"score": score} | {k: True for k, v in flags.items() if v}
@@ -196,7 +198,11 @@ class Checkpoints:
             )
 
     def _seal(self) -> None:
-        """Writes the checksums into the folder just before it gets its name."""
+        """Writes the checksums into the folder just before it gets its name.
+
+        Raises UserError if the run directory is gone: Orbax brought back the part it writes to.
+        """
+        lease.check()
         assert self._saving is not None
         path, facts = self._saving
         folder = self._saver.get_temporary_path(path).get()
@@ -275,21 +281,33 @@ class Checkpoints:
         return self._saver.restore(self.path(step), args=args)["state"]["params"]
 
     def wait(self) -> None:
-        """Waits until the last save is on disk; raises WriteError where it failed."""
-        with _writing(self._saving[0] if self._saving else self._folder):
+        """Waits until the last save is on disk; raises UserError where it failed."""
+        with self._writing(self._saving[0] if self._saving else self._folder):
             self._saver.wait_until_finished()
 
     def close(self) -> None:
         """Waits until the last save is on disk, and removes the checkpoints that are not kept."""
         self.wait()
-        with _writing(self._folder):
+        with self._writing(self._folder):
             self._prune()
             self._saver.close()
+
+    @contextmanager
+    def _writing(self, path: epath.Path) -> Iterator[None]:
+        """Turns the exception of a failing save into a WriteError; nothing of the save remains."""
+        try:
+            with _reported(path):
+                yield
+        except UserError:
+            if jax.process_index() == 0:
+                _drop_all_unfinished(self._folder)
+            raise
 
 
 def _drop_unfinished(folder: epath.Path) -> bool:
     """Removes what saves that did not end have left; returns whether there was any."""
-    left = [one for one in folder.iterdir() if ".orbax-checkpoint-tmp" in one.name]
+    there = folder.iterdir() if folder.exists() else ()
+    left = [one for one in there if ".orbax-checkpoint-tmp" in one.name]
     for one in left:
         one.rmtree()
     return bool(left)
@@ -299,7 +317,8 @@ def _drop_all_unfinished(folder: epath.Path) -> None:
     """Removes what a save that has failed leaves, until nothing new comes for half a second.
 
     TensorStore still writes for a while after the error. What cannot be removed, as on a read-only
-    disk, the next run removes.
+    disk, the next run removes. The folders above go too where they are empty: Orbax makes them
+    anew if a run directory is removed while it writes.
     """
     quiet = 0
     for _ in range(20):
@@ -310,6 +329,10 @@ def _drop_all_unfinished(folder: epath.Path) -> None:
         if quiet == 5:
             break
         time.sleep(0.1)
+    if "://" not in str(folder):
+        with suppress(OSError):
+            os.rmdir(folder)
+            os.rmdir(folder.parent)
 
 
 @functools.cache
@@ -329,29 +352,18 @@ def _hide_closed_loops() -> None:
 
 
 @contextmanager
-def _writing(path: epath.Path) -> Iterator[None]:
-    """Turns the exception of a failing save into a WriteError that names the path.
-
-    Nothing of the save remains.
-    """
-    try:
-        with _reported(path):
-            yield
-    except WriteError:
-        if jax.process_index() == 0:
-            _drop_all_unfinished(path.parent)
-        raise
-
-
-@contextmanager
 def _reported(path: epath.Path) -> Iterator[None]:
     """Turns the exception of a failing save into a WriteError that names the path."""
     try:
         with writing(path):
             yield
     except WriteError:
+        lease.check()  # says that the directory is gone, if that is why
+        raise
+    except UserError:
         raise
     except Exception as error:
+        lease.check()
         # TensorStore raises no class that identifies a failed write; libraries of buckets raise
         # many.
         text = str(error).strip()

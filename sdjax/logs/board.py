@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax.errors import writing
+from sdjax.io import lease
 
 
 class Board:
@@ -23,8 +24,8 @@ class Board:
         from tensorboardX.summary import hparams
 
         self._folder = folder
+        lease.make_folder(folder)
         with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
         if after is not None:
             # With this, TensorBoard ignores what earlier files have from this step on.

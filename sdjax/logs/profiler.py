@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 
 from sdjax.analysis import trace as traces
 from sdjax.errors import WriteError
+from sdjax.io import lease
 
 
 @contextmanager
@@ -17,7 +19,7 @@ def trace(folder: Path) -> Iterator[None]:
     """Writes a trace of the block into `folder` and prints where the devices' time went.
 
     Open it with XProf or TensorBoard's profile plugin; the .trace.json.gz also with Perfetto.
-    Raises WriteError if the trace cannot be written.
+    Raises WriteError if the trace cannot be written, and UserError if the run directory is gone.
     """
     options = jax.profiler.ProfileOptions()
     # Without Python's calls, because they would fill the trace and slow down what it measures.
@@ -25,9 +27,13 @@ def trace(folder: Path) -> Iterator[None]:
     jax.profiler.start_trace(str(folder), profiler_options=options)
     try:
         yield
+        lease.check()
     except BaseException:
+        gone = [each for each in folder.parents if not each.exists()]
         with suppress(jax.errors.JaxRuntimeError):  # The error of the block counts.
             jax.profiler.stop_trace()
+        if gone:  # such as the run directory, which jax has just made anew
+            shutil.rmtree(gone[-1], ignore_errors=True)
         raise
     try:
         jax.profiler.stop_trace()

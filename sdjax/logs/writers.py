@@ -82,8 +82,8 @@ class Lines:
     def __init__(self, path: Path, *, after: int | None) -> None:
         """Keeps the lines up to the step `after`; None empties the file."""
         self._path = path
+        lease.make_folder(path.parent)
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
             if after is not None:
                 truncate_after(path, after)
             self._file = path.open("w" if after is None else "a", encoding="utf-8")

@@ -23,7 +23,7 @@ from sdjax.data.pipeline import drop_overlong
 from sdjax.data.rows import Skipped
 from sdjax.errors import UserError, writing
 from sdjax.io import lease, progress
-from sdjax.io.files import to_json, write_below, write_text
+from sdjax.io.files import to_json, write_text
 from sdjax.logs.terminal import closing_table
 from sdjax.parallel import hosts
 from sdjax.records import Example, Group
@@ -353,7 +353,9 @@ class EvaluationHistory:
         figures = {"step": step} | to_dict(by_set)
         self.history.append(figures | ({"lm_eval": harness} if harness else {}))
         if jax.process_index() == 0:
-            write_below(self.out / "answers" / f"{step:06d}.jsonl", jsonl(rows))
+            file = self.out / "answers" / f"{step:06d}.jsonl"
+            lease.make_folder(file.parent)
+            write_text(file, jsonl(rows))
             self.show(step, rows)
         return metrics(by_set) | lm_tasks.metrics(harness)
 

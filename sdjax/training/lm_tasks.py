@@ -17,7 +17,8 @@ import numpy as np
 from sdjax import config
 from sdjax.analysis import accuracy, markdown
 from sdjax.errors import Stopped, UserError
-from sdjax.io.files import to_json, write_below, write_text
+from sdjax.io import lease
+from sdjax.io.files import to_json, write_text
 from sdjax.parallel import hosts
 from sdjax.training.loaded_model import LoadedModel
 
@@ -174,7 +175,8 @@ def write(
     texts = (json.dumps(row, default=handle_non_serializable) for row in documents)
     lines = "".join(to_json(json.loads(text)) + "\n" for text in texts)
     name = Path(task).stem if task.endswith(YAML) else task
-    write_below(out / FOLDER / f"{name}.jsonl", lines)
+    lease.make_folder(out / FOLDER)
+    write_text(out / FOLDER / f"{name}.jsonl", lines)
     write_text(out / FILE, json.dumps(done, indent=2) + "\n")
 
 

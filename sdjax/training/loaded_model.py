@@ -16,8 +16,8 @@ import jax
 from flax import nnx
 
 from sdjax import config
-from sdjax.errors import UserError, require_package, writing
-from sdjax.io import storage
+from sdjax.errors import UserError, require_package
+from sdjax.io import lease, storage
 from sdjax.models.files import peft, resolve, weights
 from sdjax.models.network import attention
 from sdjax.models.network.model_config import ModelConfig
@@ -251,8 +251,7 @@ def _check_attention(cfg: ModelConfig) -> None:
 
 def _write_for_server(params: nnx.State, *, cfg: ModelConfig, source: Path, to: Path) -> str:
     """Writes params in the type that the trainer computes in, and returns the folder."""
-    with writing(to):
-        to.parent.mkdir(parents=True, exist_ok=True)
+    lease.make_folder(to.parent)
     weights.export(params, cfg, source, to, dtype=cfg.compute_dtype)
     return str(to)
 

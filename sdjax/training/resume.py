@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 
 from sdjax import config
-from sdjax.errors import UserError, WriteError
+from sdjax.errors import UserError
 from sdjax.io import lease, storage
 from sdjax.io.storage import Folder
 from sdjax.learner.checkpoint import Checkpoints, abstract, saved_steps
@@ -213,7 +213,7 @@ def what_is_safe(saved: Checkpoints) -> str:
 
     It waits for a checkpoint that is being written.
     """
-    with suppress(WriteError):
+    with suppress(UserError):
         saved.wait()
     steps = saved.steps()
     if not steps:

@@ -147,3 +147,16 @@ def test_an_owner_whose_directory_is_gone_is_told_before_it_writes(quick, tmp_pa
         lease.check()
     lease.release(out)
     lease.check()
+
+
+def test_a_folder_is_not_made_in_a_directory_that_is_gone(quick, tmp_path):
+    out = tmp_path / "out"
+    lease.make_folder(out / "answers")
+    assert (out / "answers").is_dir()
+    lease.take(out)
+    shutil.rmtree(out)
+    for write in (lambda: lease.make_folder(out / "answers"), lambda: Lines(out / "a", after=None)):
+        with pytest.raises(UserError, match=f"{out}: was removed"):
+            write()
+    assert not out.exists()
+    lease.release(out)

@@ -31,6 +31,7 @@ OF_TRAININGS = ("rollout", "update")
 
 WRITES = {
     "record": ("sdjax.io.run_record", "write"),
+    "load": ("sdjax.training.loaded_model", "LoadedModel.load"),
     "metrics": ("sdjax.logs.writers", "Writer.write"),
     "answers": ("sdjax.training.evaluation", "jsonl"),
     "tensors": ("sdjax.models.files.shards", "write"),
@@ -41,6 +42,7 @@ WRITES = {
     "scores": ("sdjax.jobs.evaluate_job", "_report"),
     "study": ("sdjax.jobs.study_job", "_report"),
     "coverage": ("sdjax.jobs.sweep_job", "_write"),
+    "training": ("sdjax.jobs.train_job", "run"),
     "page": ("sdjax.jobs.report_job", "write_text"),
     "plot": ("sdjax.analysis.report.plots", "_plot"),
     "bench": ("sdjax.jobs.bench_job", "write_text"),
