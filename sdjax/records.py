@@ -83,16 +83,18 @@ class TeacherPrompt:
 
     `demonstration` is the index in the group of the completion that it shows, or "solution" for the
     solution of the data set. It is "regenerated" for an answer that the model gave while it saw one
-    of these, and None without a demonstration. Without a demonstration and feedback the reprompt is
-    the plain prompt, and the completion is not distilled.
+    of these, "another" for a completion of another question, and None without a demonstration.
+    Without a demonstration and feedback the reprompt is the plain prompt, and the completion is not
+    distilled unless the context teaches all the same.
     """
 
     tokens: np.ndarray  # int32[R_i]
-    demonstration: int | Literal["solution", "regenerated"] | None
+    demonstration: int | Literal["solution", "regenerated", "another"] | None
     feedback_used: bool
     truncated: bool = False
+    teaches_anyway: bool = False
 
     @property
     def distilled(self) -> bool:
-        """Whether the teacher knows more than the student."""
-        return self.demonstration is not None or self.feedback_used
+        """Whether the completion learns: the teacher knows more, or teaches all the same."""
+        return self.demonstration is not None or self.feedback_used or self.teaches_anyway

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from sdjax.bench import timing
 from sdjax.bench.bench_rows import BenchRow
 from sdjax.bench.subject import Subject
+from sdjax.config.sections.target import SOLUTION
 from sdjax.learner.chunked_head import (
-    TEACHER,
     Context,
     Contexts,
     HeadSpec,
@@ -36,7 +36,7 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
             lambda outputs, share: share * outputs.divergence,
             Contexts(
                 student=Context(hidden=hidden, head=head),
-                teachers={TEACHER: Context(hidden=taught, head=teacher)},
+                teachers={SOLUTION: Context(hidden=taught, head=teacher)},
             ),
             Tokens(token=token, mask=jnp.ones(token.shape, bool), known=share),
             HeadSpec(loss=cfg.loss, temperature=1.0),

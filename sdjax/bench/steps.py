@@ -18,13 +18,15 @@ from sdjax.bench.subject import Subject
 from sdjax.bench.timing import Timing
 from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
+from sdjax.learner.batch import Reprompts
 from sdjax.learner.objective import Objective
 from sdjax.logs.writers import Timers
 from sdjax.models import flops
 from sdjax.models.network.transformer import DecodeWeights
+from sdjax.objectives import targets
 from sdjax.parallel import hosts
 from sdjax.parallel import mesh as meshes
-from sdjax.records import Group, Sampled, TeacherPrompt
+from sdjax.records import Group, Sampled
 from sdjax.rollout import interface
 from sdjax.rollout.interface import SamplingRequest
 
@@ -51,7 +53,9 @@ def measure(s: Subject, prompts: int) -> list[BenchRow]:
             sampled = synthetic.completions(cfg, prompts, vocab, rng)
         if learner:
             groups = synthetic.groups(questions, sampled)
-            learner.update(groups, synthetic.reprompts(cfg, groups, vocab, rng), timers)
+            names = targets.contexts(cfg.target) if cfg.loss.distillation > 0 else ()
+            read = {name: synthetic.reprompts(cfg, groups, vocab, rng) for name in names}
+            learner.update(groups, read, timers)
         return timers.take()
 
     def prefill(number: int) -> dict[str, float]:
@@ -96,6 +100,7 @@ class Learner:
             loss=cfg.loss,
             policy=cfg.policy,
             teacher=cfg.teacher,
+            target=cfg.target,
             temperature=config.Sampling().temperature,
             off_policy=False,
         )
@@ -108,16 +113,15 @@ class Learner:
         self.after = update.make_after_step(cfg.teacher, shardings)
         self.losses: list[float] = []  # of every update so far
 
-    def update(
-        self, groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]], timers: Timers
-    ) -> None:
+    def update(self, groups: Sequence[Group], contexts: Reprompts, timers: Timers) -> None:
         """Updates the state; times "pack", which includes the copy to the devices, and "update"."""
         cfg = self.cfg
         with timers("pack"):
-            read = reprompts if cfg.loss.distillation > 0 else None
-            samples = batches.samples_of(groups, read, cfg.loss, cfg.policy, cfg.completion_tokens)
+            samples = batches.samples_of(
+                groups, contexts, cfg.loss, cfg.policy, cfg.completion_tokens
+            )
             epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
-            packed = batches.pack(groups, read, samples, epistemic, cfg.optim, 0)
+            packed = batches.pack(groups, contexts, samples, epistemic, cfg.optim, 0)
             placed = hosts.place(packed, update.batch_shardings(packed, self.mesh))
             jax.block_until_ready(placed)
         with timers("update"):
@@ -167,7 +171,8 @@ def _update_rows(
     """Returns the rows of packing and update."""
     cfg, n = s.cfg, prompts * s.cfg.group_size
     distils = cfg.loss.distillation > 0
-    teachers = int(distils) * (2 if cfg.teacher.kind == "trust_region" else 1)
+    read = len(targets.contexts(cfg.target)) if distils else 0
+    teachers = read + (read > 0 and cfg.teacher.kind == "trust_region")
     contexts, completions = [cfg.prompt_tokens] * n, [cfg.completion_tokens] * n
     needed = flops.update(
         s.model, contexts, [cfg.reprompt_tokens] * n, completions, teachers=teachers

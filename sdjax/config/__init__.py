@@ -13,7 +13,16 @@ from sdjax.config.sections.model import Lora, Mesh, Model, Shape
 from sdjax.config.sections.optim import Optim
 from sdjax.config.sections.rollout import Eval, Rollout, Sampling, Server
 from sdjax.config.sections.run import Alarm, Checkpoint, Data, Log, TaskConfig
-from sdjax.config.sections.teacher import Reprompt, Teacher
+from sdjax.config.sections.target import Target
+from sdjax.config.sections.teacher import (
+    Demonstration,
+    Feedback,
+    Instruction,
+    Plain,
+    Reprompt,
+    Teacher,
+    WithoutQuestion,
+)
 from sdjax.config.study import SFT, Study, Traces
 from sdjax.config.tools import Bench, Export, Plan, Prepare, Report, Sweep
 from sdjax.config.train import Train
@@ -30,7 +39,8 @@ __all__ = [  # noqa: RUF022 (in groups)
     "Bench", "Plan",
     # sections of a job's config
     "TaskConfig", "Model", "Lora", "Shape", "Mesh", "Data", "Sampling", "Rollout", "Eval",
-    "Harness", "Server", "Judge", "Reprompt", "Teacher", "Loss", "Policy", "Optim", "Log", "Alarm",
+    "Harness", "Server", "Judge", "Reprompt", "Demonstration", "WithoutQuestion", "Feedback",
+    "Plain", "Instruction", "Target", "Teacher", "Loss", "Policy", "Optim", "Log", "Alarm",
     "Checkpoint",
     # checks, and configs as plain values
     "require", "UserError", "flat", "to_dict", "to_public",

@@ -141,6 +141,8 @@ class Bench:
     of the head. tail has none. None writes no trace."""
     seed: int = 0
     """Seed of weights, tokens and sampling."""
+    target: Target = field(default_factory=Target)
+    """What the student is moved toward; each of its contexts has reprompt_tokens."""
     teacher: Teacher = field(default_factory=Teacher)
     loss: Loss = field(default_factory=Loss)
     policy: Policy = field(default_factory=Policy)

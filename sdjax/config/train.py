@@ -12,6 +12,7 @@ from sdjax.config.sections.model import Lora, Mesh, Model
 from sdjax.config.sections.optim import Optim
 from sdjax.config.sections.rollout import Eval, Rollout
 from sdjax.config.sections.run import Alarm, Checkpoint, Data, Log, TaskConfig
+from sdjax.config.sections.target import SOLUTION, STUDENT, Target
 from sdjax.config.sections.teacher import Reprompt, Teacher
 
 
@@ -57,6 +58,11 @@ class Train:
     data: Data = field(default_factory=Data)
     rollout: Rollout = field(default_factory=Rollout)
     reprompt: Reprompt = field(default_factory=Reprompt)
+    contexts: dict[str, Reprompt] = field(default_factory=dict)
+    """Further contexts of the teacher by name, for target.weights, such as {"careless":
+    Instruction(instruction="...")}. Also other settings for those that have a name already:
+    unrelated, wrong, reference, plain and feedback (docs/how-to/contexts.md)."""
+    target: Target = field(default_factory=Target)
     teacher: Teacher = field(default_factory=Teacher)
     loss: Loss = field(default_factory=Loss)
     policy: Policy = field(default_factory=Policy)
@@ -71,6 +77,10 @@ class Train:
     def __post_init__(self) -> None:
         require_finite(self)
         require_names("out_of_domain", self.out_of_domain)
+        require_names("contexts", self.contexts)
+        for name in (STUDENT, SOLUTION):
+            remedy = "is a name of its own: the prompt" if name == STUDENT else "is reprompt"
+            require(name not in self.contexts, "contexts", name, f"{remedy}; give another name")
         require_seed("seed", self.seed)
         require(
             self.rollout.server.url is None or not self.lm_eval.tasks,
@@ -105,9 +115,7 @@ class Train:
             "must be 0 with rollout.group_size 1: no group's rewards can differ",
         )
         require(
-            self.loss.distillation == 0
-            or self.reprompt.demonstration != "none"
-            or self.reprompt.feedback,
+            self.loss.distillation == 0 or self.reprompt.shows,
             "reprompt.demonstration",
             self.reprompt.demonstration,
             "needs reprompt.feedback, or no teacher knows more than the student",

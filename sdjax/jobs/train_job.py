@@ -8,15 +8,17 @@ import jax
 
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
+from sdjax.config.sections.target import SOLUTION
 from sdjax.data.pipeline import LISTED, drop_overlong
 from sdjax.errors import UserError
 from sdjax.io import run_dir
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.logs import trackers
-from sdjax.objectives import divergences, token_weights
+from sdjax.objectives import divergences, learn_from, token_weights
 from sdjax.parallel import hosts
 from sdjax.records import Example
 from sdjax.tasks import Task
+from sdjax.teacher import contexts
 from sdjax.training import (
     evaluation,
     fingerprint,
@@ -75,6 +77,8 @@ def _prepare(
     """
     divergences.get(cfg.loss.divergence)
     token_weights.get(cfg.loss.token_weights)
+    learn_from.get(cfg.loss.learn_from)
+    contexts.used(cfg)
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:
         trackers.check(cfg.log)
@@ -88,11 +92,12 @@ def _prepare(
     completion = cfg.rollout.max_completion_tokens
     loaded_model.check_context(model.cfg, LONGEST_PROMPT, cfg.rollout.max_prompt_tokens, completion)
     # With regeneration the model answers the reprompts, and it cannot exceed its context.
-    within = cfg.reprompt.regenerate or not cfg.reprompt.beyond_context
-    if cfg.loss.distillation > 0 and within:
-        loaded_model.check_context(
-            model.cfg, "reprompt.max_tokens", cfg.reprompt.max_tokens, completion
-        )
+    for name, section in contexts.used(cfg).items():
+        if section.regenerate or not section.beyond_context:
+            field = "reprompt" if name == SOLUTION else f"contexts.{name}"
+            loaded_model.check_context(
+                model.cfg, f"{field}.max_tokens", section.max_tokens, completion
+            )
     loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
     loaded_model.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, model.mesh)
     loaded_model.check_shards("rollout.slots", cfg.rollout.slots, model.mesh)
@@ -138,12 +143,12 @@ def _check_solutions(cfg: config.Train, examples: Sequence[Example]) -> None:
     Prints a line where some examples have none. Of a data set that is too large to be listed it
     looks at the first ones only.
     """
-    section = cfg.reprompt
-    if cfg.loss.distillation == 0 or section.demonstration != "solution":
+    shown = [x for x in contexts.used(cfg).values() if x.demonstration == "solution"]
+    if not shown:
         return
     looked = [examples[i] for i in range(min(len(examples), LISTED // 100))]
     without = sum(not (example.solution or "").strip() for example in looked)
-    if without == len(looked) and not section.feedback:
+    if without == len(looked) and not any(x.feedback for x in shown):
         raise UserError(
             f"reprompt.demonstration is 'solution': none of the {without} training examples has a "
             "solution; set it to 'random', or use data with solutions"

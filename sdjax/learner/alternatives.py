@@ -136,7 +136,7 @@ def _of_contexts(contexts: Contexts, mask: jax.Array, spec: HeadSpec, k: int) ->
     size = min(CHUNK, rows * tokens)
 
     def at(chunk: dict[str, jax.Array]) -> Alternatives:
-        student, teacher = logits(chunk, heads, spec)
+        student, teacher, _ = logits(chunk, heads, spec)
         return Alternatives(
             student=_likeliest(student, k),
             teacher=None if teacher is None else _likeliest(teacher, k),

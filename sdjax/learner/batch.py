@@ -1,14 +1,14 @@
 """Packs groups and reprompts into the arrays that one update reads.
 
-Rows of student and teacher come in pairs: row r of both holds the same completions. So a split of
-rows over devices keeps both contexts of a completion together, and the positions that predict a
+Row r of the student and row r of each teacher's context hold the same completions. So a split of
+rows over devices keeps all contexts of a completion together, and the positions that predict a
 completion are gathered inside its row. No completion is cut: a sum over its tokens stays in one
 row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,17 @@ import jax
 import numpy as np
 
 from sdjax.config import Loss, Optim, Policy
+from sdjax.config.sections.target import STUDENT
+from sdjax.objectives import credits
 from sdjax.objectives.policy_gradient import advantages, overlong_shaped
 from sdjax.parallel.rules import bucket
 from sdjax.records import Group, TeacherPrompt
 
 # numpy on the host, jax on the devices.
 _Array = Any
+
+Reprompts = Mapping[str, Sequence[Sequence[TeacherPrompt]]]
+"""What the teacher reads in each context, by its name: for each group one per completion."""
 
 
 @jax.tree_util.register_dataclass
@@ -41,19 +46,27 @@ class Packed:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class ContextRows:
+    """Rows whose completions follow one context, and where the row predicts each of their tokens.
+
+    The position that predicts a token is one before the token itself.
+    """
+
+    packed: Packed
+    index: _Array  # int32[M, R, C]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class Rows:
     """M microbatches of R rows with C completion tokens each; a completion's stand in order.
 
-    `student_index` and `teacher_index` are the positions in the row that predict each completion
-    token: one before the token itself. `sample` is the token's completion, or -1 where there is no
-    token.
+    `sample` is the token's completion, or -1 where there is no token.
     """
 
-    student: Packed
-    teacher: Packed | None
+    student: ContextRows
+    contexts: dict[str, ContextRows]  # what the teacher reads, by name; {} where no teacher runs
     token: _Array  # int32[M, R, C]
-    student_index: _Array  # int32[M, R, C]
-    teacher_index: _Array | None  # int32[M, R, C]
     sample: _Array  # int32[M, R, C]
     index: _Array  # int32[M, R, C], position in the completion
     sampler_logprobs: _Array  # float32[M, R, C]
@@ -70,6 +83,7 @@ class Samples:
     distilled: _Array  # bool[B], the teacher knows more of it than the student
     learned: _Array  # bool[B], has a row
     pass_rate: _Array  # float32[B], share of correct completions in the group
+    correct: _Array  # bool[B]
     length: _Array  # int32[B]
 
 
@@ -124,7 +138,7 @@ class Layout:
 
 def samples_of(
     groups: Sequence[Group],
-    reprompts: Sequence[Sequence[TeacherPrompt]] | None,
+    contexts: Reprompts,
     loss: Loss,
     policy: Policy,
     longest: int,
@@ -133,10 +147,11 @@ def samples_of(
 
     Args:
         groups: The graded groups.
-        reprompts: What the teacher reads for each completion; None where no teacher runs.
+        contexts: What the teacher reads for each completion, by context. A completion is distilled
+            if every context has what it shows.
         loss: Says how much is distilled. Only completions that add to the loss are learned: those
             that are distilled, where loss.distillation is over 0, and those with an advantage,
-            where it is under 1.
+            where it is under 1. With a policy.credit tokens of the others have credit too.
         policy: Says how rewards become advantages.
         longest: Tokens that a completion may have.
     """
@@ -145,26 +160,26 @@ def samples_of(
     length = np.array([len(c.tokens) for g in groups for c in g.completions], np.int32)
     rewards = overlong_shaped(np.array([x.reward for x in grades]), length, longest, policy)
     advantage = advantages(rewards, group, policy)
-    distilled = np.array(
-        [r.distilled for of_group in reprompts for r in of_group]
-        if reprompts
-        else [False] * len(grades)
-    )
-    correct = [np.mean([x.correct for x in g.grades]) for g in groups for _ in g.grades]
+    distilled = np.full(len(grades), bool(contexts))
+    for reprompts in contexts.values():
+        distilled &= np.array([r.distilled for of_group in reprompts for r in of_group])
+    pass_rate = [np.mean([x.correct for x in g.grades]) for g in groups for _ in g.grades]
     share = loss.distillation
+    # NaN is a signal too: it must reach the gradient, which shows it.
+    has_policy = credits.has_credit(policy, advantage, distilled) if share < 1 else False
     return Samples(
         advantage=advantage,
         distilled=distilled,
-        # NaN is a signal too: it must reach the gradient, which shows it.
-        learned=(distilled & (share > 0)) | ((advantage != 0) & (share < 1)),
-        pass_rate=np.array(correct, np.float32),
+        learned=(distilled & (share > 0)) | has_policy,
+        pass_rate=np.array(pass_rate, np.float32),
+        correct=np.array([x.correct for x in grades], bool),
         length=length,
     )
 
 
 def pack(
     groups: Sequence[Group],
-    reprompts: Sequence[Sequence[TeacherPrompt]] | None,
+    contexts: Reprompts,
     samples: Samples,
     epistemic: Sequence[np.ndarray],
     optim: Optim,
@@ -177,7 +192,7 @@ def pack(
 
     Args:
         groups: The graded groups.
-        reprompts: What the teacher reads for each completion; None where no teacher runs.
+        contexts: What the teacher reads for each completion, by context; {} without a teacher.
         samples: The completions, as samples_of returns them.
         epistemic: bool[T_i] for each completion: the tokens of epistemic words.
         optim: Says how many rows a microbatch has, and how many tokens a row.
@@ -187,25 +202,22 @@ def pack(
     learned = np.flatnonzero(samples.learned).tolist()
     tokens = [completions[i].tokens for i in learned]
     prompts = [g.prompt for g in groups for _ in g.completions]
-    contexts = [[prompts[i] for i in learned]]
-    if reprompts is not None:
+    read = {STUDENT: [prompts[i] for i in learned]}
+    for name, reprompts in contexts.items():
         taught = [r.tokens for of_group in reprompts for r in of_group]
-        contexts.append([taught[i] for i in learned])
+        read[name] = [taught[i] for i in learned]
     # int64[N, 1 + K]: tokens of each completion alone, and with each of its K contexts.
     alone = np.array([len(t) for t in tokens], np.int64)
-    ends = [alone + np.array([len(p) for p in of], np.int64) for of in contexts]
+    ends = [alone + np.array([len(p) for p in of], np.int64) for of in read.values()]
     sizes = np.stack([alone, *ends], axis=1)
     layout = layout_of(sizes, len(completions), optim.microbatch, optim.row_tokens)
-    (student, student_index), *of_teacher = [_packed(c, tokens, layout, pad_id) for c in contexts]
-    teacher, teacher_index = of_teacher[0] if of_teacher else (None, None)
+    packed = {name: _packed(of, tokens, layout, pad_id) for name, of in read.items()}
     sample = [np.full(len(t), i) for i, t in zip(learned, tokens, strict=True)]
     logprobs = [completions[i].logprobs for i in learned]
     rows = Rows(
-        student=student,
-        teacher=teacher,
+        student=packed[STUDENT],
+        contexts={name: packed[name] for name in contexts},
         token=layout.array(tokens, pad_id, np.int32),
-        student_index=student_index,
-        teacher_index=teacher_index,
         sample=layout.array(sample, -1, np.int32),
         index=layout.array([np.arange(len(t)) for t in tokens], 0, np.int32),
         sampler_logprobs=layout.array(logprobs, 0.0, np.float32),
@@ -213,7 +225,7 @@ def pack(
         epistemic=layout.array([epistemic[i] for i in learned], False, np.bool_),
     )
     filled = -(-len(layout.rows) // optim.microbatch)
-    widths = [x.tokens.shape[-1] for x in (student, teacher) if x is not None]
+    widths = [x.packed.tokens.shape[-1] for x in packed.values()]
     computed = max(filled * optim.microbatch * sum(widths), 1)
     return Batch(
         rows=rows,
@@ -257,8 +269,8 @@ def _packed(
     completions: Sequence[np.ndarray],
     layout: Layout,
     pad_id: int,
-) -> tuple[Packed, np.ndarray]:
-    """Returns rows of contexts, each before its completion, and the predicting positions [M, R, C].
+) -> ContextRows:
+    """Returns rows of contexts, each before its completion.
 
     A context has at least one token, because its last one predicts the first of the completion.
     """
@@ -274,7 +286,7 @@ def _packed(
         segment_ids=layout.array(segments, 0, np.int32) if layout.several else None,
         positions=layout.array([np.arange(len(w)) for w in whole], 0, np.int32),
     )
-    return packed, layout.array(index, 0, np.int32)
+    return ContextRows(packed=packed, index=layout.array(index, 0, np.int32))
 
 
 def layout_of(sizes: np.ndarray, completions: int, microbatch: int, row_tokens: int) -> Layout:

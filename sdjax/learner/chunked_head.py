@@ -16,7 +16,7 @@ part. The vocabulary may be split by its own rule: it is reduced over, never gat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,7 +26,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from sdjax.config import Loss
+from sdjax.config.sections.target import STUDENT, Target
 from sdjax.models.network.attention import precision
+from sdjax.objectives import targets
 from sdjax.objectives.divergences import (
     DIVERGENCES,
     compare,
@@ -36,12 +38,9 @@ from sdjax.objectives.divergences import (
 )
 from sdjax.parallel import rules
 
-STUDENT = "student"
-"""The name of the student's context among all."""
-TEACHER = "teacher"
-"""The entry of Contexts.teachers that the divergence compares the student with."""
 LIVE = "live"
-"""The entry of Contexts.teachers with the student's weights, for the trust-region teacher."""
+"""The entry of Contexts.teachers with the student's weights after the first context of the target,
+for the trust-region teacher."""
 
 
 @jax.tree_util.register_dataclass
@@ -60,8 +59,8 @@ class Context:
 class Contexts:
     """The student in its own context, and every other model or context by name.
 
-    `teachers` has the entry TEACHER where a teacher runs, and LIVE where the teacher is a mixture
-    with the student's weights. A further context is a further entry, which `logits` must then read.
+    `teachers` has an entry for each context that the target or a credit reads; {} where no teacher
+    runs. It has LIVE where the teacher is a mixture with the student's weights.
     """
 
     student: Context
@@ -100,8 +99,13 @@ class HeadSpec:
     """Logits are divided by it."""
     vocab_first: bool = False
     """Heads are [V, D], as an embedding that is the head too: transposing it would copy it."""
+    target: Target | None = Target()
+    """How the contexts make the target; None: nothing is distilled."""
+    credited: tuple[str, ...] = ()
+    """The contexts whose log-probabilities of the tokens the loss reads."""
     mix: float = 0.0
-    """The share of the logits of LIVE in the teacher's (arXiv:2601.20802 section 3.3)."""
+    """The share of the logits of LIVE in those of the target's first context (arXiv:2601.20802
+    section 3.3)."""
     of_logprob: bool = True
     """False: the loss has no gradient by the student's log-probability, as pure distillation. Its
     gradient is then one pass over the logits, not two."""
@@ -110,10 +114,11 @@ class HeadSpec:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class TokenOutputs:
-    """What both models say of every token, float32[R, C]; 0 where the mask is False.
+    """What the models say of every token, float32[R, C]; 0 where the mask is False.
 
-    Only the divergence and the student's log-probability carry gradients. Without a teacher its
-    fields are 0, and top1_agree says whether the student's likeliest token is the token itself.
+    The teacher's are those of the target. Only the divergence and the student's log-probability
+    carry gradients. Without a target the teacher's fields are 0, and top1_agree says whether the
+    student's likeliest token is the token itself.
     """
 
     divergence: jax.Array  # as Loss.divergence defines it, before weights
@@ -123,6 +128,7 @@ class TokenOutputs:
     teacher_entropy: jax.Array
     top1_agree: jax.Array  # 1.0 where both have the same likeliest token
     reverse_kl: jax.Array  # KL(student || teacher), nats, over the whole vocabulary
+    context_logprobs: dict[str, jax.Array]  # of the token, in each of HeadSpec.credited
 
 
 TokenLoss = Callable[[TokenOutputs, Any], jax.Array]
@@ -211,7 +217,8 @@ def _without_gradient(
     def shard(hidden: dict, heads: dict, tokens: Tokens) -> tuple[jax.Array, TokenOutputs]:
         def chunk(total: jax.Array, arrays: Any) -> tuple[jax.Array, TokenOutputs]:
             hidden, tokens = arrays
-            added, outputs = _chunk_loss(*logits(hidden, heads, spec), tokens, spec, loss)
+            student, *of_teacher = logits(hidden, heads, spec)
+            added, outputs = _chunk_loss(student, of_teacher, tokens, spec, loss)
             return total + added, outputs
 
         split = partial(_split, chunk_tokens=spec.loss.chunk_tokens)
@@ -244,8 +251,9 @@ def _loss_and_gradient(
 
         def chunk(carry: Any, arrays: Any) -> tuple[Any, Any]:
             (total, head_grad), (hidden, tokens) = carry, arrays
+            student, *of_teacher = logits(hidden, heads, spec)
             (added, outputs), logits_grad = jax.value_and_grad(_chunk_loss, has_aux=True)(
-                *logits(hidden, heads, spec), tokens, spec, loss
+                student, of_teacher, tokens, spec, loss
             )
             # In the compute dtype, because the two products below run at its speed.
             logits_grad = (logits_grad / spec.temperature).astype(head.dtype)
@@ -296,24 +304,27 @@ token_loss.defvjp(_loss_and_gradient, _loss_backward)
 
 def _chunk_loss(
     student: jax.Array,
-    teacher: jax.Array | None,
+    of_teacher: Sequence[Any],
     tokens: Tokens,
     spec: HeadSpec,
     loss: TokenLoss,
 ) -> tuple[jax.Array, TokenOutputs]:
     """Returns the loss of a chunk and its outputs [c], from logits float32[c, V].
 
-    The gradient by the student's logits is that of the loss.
+    The gradient by the student's logits is that of the loss. `of_teacher` has the logits of the
+    target, or None, and those of the credited contexts by name.
     """
     divergence = jnp.zeros(tokens.token.shape)
+    # The one place that stops the gradient to the teacher.
+    teacher, credited = jax.lax.stop_gradient(of_teacher)
     if teacher is not None:
-        # The one place that stops the gradient to the teacher.
-        teacher = jax.lax.stop_gradient(teacher)
         divergence = DIVERGENCES[spec.loss.divergence](student, teacher, tokens.token, spec.loss)
     logprob = log_prob(student, tokens.token)
     if not spec.of_logprob:
         logprob = jax.lax.stop_gradient(logprob)
     outputs = _described(jax.lax.stop_gradient(student), teacher, tokens, divergence, logprob)
+    of_contexts = {name: log_prob(x, tokens.token) for name, x in credited.items()}
+    outputs = replace(outputs, context_logprobs=of_contexts)
     outputs = jax.tree.map(lambda x: jnp.where(tokens.mask, x, 0.0), outputs)
     return jnp.sum(jnp.where(tokens.mask, loss(outputs, tokens.known), 0.0)), outputs
 
@@ -336,6 +347,7 @@ def _described(
             teacher_entropy=zero,
             top1_agree=_share(is_top(student, tokens.token), logprob),
             reverse_kl=zero,
+            context_logprobs={},
         )
     pair = compare(student, teacher, tokens.token)
     return TokenOutputs(
@@ -346,6 +358,7 @@ def _described(
         teacher_entropy=pair.q_entropy,
         top1_agree=_share(pair.same_top, logprob + pair.q_log_prob),
         reverse_kl=pair.kl,
+        context_logprobs={},
     )
 
 
@@ -356,18 +369,22 @@ def _share(agrees: jax.Array, logprob: jax.Array) -> jax.Array:
 
 def logits(
     hidden: dict[str, jax.Array], heads: dict[str, jax.Array], spec: HeadSpec
-) -> tuple[jax.Array, jax.Array | None]:
-    """Returns the logits of the student and of the teacher, float32[c, V], temperature applied.
+) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
+    """Returns logits of the student, the target and each credited context, float32[c, V].
 
-    `hidden` has [c, D] and `heads` the head of each context by name. The teacher's are None where
-    no teacher runs; where LIVE is there, they are the mixture.
+    The temperature is applied. `hidden` has [c, D] and `heads` the head of each context by name.
+    The target's are None where no teacher runs or nothing is distilled. Where LIVE is there, the
+    target's first context is the mixture with it.
     """
     over = (1, 1 if spec.vocab_first else 0)
     of = {n: _product(x, heads[n], over) / spec.temperature for n, x in hidden.items()}
-    teacher = of.get(TEACHER)
-    if teacher is not None and LIVE in of:
-        teacher = (1.0 - spec.mix) * teacher + spec.mix * of[LIVE]
-    return of[STUDENT], teacher
+    if spec.target is None or len(of) == 1:
+        return of[STUDENT], None, {name: of[name] for name in spec.credited if name in of}
+    if LIVE in of:
+        first = targets.contexts(spec.target)[0]
+        of[first] = (1.0 - spec.mix) * of[first] + spec.mix * of[LIVE]
+    target = targets.make(of, spec.target)
+    return of[STUDENT], target, {name: of[name] for name in spec.credited}
 
 
 def _product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:

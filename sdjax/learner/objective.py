@@ -16,11 +16,10 @@ import numpy as np
 from flax import nnx
 
 from sdjax import config
-from sdjax.learner.batch import Batch, Rows, Samples
+from sdjax.config.sections.target import STUDENT
+from sdjax.learner.batch import Batch, ContextRows, Rows, Samples
 from sdjax.learner.chunked_head import (
     LIVE,
-    STUDENT,
-    TEACHER,
     Context,
     Contexts,
     HeadSpec,
@@ -32,7 +31,7 @@ from sdjax.learner.chunked_head import (
 from sdjax.learner.state import TrainState
 from sdjax.models.network import lora
 from sdjax.models.network.transformer import head_matrix, hidden_states
-from sdjax.objectives import policy_gradient, token_weights
+from sdjax.objectives import credits, learn_from, policy_gradient, targets, token_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,7 @@ class Objective:
     loss: config.Loss
     policy: config.Policy
     teacher: config.Teacher
+    target: config.Target
     temperature: float
     """Logits of student and teacher are divided by it, as when completions are sampled."""
     off_policy: bool
@@ -54,6 +54,7 @@ class Objective:
             loss=cfg.loss,
             policy=cfg.policy,
             teacher=cfg.teacher,
+            target=cfg.target,
             temperature=cfg.rollout.temperature,
             off_policy=cfg.optim.minibatches > 1,
         )
@@ -65,7 +66,24 @@ class Objective:
         In a step of one update every ratio is 1, whatever the other tokens are.
         """
         off_policy = self.off_policy and self.loss.distillation < 1
-        return off_policy and self.policy.ratio == "sequence"
+        chosen = self.loss.distillation > 0 and learn_from.get(self.loss.learn_from).whole
+        return chosen or (off_policy and self.policy.ratio == "sequence")
+
+    @property
+    def credit(self) -> credits.CreditRule:
+        """How tokens get their credit in the policy loss."""
+        return credits.get(self.policy.credit)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The contexts of the target; () where nothing is distilled."""
+        return targets.contexts(self.target) if self.loss.distillation > 0 else ()
+
+    @property
+    def contexts(self) -> tuple[str, ...]:
+        """The contexts that the teacher runs in: those of the target, then those of the credit."""
+        credited = self.credit.contexts if self.loss.distillation < 1 else ()
+        return tuple(dict.fromkeys(self.targets + credited))
 
 
 @jax.tree_util.register_dataclass
@@ -148,7 +166,7 @@ def microbatch_loss(
     losses["loss/total"] = loss
     sums = token_sums(objective, micro, outputs, known)
     sums = replace(sums, total=sums.total | jax.lax.stop_gradient(losses))
-    taught = rows.teacher is not None
+    taught = bool(rows.contexts) and bool(objective.targets)
     record = TokenRecord(
         student_logprob=outputs.student_logprob,
         teacher_logprob=outputs.teacher_logprob if taught else None,
@@ -171,6 +189,8 @@ class Known:
     old_logprobs: jax.Array | None  # None: the current ones
     length: jax.Array  # of the token's completion
     pass_rate: jax.Array
+    correct: jax.Array
+    distilled: jax.Array
     advantage: jax.Array
     distillation_weight: jax.Array  # of a token in the aggregated loss
     policy_weight: jax.Array
@@ -195,6 +215,8 @@ def _known(rows: Rows, samples: Samples, cfg: config.Loss) -> Known:
         old_logprobs=rows.old_logprobs,
         length=samples.length[sample],
         pass_rate=samples.pass_rate[sample],
+        correct=samples.correct[sample],
+        distilled=samples.distilled[sample],
         advantage=samples.advantage[sample],
         distillation_weight=distilled[sample],
         policy_weight=everyone[sample],
@@ -220,10 +242,15 @@ def _parts(
             teacher_entropy=outputs.teacher_entropy,
             pass_rate=known.pass_rate,
             epistemic=known.epistemic,
+            correct=known.correct,
         )
         # What scales the divergence carries no gradient (arXiv:2601.20802 eq. 3).
         scheme = token_weights.TOKEN_WEIGHTS[cfg.token_weights]
-        weight = scheme(jax.lax.stop_gradient(stats), cfg)
+        stats = jax.lax.stop_gradient(stats)
+        weight = scheme(stats, cfg)
+        if cfg.learn_from != "all":
+            mean = learn_from.completion_mean(known.sample, num_samples)
+            weight *= learn_from.get(cfg.learn_from).weight(stats, cfg, mean)
         if cfg.importance_clip is not None:
             weight *= policy_gradient.importance_ratio(logprob, old, cfg.importance_clip)
         weight = sampler_weight * weight
@@ -232,13 +259,24 @@ def _parts(
         loss = policy_gradient.policy_loss(
             logprob,
             old,
-            known.advantage,
+            _credit(objective, outputs, known),
             objective.policy,
             sample=known.sample,
             num_samples=num_samples,
         )
         parts["policy"] = known.policy_weight * sampler_weight * loss
     return parts
+
+
+def _credit(objective: Objective, outputs: TokenOutputs, known: Known) -> jax.Array:
+    """Returns the advantage of each token, without gradient."""
+    facts = credits.CreditFacts(
+        advantage=known.advantage,
+        distilled=known.distilled,
+        student_logprob=outputs.student_logprob,
+        context_logprobs=outputs.context_logprobs,
+    )
+    return objective.credit.credit(jax.lax.stop_gradient(facts), objective.policy)
 
 
 def _sampler_weight(known: Known, old: jax.Array, cfg: config.Loss) -> jax.Array:
@@ -269,32 +307,37 @@ def contexts_of(
         rows: The rows of one microbatch, [R, ...].
         layer_sums: The sums that the gradients of the student's layers are added to.
     """
-    models, kind = {STUDENT: nnx.merge(graphdef, params)}, objective.teacher.kind
-    rows_of = {STUDENT: (rows.student, rows.student_index, layer_sums)}
-    if rows.teacher is not None and rows.teacher_index is not None:
+    student, kind = nnx.merge(graphdef, params), objective.teacher.kind
+    read: dict[str, tuple[nnx.Module, ContextRows, lora.Trained | None]]
+    read = {STUDENT: (student, rows.student, layer_sums)}
+    if rows.contexts:
         own = params if teacher_params is None else teacher_params
         # A teacher of adapters alone shares the rest of the model with the student.
-        if teacher_params is not None and hasattr(models[STUDENT], lora.NAME):
+        if teacher_params is not None and hasattr(student, lora.NAME):
             own = lora.joined(teacher_params, params)
-        models[TEACHER] = nnx.merge(graphdef, jax.lax.stop_gradient(own))
-        if kind in ("initial", "trust_region") and hasattr(models[TEACHER], lora.NAME):
-            del models[TEACHER].adapters
-        if kind == "trust_region":
-            models[LIVE] = nnx.merge(graphdef, jax.lax.stop_gradient(params))
-        rows_of |= dict.fromkeys((TEACHER, LIVE), (rows.teacher, rows.teacher_index, None))
+        teacher = nnx.merge(graphdef, jax.lax.stop_gradient(own))
+        if kind in ("initial", "trust_region") and hasattr(teacher, lora.NAME):
+            del teacher.adapters
+        read |= {name: (teacher, rows.contexts[name], None) for name in objective.contexts}
+        if kind == "trust_region" and objective.targets:
+            live = nnx.merge(graphdef, jax.lax.stop_gradient(params))
+            read[LIVE] = (live, rows.contexts[objective.targets[0]], None)
     contexts = {}
-    for name, model in models.items():
-        packed, index, sums = rows_of[name]
+    for name, (model, of, sums) in read.items():
+        packed = of.packed
         hidden = hidden_states(model, packed.tokens, packed.positions, packed.segment_ids, sums)
         # The states that predict completion tokens, [R, C, D].
-        hidden = jnp.take_along_axis(hidden, index[..., None], axis=1)
+        hidden = jnp.take_along_axis(hidden, of.index[..., None], axis=1)
         contexts[name] = Context(hidden=hidden, head=head_matrix(model))
+    policy = objective.loss.distillation < 1
     spec = HeadSpec(
         loss=objective.loss,
         temperature=objective.temperature,
-        vocab_first=models[STUDENT].cfg.tie_embeddings,
+        vocab_first=student.cfg.tie_embeddings,
+        target=objective.target if objective.targets else None,
+        credited=objective.credit.contexts if policy and rows.contexts else (),
         mix=objective.teacher.mix,
-        of_logprob=objective.loss.distillation < 1,
+        of_logprob=policy,
     )
     return Contexts(student=contexts.pop(STUDENT), teachers=contexts), spec
 
@@ -333,12 +376,14 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
         ratio = policy_gradient.log_ratio(
             outputs.student_logprob, old, policy, sample=rows.sample, num_samples=number
         )
-        clips = policy_gradient.was_clipped(ratio, known.advantage, policy)
+        credit = _credit(objective, outputs, known)
+        clips = policy_gradient.was_clipped(ratio, credit, policy)
         # Without a ratio nobody knows whether it was clipped.
-        is_number = jnp.isfinite(ratio + known.advantage)
+        is_number = jnp.isfinite(ratio + credit)
         by_clip, by_dual_clip = (jnp.where(is_number, x, jnp.nan) for x in clips)
         total |= {"policy/clipped": mean(by_clip), "policy/dual_clipped": mean(by_dual_clip)}
-    compared, over = (mask, count) if rows.teacher is None else (distilled, distilled_count)
+    taught_rows = bool(rows.contexts) and bool(objective.targets)
+    compared, over = (distilled, distilled_count) if taught_rows else (mask, count)
     inside = partial(mean, where=compared & rows.epistemic, count=over)
     one = jnp.ones_like(gap)
     total |= {
@@ -346,7 +391,7 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
         "epistemic/others_share": mean(one, compared & ~rows.epistemic, over),
         "epistemic/student_entropy_sum": inside(outputs.student_entropy),
     }
-    if rows.teacher is not None:
+    if taught_rows:
         push = outputs.teacher_logprob - outputs.student_logprob
         taught = partial(mean, where=distilled, count=distilled_count)
         total |= {

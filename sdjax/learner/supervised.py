@@ -179,6 +179,7 @@ def microbatch_loss(
         HeadSpec(
             loss=config.Loss(chunk_tokens=chunk_tokens),
             temperature=1.0,
+            target=None,
             vocab_first=model.cfg.tie_embeddings,
         ),
         gradients.head,

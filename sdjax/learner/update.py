@@ -171,7 +171,7 @@ def make_score(
     """
 
     def score(params: nnx.State, batch: Batch) -> jax.Array:
-        student_only = replace(batch.rows, teacher=None, teacher_index=None)
+        student_only = replace(batch.rows, contexts={})
 
         def microbatch(i: jax.Array, scores: jax.Array) -> jax.Array:
             at = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)

@@ -33,6 +33,7 @@ class TokenStats:
     teacher_entropy: jax.Array  # float32[...], nats
     pass_rate: jax.Array  # float32[...], share of correct completions in its group
     epistemic: jax.Array  # bool[...], part of an epistemic word
+    correct: jax.Array  # bool[...], its completion is
 
 
 TokenWeights = Callable[[TokenStats, Loss], jax.Array]

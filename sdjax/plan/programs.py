@@ -33,6 +33,7 @@ from sdjax.plan.slices import Slice
 from sdjax.plan.workload import Workload
 from sdjax.rollout.engine import sampler as samplers
 from sdjax.rollout.engine import slots as slot_arrays
+from sdjax.teacher import contexts
 
 REMATERIALIZED = "Involuntary full rematerialization"
 
@@ -210,19 +211,18 @@ def abstract_batch(work: Workload) -> batches.Batch:
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    def context(width: int) -> batches.Packed:
-        tokens = array(m, r, width)
-        return batches.Packed(
-            tokens=tokens, segment_ids=tokens if packed else None, positions=tokens
-        )
-
     of_token, known = array(m, r, work.completion), array(m, r, work.completion, dtype=jnp.float32)
+
+    def context(width: int) -> batches.ContextRows:
+        tokens = array(m, r, width)
+        ids = tokens if packed else None
+        rows = batches.Packed(tokens=tokens, segment_ids=ids, positions=tokens)
+        return batches.ContextRows(packed=rows, index=of_token)
+
     rows = batches.Rows(
         student=context(work.student),
-        teacher=context(work.teacher) if work.teacher else None,
+        contexts={name: context(work.teacher) for name in contexts.used(cfg)},
         token=of_token,
-        student_index=of_token,
-        teacher_index=of_token if work.teacher else None,
         sample=of_token,
         index=of_token,
         sampler_logprobs=known,
@@ -235,6 +235,7 @@ def abstract_batch(work: Workload) -> batches.Batch:
         distilled=array(update, dtype=jnp.bool_),
         learned=array(update, dtype=jnp.bool_),
         pass_rate=array(update, dtype=jnp.float32),
+        correct=array(update, dtype=jnp.bool_),
         length=array(update),
     )
     return batches.Batch(

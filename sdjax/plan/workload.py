@@ -9,6 +9,7 @@ from sdjax.errors import UserError
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel.rules import bucket
 from sdjax.rollout.engine.generation import MOST_SLOTS, Schedule
+from sdjax.teacher import contexts
 
 FILLED = 0.87
 """Share of real tokens in packed rows; the rest is padding (dev/log/2026-11-performance.md)."""
@@ -94,9 +95,8 @@ class Workload:
     @property
     def teachers(self) -> int:
         """Forward passes over the teacher's rows."""
-        if self.cfg.loss.distillation == 0:
-            return 0
-        return 2 if self.cfg.teacher.kind == "trust_region" else 1
+        read = len(contexts.used(self.cfg))
+        return read + (read > 0 and self.cfg.teacher.kind == "trust_region")
 
     @property
     def mean_reprompt(self) -> float:
@@ -129,8 +129,8 @@ def make(
     check(cfg, model, mesh)
     completion = roll.max_completion_tokens
     longest = [roll.max_prompt_tokens + completion]
-    if cfg.loss.distillation > 0:
-        longest.append(cfg.reprompt.max_tokens + completion)
+    if read := contexts.used(cfg):
+        longest.append(max(section.max_tokens for section in read.values()) + completion)
     if optim.row_tokens:
         limit = max(optim.row_tokens, *longest)
         longest = [limit] * len(longest)

@@ -15,7 +15,7 @@ import functools
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -87,6 +87,30 @@ def successes(group: Group, threshold: float) -> list[int]:
     return [i for i, grade in enumerate(group.grades) if grade.reward >= threshold]
 
 
+def candidates_of(group: Group, cfg: config.Reprompt) -> list[int]:
+    """Returns the indices of the completions that a context may show: of `cfg.sibling`'s kind."""
+    right = successes(group, cfg.success_threshold)
+    wrong = [i for i in range(len(group.completions)) if i not in right]
+    of_kind = right if cfg.sibling == "success" else wrong
+    return [i for i in of_kind if demonstration_text(group, i, cfg).strip()]
+
+
+def from_another(
+    groups: Sequence[Group], number: int, cfg: config.Reprompt, rng: np.random.Generator
+) -> str | None:
+    """Returns the text of a completion of another question than that of group `number`.
+
+    None: no other question of the step has such a completion.
+    """
+    own = groups[number].example.id
+    others = [(g, candidates_of(g, cfg)) for g in groups if g.example.id != own]
+    others = [(g, of) for g, of in others if of]
+    if not others:
+        return None
+    group, of = others[int(rng.integers(len(others)))]
+    return demonstration_text(group, of[int(rng.integers(len(of)))], cfg)
+
+
 def demonstration_text(group: Group, source: DemonstrationSource, cfg: config.Reprompt) -> str:
     """Returns the text of a demonstration; "" if the data set has no solution."""
     if source == "solution":
@@ -108,11 +132,7 @@ def choose(
         return ()
     if cfg.demonstration == "solution":
         return ("solution",) if demonstration_text(group, "solution", cfg).strip() else ()
-    candidates = [
-        i
-        for i in successes(group, cfg.success_threshold)
-        if (cfg.own_success or i != index) and demonstration_text(group, i, cfg).strip()
-    ]
+    candidates = [i for i in candidates_of(group, cfg) if cfg.own_success or i != index]
     if cfg.demonstration == "random":
         candidates = [candidates[i] for i in rng.permutation(len(candidates))]
     elif cfg.demonstration != "first":
@@ -128,12 +148,42 @@ def available_feedback(group: Group, index: int, cfg: config.Reprompt) -> str:
 
 
 def can_teach(group: Group, cfg: config.Reprompt) -> bool:
-    """Returns whether any completion has a demonstration or feedback, whatever its length."""
+    """Returns whether any completion can learn in this context, whatever its reprompt's length."""
     rng = np.random.default_rng(0)  # any seed, because it decides only which demonstration
     return any(
-        choose(group, index, cfg, rng) or available_feedback(group, index, cfg)
+        learns(group, index, cfg)
+        and bool(
+            own_choice(group, index, cfg, rng)
+            or available_feedback(group, index, cfg)
+            or teaches_anyway(cfg)
+        )
         for index in range(len(group.completions))
     )
+
+
+def learns(group: Group, index: int, cfg: config.Reprompt) -> bool:
+    """Returns whether completion `index` is one of those that the context teaches."""
+    return cfg.teaches == "all" or (cfg.teaches == "right") == group.grades[index].correct
+
+
+def teaches_anyway(cfg: config.Reprompt) -> bool:
+    """Returns whether the context teaches where it has nothing to show."""
+    return cfg.always or bool(cfg.instruction)
+
+
+def own_choice(
+    group: Group, index: int, cfg: config.Reprompt, rng: np.random.Generator
+) -> tuple[DemonstrationSource, ...]:
+    """Returns the demonstrations of completion `index` from its own group.
+
+    For a context of another question they are not shown, but they decide whether the completion
+    learns, so that the control teaches the same completions.
+    """
+    return choose(group, index, replace(cfg, sibling="success") if _is_control(cfg) else cfg, rng)
+
+
+def _is_control(cfg: config.Reprompt) -> bool:
+    return cfg.of == "another_question"
 
 
 def messages(
@@ -141,23 +191,28 @@ def messages(
 ) -> tuple[Message, ...]:
     """Returns the conversation that the teacher reads, in which only the last message differs.
 
-    Without demonstrations and feedback it is the example's conversation. Braces in questions and
-    solutions are text, never fields of a template.
+    Without demonstrations, feedback and instruction it is the example's conversation. Braces in
+    questions and solutions are text, never fields of a template. A context without the question
+    leaves out earlier messages except the system's.
     """
+    before, last = example.messages[:-1], example.messages[-1]
     if not demonstrations and not feedback:
-        return example.messages
-    last = example.messages[-1]
+        added = f"\n\n{cfg.instruction}" if cfg.instruction else ""
+        return (*before, Message(role=last["role"], content=last["content"] + added))
+    if not cfg.question:
+        before = tuple(message for message in before if message["role"] == "system")
     content = _fill(
         cfg.template,
         {
-            "prompt": last["content"],
+            "prompt": last["content"] if cfg.question else "",
             "solution": "".join(
                 _fill(cfg.solution_template, {"demonstration": text}) for text in demonstrations
             ),
             "feedback": _fill(cfg.feedback_template, {"feedback": feedback}) if feedback else "",
         },
     )
-    return (*example.messages[:-1], Message(role=last["role"], content=content))
+    content = f"{content}\n\n{cfg.instruction}" if cfg.instruction else content
+    return (*before, Message(role=last["role"], content=content))
 
 
 def _fill(template: str, values: Mapping[str, str]) -> str:
@@ -214,10 +269,13 @@ def fit(
         cfg: Templates, limit and truncation.
         enable_thinking: An option of the chat template; None leaves it out.
     """
+    if cfg.thinking != "as_student":
+        enable_thinking = cfg.thinking == "on"
     encode = functools.partial(tokenizer.encode_prompt, enable_thinking=enable_thinking)
     count = len(demonstrations)
     added = "" if count and cfg.feedback_only_without_solution else feedback
-    if not count and not added:
+    plain = not cfg.instruction and cfg.thinking == "as_student"
+    if not count and not added and plain:
         return Fitted(tokens=None, demonstrations=0, feedback_used=False, truncated=False)
     tokens = encode(messages(example, demonstrations, added, cfg))
     over = len(tokens) > cfg.max_tokens
@@ -274,26 +332,34 @@ def build(
         step: The number of the training step.
     """
     built = []
-    for group in groups:
+    for number, group in enumerate(groups):
         name = zlib.crc32(group.example.id.encode())
         # Kept, because most completions of a group share their demonstration.
-        kept: dict[tuple[tuple[DemonstrationSource, ...], str], Fitted] = {}
+        kept: dict[tuple[tuple[str, ...], str], Fitted] = {}
         reprompts = []
         for index in range(len(group.completions)):
-            sources = choose(group, index, cfg, np.random.default_rng([seed, step, name, index]))
+            rng = np.random.default_rng([seed, step, name, index])
+            sources = own_choice(group, index, cfg, rng)
+            texts = tuple(demonstration_text(group, source, cfg) for source in sources)
+            if _is_control(cfg) and sources:
+                other = from_another(groups, number, cfg, rng)
+                texts = () if other is None else (other,)
             feedback = available_feedback(group, index, cfg)
-            if (sources, feedback) not in kept:
-                texts = [demonstration_text(group, source, cfg) for source in sources]
-                kept[sources, feedback] = fit(
+            if (texts, feedback) not in kept:
+                kept[texts, feedback] = fit(
                     group.example, texts, feedback, tokenizer, cfg, enable_thinking
                 )
-            fitted = kept[sources, feedback]
+            fitted = kept[texts, feedback]
+            plain = not learns(group, index, cfg)
+            cut = bool(cfg.instruction) and fitted.tokens is None
+            shown = None if plain or not fitted.demonstrations else sources[0]
             reprompts.append(
                 TeacherPrompt(
-                    tokens=group.prompt if fitted.tokens is None else fitted.tokens,
-                    demonstration=sources[0] if fitted.demonstrations else None,
-                    feedback_used=fitted.feedback_used,
+                    tokens=group.prompt if plain or fitted.tokens is None else fitted.tokens,
+                    demonstration="another" if _is_control(cfg) and shown is not None else shown,
+                    feedback_used=fitted.feedback_used and not plain,
                     truncated=fitted.truncated,
+                    teaches_anyway=teaches_anyway(cfg) and not plain and not cut,
                 )
             )
         built.append(reprompts)
@@ -338,4 +404,4 @@ def metrics(
         "truncated_fraction": [r.truncated for r in flat],
         "dropped_fraction": [r.truncated and not r.distilled for r in flat],
     }
-    return {f"reprompt/{name}": sum(of) / max(len(of), 1) for name, of in shares.items()}
+    return {name: sum(of) / max(len(of), 1) for name, of in shares.items()}

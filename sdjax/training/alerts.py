@@ -15,7 +15,7 @@ import numpy as np
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.records import Group, TeacherPrompt
-from sdjax.teacher import reprompt
+from sdjax.teacher import contexts, reprompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def has_signal(group: Group, cfg: config.Train) -> bool:
         len(set(rewards)) > 1 or (len(rewards) == 1 and any(rewards))
     ):
         return True
-    return cfg.loss.distillation > 0 and reprompt.can_teach(group, cfg.reprompt)
+    return cfg.loss.distillation > 0 and contexts.can_teach(group, contexts.used(cfg))
 
 
 def warnings(
@@ -161,7 +161,7 @@ def _why_masked(
     groups: Sequence[Group], reprompts: Sequence[Sequence[TeacherPrompt]], cfg: config.Train
 ) -> str:
     """Returns the likely cause of a step without distillation, and a remedy."""
-    section = cfg.reprompt
+    section = next(iter(contexts.used(cfg).values()))
     if any(r.truncated for of in reprompts for r in of):
         return f"reprompt.max_tokens is {section.max_tokens}, too few for the reprompts; raise it"
     if section.regenerate and any(reprompt.can_teach(group, section) for group in groups):

@@ -17,7 +17,7 @@ from sdjax.data.pipeline import Batches
 from sdjax.learner import adamw, alternatives, state, update
 from sdjax.learner import batch as batches
 from sdjax.learner import objective as objectives
-from sdjax.learner.batch import Batch, Rows
+from sdjax.learner.batch import Batch, Reprompts, Rows
 from sdjax.learner.objective import TokenRecord
 from sdjax.learner.state import TrainState
 from sdjax.parallel import hosts
@@ -25,7 +25,7 @@ from sdjax.records import Example, Group, TeacherPrompt
 from sdjax.rollout.collect import SampledGroups, collect, fill, round_key
 from sdjax.rollout.interface import SamplingRequest
 from sdjax.tasks import Task
-from sdjax.teacher import reprompt
+from sdjax.teacher import contexts, reprompt
 from sdjax.training import alerts, update_log
 from sdjax.training.loaded_model import LoadedModel
 
@@ -63,10 +63,16 @@ class StepInputs:
 
     sampled: SampledGroups
     """The graded groups, and all groups that were sampled to get them."""
-    reprompts: Sequence[Sequence[TeacherPrompt]] | None
-    """What the teacher reads for each completion of each group; None: no teacher runs."""
+    contexts: Reprompts
+    """What the teacher reads for each completion of each group, by context, those of the target
+    first; {}: no teacher runs."""
     metrics: dict[str, float]
     """The metrics of regeneration; {} without it."""
+
+    @property
+    def reprompts(self) -> Sequence[Sequence[TeacherPrompt]] | None:
+        """What the teacher reads in its first context; None: no teacher runs."""
+        return next(iter(self.contexts.values()), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,17 +173,16 @@ def sample_groups(setup: StepSetup, weights: Any, step: int) -> SampledGroups:
 
 def build_reprompts(setup: StepSetup, sampled: SampledGroups, step: int) -> StepInputs:
     """Returns the groups of a step with what the teacher reads for each completion."""
-    cfg, reprompts = setup.cfg, None
-    if cfg.loss.distillation > 0:
-        reprompts = reprompt.build(
-            sampled.groups,
-            setup.model.tokenizer,
-            cfg.reprompt,
-            enable_thinking=cfg.rollout.enable_thinking,
-            seed=cfg.seed,
-            step=step,
-        )
-    return StepInputs(sampled=sampled, reprompts=reprompts, metrics={})
+    cfg = setup.cfg
+    read = contexts.build(
+        sampled.groups,
+        setup.model.tokenizer,
+        contexts.used(cfg),
+        enable_thinking=cfg.rollout.enable_thinking,
+        seed=cfg.seed,
+        step=step,
+    )
+    return StepInputs(sampled=sampled, contexts=read, metrics={})
 
 
 def take_updates(
@@ -229,12 +234,12 @@ def _pack_updates(
     first update.
     """
     cfg, model = setup.cfg, setup.model
-    groups, reprompts = inputs.sampled.groups, inputs.reprompts
+    groups = inputs.sampled.groups
     size, per_group = len(groups) // cfg.optim.minibatches, cfg.rollout.group_size
     updates = []
     for start in range(0, len(groups), size):
         part = groups[start : start + size]
-        read = None if reprompts is None else reprompts[start : start + size]
+        read = {name: of[start : start + size] for name, of in inputs.contexts.items()}
         longest = cfg.rollout.max_completion_tokens
         samples = batches.samples_of(part, read, cfg.loss, cfg.policy, longest)
         marked = epistemic_tokens[start * per_group : (start + size) * per_group]
@@ -299,6 +304,8 @@ def step_metrics(
         "rollout/tokens_per_s": sum(sizes) / sum(seconds.values()),
     }
     metrics |= {f"rollout/{name}": rate for name, rate in words.metrics().items()} | seconds
-    if inputs.reprompts is not None:
-        metrics |= reprompt.metrics(inputs.sampled.groups, inputs.reprompts, cfg.reprompt)
+    for number, (name, section) in enumerate(contexts.used(cfg).items()):
+        shares = reprompt.metrics(inputs.sampled.groups, inputs.contexts[name], section)
+        prefix = "reprompt" if number == 0 else f"reprompt_{name}"
+        metrics |= {f"{prefix}/{share}": value for share, value in shares.items()}
     return metrics | inputs.metrics

@@ -67,9 +67,11 @@ def regenerate(setup: StepSetup, weights: Any, inputs: StepInputs, step: int) ->
         seed=cfg.seed,
         step=step,
     )
+    (first, *_) = inputs.contexts
+    shown = [[_named(one) for one in of_group] for of_group in reprompts]
     return replace(
         inputs,
-        reprompts=[[_named(one) for one in of_group] for of_group in reprompts],
+        contexts={**inputs.contexts, first: shown},
         metrics={"reprompt/regenerated": sum(right) / len(prompts)},
     )
 

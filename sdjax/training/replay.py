@@ -24,7 +24,7 @@ from sdjax.io.files import replacing
 from sdjax.io.storage import Folder
 from sdjax.learner import adamw, update
 from sdjax.learner import state as states
-from sdjax.learner.batch import Batch, Packed, Rows, Samples
+from sdjax.learner.batch import Batch, ContextRows, Packed, Rows, Samples
 from sdjax.learner.checkpoint import Checkpoints, abstract
 from sdjax.learner.objective import NO_SUMS, Objective, microbatch_loss
 from sdjax.learner.state import TrainState
@@ -72,7 +72,10 @@ def _arrays(part: Any, prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
     """Yields the path and the array of each field of a batch that is not None."""
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if dataclasses.is_dataclass(value):
+        if isinstance(value, dict):
+            for name, rows in value.items():
+                yield from _arrays(rows, f"{prefix}{field.name}.{name}.")
+        elif dataclasses.is_dataclass(value):
             yield from _arrays(value, f"{prefix}{field.name}.")
         elif value is not None:
             yield prefix + field.name, np.asarray(value)
@@ -92,8 +95,10 @@ def load(file: Any) -> Batch:
         ) from error
 
 
-PARTS: dict[str, type] = {"rows": Rows, "samples": Samples, "student": Packed, "teacher": Packed}
-OPTIONAL = ("teacher", "teacher_index", "old_logprobs", "segment_ids")
+PARTS: dict[str, type] = {
+    "rows": Rows, "samples": Samples, "student": ContextRows, "packed": Packed
+}  # fmt: skip
+OPTIONAL = ("old_logprobs", "segment_ids")
 
 
 def _part(cls: type, by_path: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
@@ -101,7 +106,12 @@ def _part(cls: type, by_path: dict[str, np.ndarray], prefix: str) -> dict[str, A
     fields: dict[str, Any] = {}
     for name in (field.name for field in dataclasses.fields(cls)):
         path = prefix + name
-        if name in PARTS and any(key.startswith(f"{path}.") for key in by_path):
+        if name == "contexts":
+            names = dict.fromkeys(k.split(".")[2] for k in by_path if k.startswith(f"{path}."))
+            fields[name] = {
+                n: ContextRows(**_part(ContextRows, by_path, f"{path}.{n}.")) for n in names
+            }
+        elif name in PARTS and any(key.startswith(f"{path}.") for key in by_path):
             fields[name] = PARTS[name](**_part(PARTS[name], by_path, f"{path}."))
         else:
             fields[name] = by_path.get(path) if name in OPTIONAL else by_path[path]
@@ -179,8 +189,10 @@ def _not_finite(
         rows = jax.tree.map(lambda x, i=micro: x[i], placed.rows)
         grads, (sums, record) = gradient_of(state, dataclasses.replace(placed, rows=rows))
         real = batch.rows.sample[micro] >= 0
-        for whose in ("student", "teacher") if batch.rows.teacher is not None else ("student",):
-            values = np.asarray(getattr(record, f"{whose}_logprob"))
+        for whose in ("student", "teacher"):
+            if (values := getattr(record, f"{whose}_logprob")) is None:
+                continue
+            values = np.asarray(values)
             if (wrong := real & ~np.isfinite(values)).any():
                 row, token = (int(i) for i in np.argwhere(wrong)[0])
                 which = int(batch.rows.sample[micro, row, token])

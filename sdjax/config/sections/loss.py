@@ -64,6 +64,15 @@ class Loss:
     nats."""
     epistemic_weight: float = 0.0
     """token_weights=epistemic: weight of the tokens in epistemic words; 0 masks them."""
+    learn_from: str = field(
+        default="all", metadata={"table": "sdjax.objectives.learn_from:LEARN_FROM"}
+    )
+    """Completions and tokens that the divergence learns from: a name in
+    `sdjax.objectives.learn_from.LEARN_FROM`; --help lists them."""
+    learn_share: float = 0.3
+    """learn_from=early or late: share of a completion's tokens."""
+    pivotal_entropy: float = 0.5
+    """learn_from=pivotal: least entropy of the student at a pivotal token, in nats."""
     aggregation: Literal["sequence", "token", "constant"] = "sequence"
     """How tokens are averaged. sequence: mean over the tokens of each completion, then over
     completions. token: mean over all tokens. constant: each completion's sum divided by
@@ -84,6 +93,7 @@ class Loss:
         require(0 <= self.alpha <= 1, "loss.alpha", self.alpha, "must lie in [0, 1]")
         require_one("loss.top_k", self.top_k)
         require_one("loss.chunk_tokens", self.chunk_tokens)
+        require(0 < self.learn_share <= 1, "loss.learn_share", self.learn_share, "in (0, 1]")
         require(0 <= self.weight_floor <= 1, "loss.weight_floor", self.weight_floor, "in [0, 1]")
         require(
             self.epistemic_weight >= 0,
@@ -113,6 +123,15 @@ class Policy:
     advantage: Literal["mean", "mean_std"] = "mean"
     """mean: each reward minus the mean of its group. mean_std: the same divided by the group's
     standard deviation."""
+    credit: str = field(default="advantage", metadata={"table": "sdjax.objectives.credits:CREDITS"})
+    """How the tokens of a completion share in its advantage, and what they have besides: a name in
+    `sdjax.objectives.credits.CREDITS`; --help lists them."""
+    credit_strength: float = 1.0
+    """Factor of the teacher's part in a credit."""
+    credit_clip: float = 2.0
+    """Bound of the teacher's log-ratio in a credit, in nats."""
+    credit_threshold: float = 0.1
+    """credit=unlikely: a token is unlikely under this probability."""
     clip_low: float = 0.2
     """The ratio of new to old probability is clipped below at 1 - clip_low."""
     clip_high: float = 0.28
@@ -131,6 +150,13 @@ class Policy:
 
     def __post_init__(self) -> None:
         require_finite(self, "policy.")
+        require(self.credit_clip > 0, "policy.credit_clip", self.credit_clip, "must be positive")
+        require(
+            0 < self.credit_threshold <= 1,
+            "policy.credit_threshold",
+            self.credit_threshold,
+            "must lie in (0, 1]",
+        )
         require(
             self.overlong_buffer >= 0,
             "policy.overlong_buffer",

@@ -29,6 +29,24 @@ class Reprompt:
     """Most demonstrations shown."""
     own_success: bool = False
     """Whether a completion may be its own demonstration."""
+    of: Literal["question", "another_question"] = "question"
+    """Whose completions are shown. another_question: those of another question of the step, which
+    is a control (arXiv:2608.09228). The same completions learn as with question."""
+    sibling: Literal["success", "failure"] = "success"
+    """Which completions can be a demonstration: those that reach success_threshold, or the
+    others."""
+    question: bool = True
+    """Whether {prompt} is the student's user message. False leaves it empty: the teacher does not
+    know the question."""
+    instruction: str = ""
+    """Text after the template. With it the teacher teaches where there is nothing else to show,
+    too."""
+    always: bool = False
+    """Teach where there is nothing to show: the teacher then reads the student's prompt."""
+    thinking: Literal["as_student", "on", "off"] = "as_student"
+    """The chat template's enable_thinking in the reprompt. as_student: rollout.enable_thinking."""
+    teaches: Literal["all", "right", "wrong"] = "all"
+    """Which completions learn from it: all, or only those that are right or wrong."""
     feedback: bool = False
     """Show the grader's feedback on a completion to the teacher of that completion."""
     feedback_only_without_solution: bool = True
@@ -72,6 +90,19 @@ class Reprompt:
             self.regenerate,
             "needs a reprompt.demonstration that the model can answer with in sight, not 'none'",
         )
+        require(
+            not self.regenerate or (self.of == "question" and self.sibling == "success"),
+            "reprompt.regenerate",
+            self.regenerate,
+            "needs reprompt.of 'question' and reprompt.sibling 'success': the model answers with a "
+            "solution in sight",
+        )
+        require(
+            self.of == "question" or self.demonstration not in ("solution", "none"),
+            "reprompt.of",
+            self.of,
+            "needs a reprompt.demonstration that is a completion, such as 'random'",
+        )
         require_one("reprompt.demonstrations", self.demonstrations)
         require_one("reprompt.max_tokens", self.max_tokens)
 
@@ -84,6 +115,48 @@ class Reprompt:
                 self.template,
                 f"needs {name}, or its reader knows no more than the student",
             )
+
+    @property
+    def shows(self) -> bool:
+        """Whether the teacher can ever know more than the student, or teaches all the same."""
+        shown = self.demonstration != "none" or self.feedback
+        return shown or bool(self.instruction) or self.always
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration(Reprompt):
+    """A context that shows completions of the step, or the data set's solution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutQuestion(Reprompt):
+    """A context that shows the demonstration and not the question (arXiv:2607.02234)."""
+
+    question: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feedback(Reprompt):
+    """A context that shows the grader's feedback on the completion, and no demonstration."""
+
+    demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "none"
+    feedback: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Reprompt):
+    """A context that shows nothing: the teacher reads the student's prompt and teaches everywhere."""
+
+    demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "none"
+    always: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instruction(Reprompt):
+    """A context that adds an instruction to the question, such as to answer carelessly."""
+
+    demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "none"
+    instruction: str
 
 
 @dataclass(frozen=True, kw_only=True)
