@@ -10,6 +10,7 @@ from sdjax.config.checks import require, require_finite, require_names
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model, Shape
 from sdjax.config.sections.optim import Optim
+from sdjax.config.sections.target import Target
 from sdjax.config.sections.teacher import Teacher
 from sdjax.config.train import Train
 

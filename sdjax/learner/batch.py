@@ -84,6 +84,9 @@ class Samples:
     learned: _Array  # bool[B], has a row
     pass_rate: _Array  # float32[B], share of correct completions in the group
     correct: _Array  # bool[B]
+    unlikely_below: (
+        _Array  # float32[B]: log-probability of the update's unlikely tokens, see Policy
+    )
     length: _Array  # int32[B]
 
 
@@ -151,7 +154,7 @@ def samples_of(
             if every context has what it shows.
         loss: Says how much is distilled. Only completions that add to the loss are learned: those
             that are distilled, where loss.distillation is over 0, and those with an advantage,
-            where it is under 1. With a policy.credit tokens of the others have credit too.
+            where it is under 1; a policy.credit may be for all.
         policy: Says how rewards become advantages.
         longest: Tokens that a completion may have.
     """
@@ -166,13 +169,15 @@ def samples_of(
     pass_rate = [np.mean([x.correct for x in g.grades]) for g in groups for _ in g.grades]
     share = loss.distillation
     # NaN is a signal too: it must reach the gradient, which shows it.
-    has_policy = credits.has_credit(policy, advantage, distilled) if share < 1 else False
+    has_policy = credits.has_credit(policy, advantage) & (share < 1)
+    low = credits.unlikely_below(policy, [c.logprobs for g in groups for c in g.completions])
     return Samples(
         advantage=advantage,
         distilled=distilled,
         learned=(distilled & (share > 0)) | has_policy,
         pass_rate=np.array(pass_rate, np.float32),
         correct=np.array([x.correct for x in grades], bool),
+        unlikely_below=np.full(len(grades), low, np.float32),
         length=length,
     )
 

@@ -90,6 +90,10 @@ class Tokens:
     """A pytree of arrays that the loss reads. They get no gradient."""
 
 
+SDPO = Target()
+"""The teacher's distribution after the reprompt."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """How the head turns hidden states into logits and compares them; static under jit."""
@@ -99,7 +103,7 @@ class HeadSpec:
     """Logits are divided by it."""
     vocab_first: bool = False
     """Heads are [V, D], as an embedding that is the head too: transposing it would copy it."""
-    target: Target | None = Target()
+    target: Target | None = SDPO
     """How the contexts make the target; None: nothing is distilled."""
     credited: tuple[str, ...] = ()
     """The contexts whose log-probabilities of the tokens the loss reads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -190,6 +191,7 @@ class Known:
     length: jax.Array  # of the token's completion
     pass_rate: jax.Array
     correct: jax.Array
+    unlikely_below: jax.Array
     distilled: jax.Array
     advantage: jax.Array
     distillation_weight: jax.Array  # of a token in the aggregated loss
@@ -216,6 +218,7 @@ def _known(rows: Rows, samples: Samples, cfg: config.Loss) -> Known:
         length=samples.length[sample],
         pass_rate=samples.pass_rate[sample],
         correct=samples.correct[sample],
+        unlikely_below=samples.unlikely_below[sample],
         distilled=samples.distilled[sample],
         advantage=samples.advantage[sample],
         distillation_weight=distilled[sample],
@@ -275,6 +278,7 @@ def _credit(objective: Objective, outputs: TokenOutputs, known: Known) -> jax.Ar
         distilled=known.distilled,
         student_logprob=outputs.student_logprob,
         context_logprobs=outputs.context_logprobs,
+        unlikely=known.sampler_logprobs < known.unlikely_below,
     )
     return objective.credit.credit(jax.lax.stop_gradient(facts), objective.policy)
 
@@ -308,7 +312,7 @@ def contexts_of(
         layer_sums: The sums that the gradients of the student's layers are added to.
     """
     student, kind = nnx.merge(graphdef, params), objective.teacher.kind
-    read: dict[str, tuple[nnx.Module, ContextRows, lora.Trained | None]]
+    read: dict[str, tuple[Any, ContextRows, lora.Trained | None]]
     read = {STUDENT: (student, rows.student, layer_sums)}
     if rows.contexts:
         own = params if teacher_params is None else teacher_params

@@ -1,4 +1,4 @@
-"""Gives each token its credit in the policy gradient, from the reward and from a teacher's contexts.
+"""Gives each token its credit in the policy gradient, from reward and teacher.
 
 A credit is a function `f(facts, cfg)` of the tokens' CreditFacts and the `Policy` section. It
 returns the advantage of each token, float32[...], which carries no gradient. The policy loss then
@@ -8,7 +8,7 @@ it reads and the completions that can have credit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -29,7 +29,13 @@ class CreditFacts:
     distilled: jax.Array  # bool[...]: every context has what it shows
     student_logprob: jax.Array  # float32[...]
     context_logprobs: dict[str, jax.Array]  # float32[...], by context
+    unlikely: jax.Array  # bool[...]: among the update's tokens of lowest probability
 
+
+GAP_SCALE = 0.02
+"""contrast: log-ratios of this size, in nats, count in full."""
+FACTOR_CLIP = 0.2
+"""signed_gap: how far the factor may be from 1."""
 
 Credit = Callable[[CreditFacts, Policy], jax.Array]
 
@@ -41,36 +47,39 @@ def advantage(facts: CreditFacts, cfg: Policy) -> jax.Array:
 
 
 def contrast(facts: CreditFacts, cfg: Policy) -> jax.Array:
-    """Returns the advantage plus what a solution adds to a failed attempt (arXiv:2606.11709).
+    """Returns the advantage plus what a solution adds to a failed attempt (RLCSD).
 
-    A + strength x (log p(token | solution) - log p(token | wrong)), the difference clipped to
-    +-credit_clip nats. What both contexts do to the style cancels. Without both it is A.
+    A + strength / 2 x tanh(e / 0.02), with e = log p(token | solution) - log p(token | wrong), and
+    without a change of sign (arXiv:2606.11709). What both contexts do to the style cancels. It is
+    A where a context is missing. The paper's separate means over tokens of small e are left out.
     """
     gap = facts.context_logprobs[SOLUTION] - facts.context_logprobs[WRONG]
-    dense = cfg.credit_strength * jnp.clip(gap, -cfg.credit_clip, cfg.credit_clip)
-    return facts.advantage + jnp.where(facts.distilled, dense, 0.0)
+    sign = jnp.sign(facts.advantage)
+    more = sign * cfg.credit_strength / 2 * jnp.tanh(gap / GAP_SCALE)
+    size = jnp.abs(facts.advantage) + jnp.where(facts.distilled, more, 0.0)
+    return sign * jnp.maximum(size, 0.0)
 
 
 def signed_gap(facts: CreditFacts, cfg: Policy) -> jax.Array:
-    """Returns the advantage, larger where the teacher agrees with its sign (arXiv:2604.03128).
+    """Returns the advantage, larger where the teacher agrees with its sign (RLSD).
 
-    A x (teacher / student)^(strength x sign A), the factor clipped to [1 / c, c] with
-    c = exp(credit_clip). The reward gives the sign and the teacher the size. Without a solution
-    it is A.
+    A (1 - s + s w) with s = strength / 2 and w = (teacher / student)^sign(A), clipped to
+    [0.8, 1.2] (arXiv:2604.03128, whose s decays). The reward gives the sign, the teacher the size.
+    It is A without a solution.
     """
     gap = facts.context_logprobs[SOLUTION] - facts.student_logprob
-    log_factor = cfg.credit_strength * jnp.sign(facts.advantage) * gap
-    factor = jnp.exp(jnp.clip(log_factor, -cfg.credit_clip, cfg.credit_clip))
-    return facts.advantage * jnp.where(facts.distilled, factor, 1.0)
+    w = jnp.clip(jnp.exp(jnp.sign(facts.advantage) * gap), 1 - FACTOR_CLIP, 1 + FACTOR_CLIP)
+    share = cfg.credit_strength / 2
+    return facts.advantage * jnp.where(facts.distilled, 1 - share + share * w, 1.0)
 
 
 def unlikely(facts: CreditFacts, cfg: Policy) -> jax.Array:
-    """Returns -strength at tokens that the student finds unlikely, else 0 (arXiv:2608.31046).
+    """Returns -strength / 2 at the tokens that the sampler found unlikeliest, else 0.
 
-    A control without teacher and reward: unlikely is a probability under credit_threshold.
+    They are the policy.credit_share of the update's tokens with the lowest log-probabilities. A
+    control without teacher and reward (arXiv:2608.31046).
     """
-    low = facts.student_logprob < jnp.log(cfg.credit_threshold)
-    return jnp.where(low, -cfg.credit_strength, 0.0)
+    return jnp.where(facts.unlikely, -cfg.credit_strength / 2, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +89,12 @@ class CreditRule:
     credit: Credit
     contexts: tuple[str, ...] = ()
     dense: bool = False
-    """Whether a completion has credit whatever its advantage, where its contexts have what they
-    show."""
+    """Whether a completion has credit whatever its advantage."""
 
 
 CREDITS: dict[str, CreditRule] = {
     "advantage": CreditRule(credit=advantage),
-    "contrast": CreditRule(credit=contrast, contexts=(SOLUTION, WRONG), dense=True),
+    "contrast": CreditRule(credit=contrast, contexts=(SOLUTION, WRONG)),
     "signed_gap": CreditRule(credit=signed_gap, contexts=(SOLUTION,)),
     "unlikely": CreditRule(credit=unlikely, dense=True),
 }
@@ -99,12 +107,15 @@ def get(name: str) -> CreditRule:
     return CREDITS[name]
 
 
-def has_credit(cfg: Policy, advantage: np.ndarray, distilled: np.ndarray) -> np.ndarray:
-    """Returns bool[B]: the completions whose tokens can have credit.
+def has_credit(cfg: Policy, advantage: np.ndarray) -> np.ndarray:
+    """Returns bool[B]: the completions whose tokens can have credit; `advantage` is float[B]."""
+    return np.ones(len(advantage), bool) if get(cfg.credit).dense else advantage != 0
 
-    `advantage` is float[B]. `distilled` is bool[B]: every context has what it shows.
+
+def unlikely_below(cfg: Policy, logprobs: Sequence[np.ndarray]) -> float:
+    """Returns the log-probability under which a token is among the update's unlikeliest.
+
+    `logprobs` has those of the sampler, float32[T_i] of each completion.
     """
-    rule = get(cfg.credit)
-    if not rule.dense:
-        return advantage != 0
-    return (advantage != 0) | distilled if rule.contexts else np.ones_like(distilled)
+    every = np.concatenate([*logprobs, np.zeros(1, np.float32)])
+    return float(np.quantile(every, cfg.credit_share))

@@ -21,8 +21,8 @@ from sdjax.objectives.token_weights import TokenStats
 CompletionMean = Callable[[jax.Array, jax.Array], jax.Array]
 Choice = Callable[[TokenStats, Loss, CompletionMean], jax.Array]
 
-LARGEST_RATIO = 2.0
-"""The bound of a completion's weight in `pivotal`, and of its inverse."""
+LARGEST_GAP, LARGEST_WEIGHT = 2.5, 10.0
+"""pivotal: bounds of a token's log-ratio in nats, and of a completion's weight."""
 
 
 def everything(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
@@ -38,35 +38,30 @@ def right(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
 
 
 def wrong(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
-    """Returns 1 in completions that are wrong, else 0.
-
-    Learning from wrong answers only keeps more words of doubt (ReNIO, arXiv:2606.23104).
-    """
+    """Returns 1 in completions that are wrong, else 0."""
     del cfg, mean
     return 1.0 - stats.correct.astype(jnp.float32)
 
 
 def pivotal(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
-    """Returns the ratio of student to teacher over a completion's pivotal tokens (ReNIO).
+    """Returns more than 1 in completions whose pivotal tokens the teacher would not have said.
 
-    exp of the mean of log(student / teacher) over tokens where the student's entropy is at least
-    cfg.pivotal_entropy, clipped to [1/2, 2]. So completions count more where the teacher would not
-    have gone. arXiv:2606.23104 gives the ratio and the pivots; the mean and the bounds are choices
-    of sdjax.
+    exp of the mean of r over pivotal tokens, at most 10, with r = min(log student - log teacher,
+    2.5); a token is pivotal where r is at least cfg.pivotal_gap (ReNIO, arXiv:2606.23104). The
+    paper's division by the mean over the batch is left out. Without pivotal tokens it is 1.
     """
-    gap = stats.student_logprob - stats.teacher_logprob
-    log_ratio = mean(gap, stats.student_entropy >= cfg.pivotal_entropy)
-    return jnp.clip(jnp.exp(log_ratio), 1 / LARGEST_RATIO, LARGEST_RATIO)
+    ratio = jnp.minimum(stats.student_logprob - stats.teacher_logprob, LARGEST_GAP)
+    return jnp.minimum(jnp.exp(mean(ratio, ratio >= cfg.pivotal_gap)), LARGEST_WEIGHT)
 
 
 def early(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
-    """Returns 1 at the first cfg.learn_share of a completion's tokens, else 0 (arXiv:2606.22600)."""
+    """Returns 1 at the first cfg.learn_share of the tokens, else 0 (arXiv:2606.22600)."""
     del mean
     return (stats.index < cfg.learn_share * stats.length).astype(jnp.float32)
 
 
 def late(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
-    """Returns 1 at the last cfg.learn_share of a completion's tokens, else 0."""
+    """Returns 1 at the last cfg.learn_share of the tokens, else 0."""
     del mean
     return (stats.index >= (1.0 - cfg.learn_share) * stats.length).astype(jnp.float32)
 

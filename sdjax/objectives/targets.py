@@ -9,8 +9,9 @@ contexts that it reads.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import jax
@@ -28,6 +29,11 @@ from sdjax.config.sections.target import (
 from sdjax.errors import UserError
 from sdjax.objectives.divergences import log_normalizer
 
+GAP_BOUND = 10.0
+"""pointwise_information: bound of a log-ratio, in nats."""
+LARGEST_MIX, MIX_SLOPE = 0.15, 50.0
+"""disagreement: the student's largest share, and how fast it grows with the divergence."""
+
 Logits = Mapping[str, jax.Array]
 Weights = Mapping[str, float | jax.Array]
 
@@ -42,19 +48,22 @@ def mixed(logits: Logits, weights: Weights, support: float = 0.0) -> jax.Array:
             positive weight, keep the probabilities which these alone give. Then only numbers can
             be weights.
     """
-    if list(weights.values()) == [1.0]:
+    if len(weights) == 1 and set(weights.values()) == {1.0}:
         (name,) = weights
         return logits[name]
     if not support:
-        first, *others = (weight * logits[name] for name, weight in weights.items())
-        return sum(others, first)
+        return _sum(weight * logits[name] for name, weight in weights.items())
     logp = {name: log_softmax(logits[name]) for name in weights}
     positive = {name: weight for name, weight in weights.items() if weight > 0}
     total = sum(positive.values())
-    base = log_softmax(sum(weight / total * logp[name] for name, weight in positive.items()))
-    whole = sum(weight * logp[name] for name, weight in weights.items())
+    base = log_softmax(_sum(weight / total * logp[name] for name, weight in positive.items()))
+    whole = _sum(weight * logp[name] for name, weight in weights.items())
     likely = base >= jnp.max(base, axis=-1, keepdims=True) + math.log(support)
     return jnp.where(likely, whole, base)
+
+
+def _sum(terms: Iterable[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
 
 
 def log_softmax(logits: jax.Array) -> jax.Array:
@@ -68,23 +77,27 @@ def by_weights(logits: Logits, cfg: Target) -> jax.Array:
 
 
 def pointwise_information(logits: Logits, cfg: Target) -> jax.Array:
-    """Returns the student, moved along what the question adds to the solution.
+    """Returns the plain teacher, moved along what the question adds to the solution.
 
-    log target = log student + strength (log solution - log reference), where the context
-    "reference" shows the solution without the question. The difference is the pointwise mutual
-    information of question and token given the solution (Purified OPSD, arXiv:2607.02234): the
-    style of the shown text is in both, and goes.
+    log target = log plain + strength x 10 tanh(d / 10), with d = log solution - log reference less
+    its mean over the vocabulary. The context "reference" shows the solution without the question,
+    so d is the pointwise mutual information of question and token (Purified OPSD,
+    arXiv:2607.02234). The style of the shown text is in both contexts, and goes.
     """
-    return mixed(logits, _contrast(STUDENT, SOLUTION, REFERENCE, cfg.strength), cfg.support)
+    gap = log_softmax(logits[SOLUTION]) - log_softmax(logits[REFERENCE])
+    gap -= jnp.mean(gap, axis=-1, keepdims=True)
+    bounded = GAP_BOUND * jnp.tanh(gap / GAP_BOUND)
+    return logits[PLAIN] + cfg.strength * bounded
 
 
 def success_minus_failure(logits: Logits, cfg: Target) -> jax.Array:
-    """Returns the teacher after a success, steered away from what it says after a failure.
+    """Returns the plain teacher, steered toward a success and away from a failure.
 
-    log target = log solution + strength (log solution - log wrong), where the context "wrong"
-    shows a failed completion of the same question (OGLS-SD, arXiv:2605.12400).
+    log target = log plain + strength (log solution - log wrong), where the context "wrong" shows a
+    failed completion of the same question (OGLS-SD, arXiv:2605.12400, which takes means over
+    several of each).
     """
-    return mixed(logits, _contrast(SOLUTION, SOLUTION, WRONG, cfg.strength), cfg.support)
+    return mixed(logits, _contrast(PLAIN, SOLUTION, WRONG, cfg.strength), cfg.support)
 
 
 def plain_contrast(logits: Logits, cfg: Target) -> jax.Array:
@@ -98,18 +111,17 @@ def plain_contrast(logits: Logits, cfg: Target) -> jax.Array:
 
 
 def disagreement(logits: Logits, cfg: Target) -> jax.Array:
-    """Returns a mix of student and teacher that follows the teacher less where they disagree.
+    """Returns the teacher, mixed with the student where they disagree (DemoPSD, arXiv:2607.02502).
 
-    log target = (1 - w) log student + w log solution, per token, with w = exp(-strength d) and d
-    their Jensen-Shannon divergence in bits, from 0 to 1. The weight by disagreement is that of
-    DemoPSD (arXiv:2607.02502); the exponential is a choice of sdjax.
+    log target = (1 - a) log solution + a log student, per token, with
+    a = 2 x 0.15 strength (sigmoid(50 d) - 1/2) and d their Jensen-Shannon divergence in nats.
     """
     student, solution = (log_softmax(logits[name]) for name in (STUDENT, SOLUTION))
     p, q = jnp.exp(student), jnp.exp(solution)
     middle = jnp.log(jnp.maximum((p + q) / 2, 1e-37))
-    nats = jnp.sum(p * (student - middle) + q * (solution - middle), axis=-1, keepdims=True) / 2
-    weight = jnp.exp(-cfg.strength * nats / math.log(2))
-    return mixed({STUDENT: student, SOLUTION: solution}, {STUDENT: 1 - weight, SOLUTION: weight})
+    apart = jnp.sum(p * (student - middle) + q * (solution - middle), axis=-1, keepdims=True) / 2
+    a = 2 * LARGEST_MIX * cfg.strength * (jax.nn.sigmoid(MIX_SLOPE * apart) - 0.5)
+    return mixed({STUDENT: student, SOLUTION: solution}, {SOLUTION: 1 - a, STUDENT: a})
 
 
 def away(logits: Logits, cfg: Target) -> jax.Array:
@@ -152,9 +164,11 @@ class TargetRule:
 TARGETS: dict[str, TargetRule] = {
     "weights": TargetRule(logits=by_weights),
     "pointwise_information": TargetRule(
-        logits=pointwise_information, contexts=(SOLUTION, REFERENCE)
+        logits=pointwise_information, contexts=(SOLUTION, REFERENCE, PLAIN)
     ),
-    "success_minus_failure": TargetRule(logits=success_minus_failure, contexts=(SOLUTION, WRONG)),
+    "success_minus_failure": TargetRule(
+        logits=success_minus_failure, contexts=(SOLUTION, WRONG, PLAIN)
+    ),
     "plain_contrast": TargetRule(logits=plain_contrast, contexts=(SOLUTION, UNRELATED, PLAIN)),
     "disagreement": TargetRule(logits=disagreement, contexts=(SOLUTION,)),
     "away": TargetRule(logits=away, contexts=(SOLUTION,)),

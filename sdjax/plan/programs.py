@@ -236,6 +236,7 @@ def abstract_batch(work: Workload) -> batches.Batch:
         learned=array(update, dtype=jnp.bool_),
         pass_rate=array(update, dtype=jnp.float32),
         correct=array(update, dtype=jnp.bool_),
+        unlikely_below=array(update, dtype=jnp.float32),
         length=array(update),
     )
     return batches.Batch(

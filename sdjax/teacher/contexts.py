@@ -25,22 +25,17 @@ def known(cfg: config.Train) -> dict[str, config.Reprompt]:
     The built-in ones differ from `reprompt` in one thing each, named by the context.
     """
     base = cfg.reprompt
-    limits = {"max_tokens": base.max_tokens, "beyond_context": base.beyond_context}
+    shown = "random" if base.demonstration in ("solution", "none") else base.demonstration
+    of_step = replace(base, demonstration=shown, regenerate=False)
     return {
         SOLUTION: base,
-        UNRELATED: replace(base, of="another_question", **_no_solution(base)),
-        WRONG: replace(base, sibling="failure", regenerate=False, **_no_solution(base)),
+        UNRELATED: replace(of_step, of="another_question"),
+        WRONG: replace(of_step, sibling="failure"),
         REFERENCE: replace(base, question=False),
-        PLAIN: config.Plain(**limits),
-        "feedback": config.Feedback(**limits),
+        PLAIN: config.Plain(max_tokens=base.max_tokens, beyond_context=base.beyond_context),
+        "feedback": config.Feedback(max_tokens=base.max_tokens, beyond_context=base.beyond_context),
         **cfg.contexts,
     }
-
-
-def _no_solution(base: config.Reprompt) -> dict:
-    """Returns the fields that let a context show completions, whatever `base` shows."""
-    shows = base.demonstration not in ("solution", "none")
-    return {"regenerate": False} if shows else {"regenerate": False, "demonstration": "random"}
 
 
 def used(cfg: config.Train) -> dict[str, config.Reprompt]:

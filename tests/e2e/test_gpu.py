@@ -128,9 +128,9 @@ def _gap(groups, loaded, params, sampling) -> np.ndarray:
         optim=config.Optim(microbatch=8),
     )
     longest = sampling.max_completion_tokens
-    samples = batches.samples_of(groups, None, cfg.loss, cfg.policy, longest)
+    samples = batches.samples_of(groups, {}, cfg.loss, cfg.policy, longest)
     epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
-    batch = batches.pack(groups, None, samples, epistemic, cfg.optim, 0)
+    batch = batches.pack(groups, {}, samples, epistemic, cfg.optim, 0)
     placed = jax.device_put(batch, update.batch_shardings(batch, loaded.mesh))
     scored = update.make_score(loaded.graphdef, Objective.of(cfg), loaded.mesh)(params, placed)
     real = np.asarray(batch.rows.sample) >= 0

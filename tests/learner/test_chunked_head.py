@@ -9,9 +9,9 @@ import pytest
 from paths import GOLDEN
 
 from sdjax.config import Loss
+from sdjax.config.sections.target import SOLUTION
 from sdjax.learner.chunked_head import (
     LIVE,
-    TEACHER,
     Context,
     Contexts,
     HeadSpec,
@@ -43,7 +43,7 @@ def given(seed=0, dtype=jnp.float32):
 
 def typed(x, known=None):
     """Returns the contexts and tokens of `given`."""
-    teachers = {TEACHER: Context(hidden=x["teacher_hidden"], head=x["teacher_head"])}
+    teachers = {SOLUTION: Context(hidden=x["teacher_hidden"], head=x["teacher_head"])}
     contexts = Contexts(
         student=Context(hidden=x["student_hidden"], head=x["student_head"]),
         teachers={} if x["teacher_hidden"] is None else teachers,
@@ -373,7 +373,7 @@ def test_trust_region_teacher_mixes_logits_as_the_reference():
         positions, size = tokens.size, ref.shape[-1]
         # Hidden states that pick a row of a head that holds the logits, once for every token.
         pick = jnp.repeat(jnp.eye(positions), size, axis=0)[None]
-        heads = {TEACHER: ref, LIVE: student}
+        heads = {SOLUTION: ref, LIVE: student}
         contexts = Contexts(
             student=Context(hidden=pick, head=jnp.zeros((positions, size))),
             teachers={

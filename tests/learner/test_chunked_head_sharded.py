@@ -9,7 +9,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from sdjax.config import Loss
 from sdjax.learner.chunked_head import (
-    TEACHER, Context, Contexts, HeadSpec, Tokens, token_loss, token_outputs)
+    Context, Contexts, HeadSpec, Tokens, token_loss, token_outputs)
 
 R, C, D, V, CHUNK = 8, 24, 24, 2048, 16
 k = jax.random.split(jax.random.key(0), 7)
@@ -27,7 +27,7 @@ def of_token(o, weight):
 def make(way, cfg):
     def f(h, w, sums, th, tw, token, mask, weight):
         contexts = Contexts(student=Context(hidden=h, head=w),
-                            teachers={TEACHER: Context(hidden=th, head=tw)})
+                            teachers={"solution": Context(hidden=th, head=tw)})
         tokens = Tokens(token=token, mask=mask, known=weight)
         spec = HeadSpec(loss=cfg, temperature=0.7)
         if way == "sums":

@@ -90,7 +90,7 @@ def test_a_live_teacher_without_a_reprompt_pushes_nowhere():
         for g in groups
     ]
     epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
-    batch = learning.packed(cfg, groups, same, epistemic)
+    batch = learning.packed(cfg, groups, {"solution": same}, epistemic)
     metrics = learning.Learner(cfg, learning.make_mesh()).update(batch)
     assert abs(metrics["loss/total"]) < 1e-6
     assert metrics["optim/grad_norm"] < 1e-5
@@ -105,7 +105,7 @@ def test_an_update_without_any_demonstration_has_no_loss_and_no_gradient():
         for g in groups
     ]
     epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
-    batch = learning.packed(cfg, groups, plain, epistemic)
+    batch = learning.packed(cfg, groups, {"solution": plain}, epistemic)
     metrics = learning.Learner(cfg, learning.make_mesh()).update(batch)
     assert metrics["loss/total"] == 0 and metrics["optim/grad_norm"] == 0
 

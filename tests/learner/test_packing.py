@@ -141,8 +141,8 @@ def test_every_token_of_every_learned_completion_stands_in_one_place_in_both_row
     prompts = [g.prompt for g in groups for _ in g.completions]
     taught = [r.tokens for of_group in reprompts for r in of_group]
     contexts = [
-        (rows.student, rows.student_index, prompts),
-        (rows.teacher, rows.teacher_index, taught),
+        (rows.student, prompts),
+        (rows.contexts["solution"], taught),
     ]
     longest = 0
     for packed, index, context in contexts:
@@ -173,7 +173,7 @@ def assert_whole(packed, index, rows, wanted):
 
 def test_values_by_completion_are_those_of_its_tokens_in_order():
     batch = learning.pack(learning.train_config(optim={"row_tokens": ROW_TOKENS}))
-    assert np.any(batch.rows.student.segment_ids > 1)
+    assert np.any(batch.rows.student.packed.segment_ids > 1)
     values = (1000 * batch.rows.sample + batch.rows.index).astype(np.float32)
     out = learning.by_completion(batch, values)
     assert [x is not None for x in out] == batch.samples.learned.tolist()
@@ -184,7 +184,10 @@ def test_values_by_completion_are_those_of_its_tokens_in_order():
 
 def test_rows_of_one_carry_no_segments():
     batch = learning.pack(learning.train_config())
-    assert batch.rows.student.segment_ids is None and batch.rows.teacher.segment_ids is None
+    assert (
+        batch.rows.student.packed.segment_ids is None
+        and batch.rows.contexts["solution"].packed.segment_ids is None
+    )
 
 
 @pytest.mark.parametrize(("row_tokens", "most"), [(512, 0.5), (4096, 0.25)])

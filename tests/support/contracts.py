@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sdjax.config.sections.target import SOLUTION
 from sdjax.learner.chunked_head import (
-    TEACHER,
     Context,
     Contexts,
     HeadSpec,
@@ -89,7 +89,7 @@ def check_teacher(f, cfg):
 
     def total(s, t):
         contexts = Contexts(
-            student=Context(hidden=pick, head=s), teachers={TEACHER: Context(hidden=pick, head=t)}
+            student=Context(hidden=pick, head=s), teachers={SOLUTION: Context(hidden=pick, head=t)}
         )
         tokens = Tokens(token=jnp.zeros((1, 6), jnp.int32), mask=jnp.ones((1, 6), bool))
         spec = HeadSpec(loss=replace(cfg, divergence="checked"), temperature=1.0)

@@ -108,15 +108,15 @@ def pack(cfg, of_groups=None, of_reprompts=None):
     of_groups = groups() if of_groups is None else of_groups
     of_reprompts = reprompts(of_groups) if of_reprompts is None else of_reprompts
     rng = np.random.default_rng(2)
-    read = of_reprompts if cfg.loss.distillation > 0 else None
+    read = {"solution": of_reprompts} if cfg.loss.distillation > 0 else {}
     marked = [rng.random(len(c.tokens)) < 0.2 for g in of_groups for c in g.completions]
     return packed(cfg, of_groups, read, marked)
 
 
-def packed(cfg, of_groups, of_reprompts, epistemic):
-    """Returns the batch of these groups and reprompts, with these tokens of epistemic words."""
-    samples = batches.samples_of(of_groups, of_reprompts, cfg.loss, cfg.policy, 32)
-    return batches.pack(of_groups, of_reprompts, samples, epistemic, cfg.optim, 0)
+def packed(cfg, of_groups, contexts, epistemic):
+    """Returns the batch of groups with reprompts by context, and these tokens marked epistemic."""
+    samples = batches.samples_of(of_groups, contexts, cfg.loss, cfg.policy, 32)
+    return batches.pack(of_groups, contexts, samples, epistemic, cfg.optim, 0)
 
 
 def by_completion(batch, values):

@@ -71,8 +71,8 @@ class Loss:
     `sdjax.objectives.learn_from.LEARN_FROM`; --help lists them."""
     learn_share: float = 0.3
     """learn_from=early or late: share of a completion's tokens."""
-    pivotal_entropy: float = 0.5
-    """learn_from=pivotal: least entropy of the student at a pivotal token, in nats."""
+    pivotal_gap: float = 0.8
+    """learn_from=pivotal: least log-ratio of student to teacher at a pivotal token, in nats."""
     aggregation: Literal["sequence", "token", "constant"] = "sequence"
     """How tokens are averaged. sequence: mean over the tokens of each completion, then over
     completions. token: mean over all tokens. constant: each completion's sum divided by
@@ -127,11 +127,9 @@ class Policy:
     """How the tokens of a completion share in its advantage, and what they have besides: a name in
     `sdjax.objectives.credits.CREDITS`; --help lists them."""
     credit_strength: float = 1.0
-    """Factor of the teacher's part in a credit."""
-    credit_clip: float = 2.0
-    """Bound of the teacher's log-ratio in a credit, in nats."""
-    credit_threshold: float = 0.1
-    """credit=unlikely: a token is unlikely under this probability."""
+    """Size of what a credit adds or changes; 1 is the value of its paper."""
+    credit_share: float = 0.2
+    """credit=unlikely: share of the update's tokens that are unlikely."""
     clip_low: float = 0.2
     """The ratio of new to old probability is clipped below at 1 - clip_low."""
     clip_high: float = 0.28
@@ -150,13 +148,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         require_finite(self, "policy.")
-        require(self.credit_clip > 0, "policy.credit_clip", self.credit_clip, "must be positive")
-        require(
-            0 < self.credit_threshold <= 1,
-            "policy.credit_threshold",
-            self.credit_threshold,
-            "must lie in (0, 1]",
-        )
+        require(0 < self.credit_share <= 1, "policy.credit_share", self.credit_share, "in (0, 1]")
         require(
             self.overlong_buffer >= 0,
             "policy.overlong_buffer",

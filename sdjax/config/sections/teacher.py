@@ -7,6 +7,8 @@ from typing import Literal
 
 from sdjax.config.checks import require, require_finite, require_one
 
+Shown = Literal["random", "first", "shortest", "longest", "solution", "none"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reprompt:
@@ -22,7 +24,7 @@ class Reprompt:
     """Text of {feedback} where feedback is used."""
     success_threshold: float = 0.5
     """A completion whose reward is at least this can be a demonstration."""
-    demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "random"
+    demonstration: Shown = "random"
     """Which successful completion of the group is shown. solution: the data set's own solution.
     none: no demonstration."""
     demonstrations: int = 1
@@ -139,15 +141,15 @@ class WithoutQuestion(Reprompt):
 class Feedback(Reprompt):
     """A context that shows the grader's feedback on the completion, and no demonstration."""
 
-    demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "none"
+    demonstration: Shown = "none"
     feedback: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Reprompt):
-    """A context that shows nothing: the teacher reads the student's prompt and teaches everywhere."""
+    """A context that shows nothing: the teacher reads the student's prompt, and teaches."""
 
-    demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "none"
+    demonstration: Shown = "none"
     always: bool = True
 
 
@@ -155,7 +157,7 @@ class Plain(Reprompt):
 class Instruction(Reprompt):
     """A context that adds an instruction to the question, such as to answer carelessly."""
 
-    demonstration: Literal["random", "first", "shortest", "longest", "solution", "none"] = "none"
+    demonstration: Shown = "none"
     instruction: str
 
 
