@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -132,7 +132,8 @@ class TokenOutputs:
     teacher_entropy: jax.Array
     top1_agree: jax.Array  # 1.0 where both have the same likeliest token
     reverse_kl: jax.Array  # KL(student || teacher), nats, over the whole vocabulary
-    context_logprobs: dict[str, jax.Array]  # of the token, in each of HeadSpec.credited
+    # Of the token, in each of HeadSpec.credited.
+    context_logprobs: dict[str, jax.Array] = field(default_factory=dict)
 
 
 TokenLoss = Callable[[TokenOutputs, Any], jax.Array]
@@ -351,7 +352,6 @@ def _described(
             teacher_entropy=zero,
             top1_agree=_share(is_top(student, tokens.token), logprob),
             reverse_kl=zero,
-            context_logprobs={},
         )
     pair = compare(student, teacher, tokens.token)
     return TokenOutputs(
@@ -362,7 +362,6 @@ def _described(
         teacher_entropy=pair.q_entropy,
         top1_agree=_share(pair.same_top, logprob + pair.q_log_prob),
         reverse_kl=pair.kl,
-        context_logprobs={},
     )
 
 

@@ -145,19 +145,20 @@ def test_every_token_of_every_learned_completion_stands_in_one_place_in_both_row
         (rows.contexts["solution"], taught),
     ]
     longest = 0
-    for packed, index, context in contexts:
-        assert_whole(packed, index, rows, [(context[i], completions[i].tokens, i) for i in learned])
+    for of, context in contexts:
+        assert_whole(of, rows, [(context[i], completions[i].tokens, i) for i in learned])
         longest = max(longest, *(len(context[i]) + len(completions[i].tokens) for i in learned))
-    used = [np.count_nonzero(x.segment_ids, axis=-1).max() for x, _, _ in contexts]
+    used = [np.count_nonzero(x.packed.segment_ids, axis=-1).max() for x, _ in contexts]
     assert max(used) <= max(row_tokens, longest)
 
 
-def assert_whole(packed, index, rows, wanted):
+def assert_whole(of, rows, wanted):
     """Asserts that a context's rows hold each (context, completion, number), and no more."""
+    packed = of.packed
     of_row = [x.reshape(-1, x.shape[-1]) for x in (packed.tokens, packed.segment_ids)]
     tokens, segments = of_row
     positions = packed.positions.reshape(tokens.shape)
-    sample, predicted = (x.reshape(len(tokens), -1) for x in (rows.sample, index))
+    sample, predicted = (x.reshape(len(tokens), -1) for x in (rows.sample, of.index))
     for context, completion, number in wanted:
         (row,) = set(np.nonzero(sample == number)[0])
         at = predicted[row][sample[row] == number]

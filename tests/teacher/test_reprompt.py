@@ -153,8 +153,7 @@ def run_golden(case):
             messages[place], mask[place] = read["messages"], float(r.distilled)
     ours = reprompt.metrics(groups, built, cfg)
     metrics = {
-        name: ours[name.replace("self_distillation/", "reprompt/")]
-        for name in case["expected"]["metrics"]
+        name: ours[name.removeprefix("self_distillation/")] for name in case["expected"]["metrics"]
     }
     return messages, mask, metrics
 
@@ -340,11 +339,11 @@ def test_a_demonstration_without_room_is_dropped_and_counted(tokenizer):
     assert first.demonstration is None and first.truncated and not first.distilled
     assert first.tokens.tolist() == [7, 8, 9]
     metrics = reprompt.metrics([group], built, cfg)
-    assert metrics["reprompt/truncated_fraction"] == 0.5
-    assert metrics["reprompt/dropped_fraction"] == 0.5
-    assert metrics["reprompt/masked_fraction"] == 1.0
-    assert metrics["reprompt/success_group_fraction"] == 1.0
-    assert metrics["reprompt/success_sample_fraction"] == 0.0
+    assert metrics["truncated_fraction"] == 0.5
+    assert metrics["dropped_fraction"] == 0.5
+    assert metrics["masked_fraction"] == 1.0
+    assert metrics["success_group_fraction"] == 1.0
+    assert metrics["success_sample_fraction"] == 0.0
 
 
 def test_feedback_stands_in_for_a_demonstration_without_room(tokenizer):
@@ -411,8 +410,8 @@ def test_the_share_of_groups_with_a_demonstration_is_that_of_groups_that_show_on
     ):
         groups = [right, alone, wrong]
         metrics = reprompt.metrics(groups, build(groups, tokenizer, cfg), cfg)
-        assert metrics["reprompt/demonstration_group_fraction"] == pytest.approx(share)
-        assert metrics["reprompt/success_group_fraction"] == pytest.approx(2 / 3)
+        assert metrics["demonstration_group_fraction"] == pytest.approx(share)
+        assert metrics["success_group_fraction"] == pytest.approx(2 / 3)
 
 
 def test_metrics_of_no_completions_are_zero():
