@@ -48,9 +48,6 @@ def mixed(logits: Logits, weights: Weights, support: float = 0.0) -> jax.Array:
             positive weight, keep the probabilities which these alone give. Then only numbers can
             be weights.
     """
-    if len(weights) == 1 and set(weights.values()) == {1.0}:
-        (name,) = weights
-        return logits[name]
     if not support:
         return _sum(weight * logits[name] for name, weight in weights.items())
     logp = {name: log_softmax(logits[name]) for name in weights}
@@ -69,6 +66,11 @@ def _sum(terms: Iterable[jax.Array]) -> jax.Array:
 def log_softmax(logits: jax.Array) -> jax.Array:
     """Returns the log-probabilities, float32[..., V]; do not differentiate it."""
     return logits - log_normalizer(logits)[..., None]
+
+
+def one_context(logits: Logits, cfg: Target) -> jax.Array:
+    """Returns the distribution in the context cfg.context, as in SDPO."""
+    return logits[cfg.context]
 
 
 def by_weights(logits: Logits, cfg: Target) -> jax.Array:
@@ -158,10 +160,11 @@ class TargetRule:
 
     logits: Callable[[Logits, Target], jax.Array]
     contexts: tuple[str, ...] = ()
-    """Those that it reads besides the student's; () is those of target.weights."""
+    """Those that it reads besides the student's; () is those that the section names."""
 
 
 TARGETS: dict[str, TargetRule] = {
+    "context": TargetRule(logits=one_context),
     "weights": TargetRule(logits=by_weights),
     "pointwise_information": TargetRule(
         logits=pointwise_information, contexts=(SOLUTION, REFERENCE, PLAIN)
@@ -183,7 +186,7 @@ def contexts(cfg: Target) -> tuple[str, ...]:
     """
     if cfg.rule not in TARGETS:
         raise UserError(f"target.rule is {cfg.rule!r}: one of {', '.join(TARGETS)}")
-    named = TARGETS[cfg.rule].contexts or tuple(cfg.of_weights())
+    named = TARGETS[cfg.rule].contexts or cfg.named
     return tuple(name for name in named if name != STUDENT)
 
 

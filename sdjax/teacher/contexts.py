@@ -50,8 +50,7 @@ def used(cfg: config.Train) -> dict[str, config.Reprompt]:
     for name in dict.fromkeys(of_target + of_credit):
         if name not in every:
             raise UserError(
-                f"target.weights names {name!r}: one of student, {', '.join(every)}; or add it to "
-                "contexts"
+                f"target names {name!r}: must be one of {', '.join(every)}; or add it to contexts"
             )
         out[name] = every[name]
     return out

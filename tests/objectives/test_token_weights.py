@@ -24,6 +24,7 @@ def stats(**given):
         teacher_entropy=zero + 0.5,
         pass_rate=zero + 0.5,
         epistemic=jnp.zeros(n, bool),
+        correct=jnp.zeros(n, bool),
     )
     return dataclasses.replace(base, **given)
 

@@ -118,6 +118,7 @@ def check_token_weights(f, cfg):
         teacher_entropy=jnp.linspace(10.0, 0.0, n),
         pass_rate=jnp.linspace(0.0, 1.0, n),
         epistemic=jnp.arange(n) % 2 == 0,
+        correct=jnp.arange(n) % 3 == 0,
     )
     for given in (stats, replace(stats, length=jnp.zeros(n, jnp.int32))):
         whole = f(jax.tree.map(lambda x: jnp.stack([x, x]), given), cfg)

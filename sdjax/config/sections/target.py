@@ -21,10 +21,6 @@ PLAIN = "plain"
 """The student's prompt."""
 
 
-def _solution() -> dict[str, float]:
-    return {SOLUTION: 1.0}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """The distribution that the student is moved toward, from what the teacher says in contexts.
@@ -33,10 +29,13 @@ class Target:
     distribution after the reprompt, as in SDPO.
     """
 
-    rule: str = field(default="weights", metadata={"table": "sdjax.objectives.targets:TARGETS"})
-    """A name in `sdjax.objectives.targets.TARGETS`; --help lists them. weights: those of
-    target.weights."""
-    weights: dict[str, float] = field(default_factory=_solution)
+    rule: str = field(default="context", metadata={"table": "sdjax.objectives.targets:TARGETS"})
+    """A name in `sdjax.objectives.targets.TARGETS`; --help lists them. context: the distribution in
+    target.context. weights: the mix of target.weights."""
+    context: str = SOLUTION
+    """rule=context: the context by name. "unrelated" (the solution of another question) and "plain"
+    (the student's prompt) are controls."""
+    weights: dict[str, float] = field(default_factory=dict)
     """rule=weights: the weight of each context by name, such as {"solution": 1, "wrong": -0.5}.
     "student" is the student's own distribution, without gradient."""
     strength: float = 1.0
@@ -51,10 +50,19 @@ class Target:
         need = "needs a context other than the student, with a weight that is not 0"
         taught = {n: w for n, w in self.weights.items() if n != STUDENT and w}
         require(self.rule != "weights" or bool(taught), "target.weights", self.weights, need)
+        unread = f"is read with target.rule 'weights' only, not {self.rule!r}"
+        require(self.rule == "weights" or not self.weights, "target.weights", self.weights, unread)
+        need = "must be a context of the teacher"
+        require(self.context != STUDENT, "target.context", self.context, need)
 
     def __hash__(self) -> int:
         weights = tuple(self.weights.items())
-        return hash((self.rule, weights, self.strength, self.support))
+        return hash((self.rule, self.context, weights, self.strength, self.support))
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The contexts that the section names for its rule."""
+        return (self.context,) if self.rule == "context" else tuple(self.of_weights())
 
     def of_weights(self) -> Mapping[str, float]:
         """Returns the weights that are not 0."""
