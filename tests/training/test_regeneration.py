@@ -141,7 +141,7 @@ def regenerate(model: Path, rewards, texts, **asked):
         key=jax.random.key(0),
     )
     sampled = SampledGroups(groups=groups, sampled=groups, rounds=1)
-    inputs = host_step.StepInputs(sampled=sampled, reprompts=guided, metrics={})
+    inputs = host_step.StepInputs(sampled=sampled, contexts={"solution": guided}, metrics={})
     made = regeneration.regenerate(setup, None, inputs, step=0)
     texts = [[tokenizer.decode_raw(r.tokens) for r in of_group] for of_group in made.reprompts]
     return texts, made.metrics
