@@ -33,7 +33,7 @@ ALONE = ("--help", "--version", "--config", "--debug", *(f"--{name}" for name in
 """Options that are no fields of a config."""
 COMMANDS = {
     "configs": "[PART]  lists the configs of the package, those with PART in their name",
-    "init": "NAME       writes a config, a task and its data, for you to edit",
+    "init": "NAME       writes a config, a reward and rows, for you to edit",
 }
 """What the program does beside running a job: arguments and effect, for the help."""
 EXAMPLE = """\

@@ -23,6 +23,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 gc.set_threshold(50_000)  # traced programs are many small objects, and few of them garbage
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The lines behind each operation serve profiles, and take a fifth of tracing and lowering.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sdjax-test-programs")
 )
@@ -36,6 +38,12 @@ def pytest_collection_modifyitems(items):
     """
     whole_runs = ("e2e", "training")
     items.sort(key=lambda item: item.path.parent.name not in whole_runs)
+
+
+def pytest_collection_finish():
+    """Spares the collector of garbage what importing all tests has made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

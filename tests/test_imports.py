@@ -93,16 +93,22 @@ FEW_ARGUMENTS = ("learner", "training", "models.network", "rollout")
 KERNELS = {"models.network.decode_kernels": {"attend", "_attend"}}
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports(path):
-    """Yields (line, module, name or None) for every import of a file, wherever it stands."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    """Returns (line, module, name or None) of every import of a file, wherever it stands."""
+    found = []
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name, None
+            found += [(node.lineno, alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
-            for alias in node.names:
-                yield node.lineno, node.module, alias.name
+            found += [(node.lineno, node.module, alias.name) for alias in node.names]
+    return found
 
 
 def own_imports(path):
@@ -212,11 +218,6 @@ def test_objectives_know_arrays_only():
 def repeated(places):
     """Returns the names that stand in several places, with these."""
     return {name: found for name, found in places.items() if len(found) > 1}
-
-
-@functools.cache
-def parsed(path):
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def test_no_two_module_files_share_a_name():
@@ -353,8 +354,9 @@ def test_no_registry_of_a_machine_is_in_a_tracked_file(tracked):
 
 def test_nothing_runs_code_that_came_as_data(tracked):
     found = []
+    words = re.compile("pickle|dill|marshal|shelve|eval|trust_remote_code")  # else nothing to find
     for name, text in python(tracked).items():
-        for node in ast.walk(ast.parse(text)):
+        for node in ast.walk(ast.parse(text)) if words.search(text) else ():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 modules = [alias.name for alias in node.names]
                 modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

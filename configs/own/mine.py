@@ -4,19 +4,29 @@
     python -m sdjax.main --config configs/own/mine.py --steps 20 --out runs/mine_20
 
 As it is, a model of 5 million parameters solves number puzzles, in a few minutes on two cores.
-mine_task.py reads the rows of mine.jsonl and holds the reward. `--help` after the command lists
-every field, and a field that is not named here has the default that --help shows.
+mine.jsonl has the rows, and mine_reward.py the reward. `--help` after the command lists every
+field, and a field that is not named here has the default that --help shows.
 """
 
-from mine_task import Own
+from pathlib import Path
+
+from mine_reward import reward
 
 from sdjax.config import Checkpoint, Eval, Loss, Model, Optim, Reprompt, Rollout, Teacher, Train
+from sdjax.tasks.questions import Questions
 
 config = Train(
     # The run's directory. Another training needs another one.
     out="runs/mine",
-    # The questions and the reward: edit mine_task.py and mine.jsonl.
-    task=Own(held_out=16),
+    task=Questions(
+        # A .jsonl, .json, .parquet or .csv file, or a data set of the hub such as
+        # "openai/gsm8k:main/train". A question is a text or a list of messages.
+        train=str(Path(__file__).with_name("mine.jsonl")),
+        # Rows that are evaluated and never trained on.
+        held_out=16,
+        # Decides what is correct too. Without it, rows with an answer have a grader of the package.
+        grader=reward,
+    ),
     steps=4,
     # A hub id such as "Qwen/Qwen3-0.6B" (remove compute_dtype and remat then), a Hugging Face
     # folder, or a .gguf file. package:sdjax.tiny comes with sdjax and knows only number puzzles.

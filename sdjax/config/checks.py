@@ -24,6 +24,12 @@ def require_names(field: str, names: Iterable[str]) -> None:
         require(ok, field, name, "names must be letters, digits and _")
 
 
+def require_repository(name: str, value: str) -> None:
+    """Raises a UserError unless the value is empty or OWNER/NAME of the Hugging Face hub."""
+    ok = not value or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value, re.ASCII) is not None
+    require(ok, name, value, "must be OWNER/NAME of the Hugging Face hub")
+
+
 def require_one(name: str, value: int) -> None:
     """Raises a UserError with the field and its value, unless the value is at least 1."""
     require(value >= 1, name, value, "must be at least 1")

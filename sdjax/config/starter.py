@@ -1,4 +1,4 @@
-"""Writes a config, a task and its data, which a user edits: `sdjax init NAME`.
+"""Writes a config, a reward and rows, which a user edits: `sdjax init NAME`.
 
 They are copies of configs/own/, so the tests of that folder are tests of what a user gets.
 """

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from sdjax.config.checks import require, require_finite, require_names
+from sdjax.config.checks import require, require_finite, require_names, require_repository
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model, Shape
 from sdjax.config.sections.optim import Optim
@@ -74,7 +74,15 @@ class Export:
     """Step of the checkpoint; None is the newest."""
     dtype: Literal["source", "bfloat16", "float16", "float32"] | None = None
     """Type of the exported weights, as in checkpoint.export_dtype; None takes that of the run."""
+    push_to: str = ""
+    """Repository of the Hugging Face hub, OWNER/NAME, that gets the folder with a model card, as in
+    checkpoint.push_to."""
+    push_private: bool = True
+    """push_to: whether a repository that does not exist yet becomes private."""
     mesh: Mesh = field(default_factory=Mesh)
+
+    def __post_init__(self) -> None:
+        require_repository("push_to", self.push_to)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from sdjax.io import lease, storage
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.models.network import lora
 from sdjax.parallel import hosts, rules
-from sdjax.training import loaded_model, resume
+from sdjax.training import loaded_model, publish, resume
 
 
 def run(cfg: config.Export) -> None:
@@ -23,6 +23,9 @@ def run(cfg: config.Export) -> None:
     if folder.place.exists():
         raise UserError(f"out is {cfg.out!r}: it exists; choose another folder")
     training = _config_of(run_dir)
+    target = publish.Target(name=cfg.push_to, private=cfg.push_private, field="push_to")
+    if jax.process_index() == 0:
+        target.check()
     fields = {k: v for k, v in training["model"].items() if k != "class"}
     given = {k: v for k, v in training.get("lora", {}).items() if k != "class"}
     if given:
@@ -48,7 +51,11 @@ def run(cfg: config.Export) -> None:
         model.export_adapters(params, source, out.with_name(f"{out.name}_adapter"), dtype)
         model.export(params, out, dtype)
     checkpoints.close()
-    _to_place(folder)
+    try:
+        run, adapters = publish.Provenance.of(run_dir, step), model.cfg.lora is not None
+        publish.publish(target, run, out, folder.place, adapters=adapters)
+    finally:
+        _to_place(folder)
     hosts.note(f"step {step} of {cfg.run} is in {cfg.out}, a Hugging Face folder")
 
 

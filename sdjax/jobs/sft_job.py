@@ -63,7 +63,7 @@ def run(cfg: config.SFT) -> None:
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:
         trackers.check(cfg.log)
-        publish.check(cfg.checkpoint)
+        publish.Target.of(cfg.checkpoint).check()
     stop = Stop()
     model = loaded_model.open_model(cfg.model, cfg.mesh, between=stop.check)
     cfg = model.dated(cfg)
@@ -105,7 +105,13 @@ def run(cfg: config.SFT) -> None:
     with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
         with _running(setup, folder, fingerprints) as (progress, out):
             _train(setup, progress, out, stop)
-        publish.publish(cfg, model, folder, progress.step, len(kept))
+        publish.publish(
+            publish.Target.of(cfg.checkpoint),
+            publish.Provenance.of(folder.local, progress.step),
+            folder.local / "model",
+            folder.place / "model",
+            adapters=model.cfg.lora is not None,
+        )
 
 
 def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:

@@ -65,7 +65,13 @@ def run(cfg: config.Train) -> None:
         setup = host_step.make_setup(cfg, task, model, examples)
         with loop.running(setup, sets, folder, saved, fingerprints) as (progress, out):
             loop.train(setup, progress, out, stop)
-        publish.publish(cfg, model, folder, progress.step, len(examples))
+        publish.publish(
+            publish.Target.of(cfg.checkpoint),
+            publish.Provenance.of(folder.local, progress.step),
+            folder.local / "model",
+            folder.place / "model",
+            adapters=model.cfg.lora is not None,
+        )
 
 
 def _prepare(
@@ -82,7 +88,7 @@ def _prepare(
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:
         trackers.check(cfg.log)
-        publish.check(cfg.checkpoint)
+        publish.Target.of(cfg.checkpoint).check()
     lm_tasks.check(cfg.lm_eval)
     task = tasks.load(cfg.task, cfg.data)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ import jax
 from sdjax import config
 from sdjax.analysis import markdown
 from sdjax.errors import UserError
-from sdjax.io import environment, hub
+from sdjax.io import hub
 from sdjax.io.files import write_text
-from sdjax.io.storage import Folder
 from sdjax.models.files import resolve
-from sdjax.training.loaded_model import LoadedModel
 
 CARD = "README.md"
 HUB_DATA = r"hf://datasets/([\w.-]+/[\w.-]+)"
@@ -26,148 +24,184 @@ SHARES = ("avg@", "pass@", "maj@")
 """How the names of the figures begin that have an interval."""
 
 
-def check(cfg: config.Checkpoint) -> None:
-    """Raises UserError if the hub's token cannot push to checkpoint.push_to."""
-    if cfg.push_to:
-        try:
-            hub.check_owner(cfg.push_to)
-        except UserError as error:
-            raise UserError(f"checkpoint.push_to is {cfg.push_to!r}: {error}") from None
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a model goes. `field` is the config's field with the name, for messages."""
+
+    name: str
+    private: bool
+    field: str = "checkpoint.push_to"
+
+    @classmethod
+    def of(cls, cfg: config.Checkpoint) -> Target:
+        """Returns the target of a run."""
+        return cls(name=cfg.push_to, private=cfg.push_private)
+
+    def check(self) -> None:
+        """Raises UserError if there is a name and the hub's token cannot push there."""
+        if self.name:
+            try:
+                hub.check_owner(self.name)
+            except UserError as error:
+                raise UserError(f"{self.field} is {self.name!r}: {error}") from None
 
 
-def publish(
-    cfg: config.Train | config.SFT, model: LoadedModel, folder: Folder, step: int, examples: int
-) -> None:
-    """Writes README.md beside the exported weights, then pushes them if checkpoint.push_to says so.
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a card tells about a run: its config as in config.json, and the step of the model.
+
+    `history` has the evaluations as in evaluations.json. `examples` counts what it trains on.
+    `start` is the last of the starts in run.json.
+    """
+
+    public: Mapping[str, Any]
+    step: int
+    history: Sequence[Mapping[str, Any]] = ()
+    examples: str = ""
+    start: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Any, step: int) -> Provenance:
+        """Reads the run directory `run`; a file that is not there counts as empty.
+
+        Raises UserError for a damaged one.
+        """
+
+        def read(name: str, otherwise: Any) -> Any:
+            file = run / name
+            try:
+                return json.loads(file.read_text()) if file.exists() else otherwise
+            except ValueError as error:
+                raise UserError(f"{file}: not JSON ({error}); mend or remove it") from None
+
+        record = read("run.json", {})
+        rows = re.match(r"\d+(?= rows)", record.get("fingerprints", {}).get("data", ""))
+        return cls(
+            public=read("config.json", {}),
+            step=step,
+            history=[e for e in read("evaluations.json", []) if e["step"] <= step],
+            examples=rows[0] if rows else "",
+            start=(record.get("starts") or [{}])[-1],
+        )
+
+    @property
+    def base(self) -> str | None:
+        """The hub id of the model that the run started from; None if it is not on the hub."""
+        model = self.public["model"]
+        path = model["path"]
+        local = path.startswith(resolve.PACKAGE) or Path(path).expanduser().exists()
+        return None if local or model.get("init_seed") is not None else path
+
+
+def publish(to: Target, run: Provenance, exported: Path, place: Any, *, adapters: bool) -> None:
+    """Writes README.md beside exported weights, then pushes them; does nothing without a name.
 
     Call it on every process; the first one does the work. Prints a line if there is no token.
-    Raises UserError if the hub refuses; the exported folder is whole then.
 
     Args:
-        cfg: The config of the run.
-        model: The model that the run started from.
-        folder: The run directory, with the exports and evaluations.json.
-        step: The step of the exported model.
-        examples: Number of training examples.
+        to: The repository.
+        run: The run that made the model.
+        exported: The exported model. Its adapters, if any, are in exported_adapter beside it.
+        place: How messages name this folder; it may be in a bucket.
+        adapters: Whether the run has trained adapters.
+
+    Raises:
+        UserError: The hub refuses. The exported folders are whole then.
     """
-    name = cfg.checkpoint.push_to
-    if not name or jax.process_index() != 0:
+    if not to.name or jax.process_index() != 0:
         return
-    base = _base(cfg)
-    file = folder.local / "evaluations.json"
-    history = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    adapters = model.cfg.lora is not None
-    pushed = "model_adapter" if adapters and base is not None else "model"
-    for part in ("model", "model_adapter") if adapters else ("model",):
-        text = card(cfg, base, step, examples, history, adapters=part == "model_adapter")
-        write_text(folder.local / part / CARD, text)
-    shown = f"{folder.place}/{pushed}"
-    by_hand = f"`hf upload {name} {shown}` pushes it"
+    folders = {False: exported}
+    if adapters:
+        folders[True] = exported.with_name(f"{exported.name}_adapter")
+    for of_adapters, folder in folders.items():
+        write_text(folder / CARD, card(run, to.name, adapters=of_adapters))
+    pushed = adapters and run.base is not None
+    shown = str(place) + ("_adapter" if pushed else "")
+    by_hand = f"`hf upload {to.name} {shown}` pushes it"
     try:
-        message = f"sdjax: step {step}"
-        private = cfg.checkpoint.push_private
-        url = hub.push(folder.local / pushed, name, private=private, message=message)
+        message = f"sdjax: step {run.step}"
+        url = hub.push(folders[pushed], to.name, private=to.private, message=message)
     except UserError as error:
         raise UserError(
-            f"checkpoint.push_to is {name!r}: not pushed: {error}; the model is whole in {shown}: "
+            f"{to.field} is {to.name!r}: not pushed: {error}; the model is whole in {shown}: "
             f"{by_hand}"
         ) from None
     if url is None:
-        print(f"hub: {name}: not pushed: no token (HF_TOKEN, `hf auth login`); {by_hand}")
+        print(f"hub: {to.name}: not pushed: no token (HF_TOKEN, `hf auth login`); {by_hand}")
     else:
         print(f"hub: {shown} is in {url}")
 
 
-def card(
-    cfg: config.Train | config.SFT,
-    base: str | None,
-    step: int,
-    examples: int,
-    history: Sequence[Mapping[str, Any]],
-    *,
-    adapters: bool,
-) -> str:
+def card(run: Provenance, name: str, *, adapters: bool) -> str:
     """Returns the text of a model card in Markdown, with the hub's fields at its top.
 
-    Args:
-        cfg: The config of the run; secrets are left out.
-        base: The hub id of the model that the run started from; None: it is not on the hub.
-        step: The step of the model.
-        examples: Number of training examples.
-        history: The evaluations of the run, as in evaluations.json.
-        adapters: Whether the folder holds adapters for PEFT, not a whole model.
+    `name` is OWNER/NAME of the repository. `adapters` says whether the folder holds adapters for
+    PEFT, not a whole model.
     """
     from huggingface_hub import ModelCardData
 
-    public = _without_folders(config.to_public(cfg))
+    public = _without_folders(run.public)
     fields = ModelCardData(
-        base_model=base,
+        base_model=run.base,
         library_name="peft" if adapters else "transformers",
         pipeline_tag="text-generation",
-        tags=["sdjax", _method(cfg)[0]],
+        tags=["sdjax", _method(public)[0]],
         datasets=sorted({*re.findall(HUB_DATA, json.dumps(public))}) or None,
     )
-    title = cfg.checkpoint.push_to.rpartition("/")[2]
     parts = [
         f"---\n{fields.to_yaml()}\n---",
-        f"# {title}",
-        markdown.table(["", ""], list(_facts(cfg, public, step, examples))),
-        *_figures(history),
-        f"## Use\n\n{_use(cfg.checkpoint.push_to, adapters=adapters)}",
+        f"# {name.rpartition('/')[2]}",
+        markdown.table(["", ""], list(_facts(run, public))),
+        *_figures(run.history),
+        f"## Use\n\n{_use(name, adapters=adapters)}",
         f"## Config\n\n{_fenced(json.dumps(public, indent=2), 'json')}",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _base(cfg: config.Train | config.SFT) -> str | None:
-    """Returns the hub id of a run's base model; None for a folder, a file or a package."""
-    path = cfg.model.path
-    local = path.startswith(resolve.PACKAGE) or Path(path).expanduser().exists()
-    return None if local or cfg.model.init_seed is not None else path
-
-
-def _method(cfg: config.Train | config.SFT) -> tuple[str, str]:
-    """Returns the name of the method, and what it does."""
-    if isinstance(cfg, config.SFT):
+def _method(public: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the name of the method of a config, and what it does."""
+    if public["class"] == "SFT":
         return "sft", "finetuning on conversations"
-    share = cfg.loss.distillation
-    sdpo = f"SDPO (arXiv:2601.20802), divergence {cfg.loss.divergence}, teacher {cfg.teacher.kind}"
+    share = public["loss"]["distillation"]
+    kind = f"divergence {public['loss']['divergence']}, teacher {public['teacher']['kind']}"
+    sdpo = f"SDPO (arXiv:2601.20802), {kind}"
     if share == 1:
         return "sdpo", sdpo
     if share == 0:
-        return "grpo", f"GRPO, advantage {cfg.policy.advantage}"
+        return "grpo", f"GRPO, advantage {public['policy']['advantage']}"
     return "sdpo", f"{share:g} x {sdpo}, and {1 - share:g} x GRPO"
 
 
-def _facts(
-    cfg: config.Train | config.SFT, public: Mapping[str, Any], step: int, examples: int
-) -> Iterator[list[str]]:
-    """Yields rows that say how the model was made."""
-    made = environment.versions()
-    commit = f" (commit {made['commit'][:12]})" if made["commit"] else ""
-    revision = f", revision {cfg.model.revision}" if cfg.model.revision else ""
-    yield ["base model", f"{public['model']['path']}{revision}"]
-    yield ["method", _method(cfg)[1]]
-    if isinstance(cfg, config.SFT):
-        yield ["data", f"{public['source']}: {examples} conversations"]
-        yield ["steps", f"{step} updates of {cfg.batch} conversations"]
+def _facts(run: Provenance, public: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yields rows that say how the model was made; `public` is the config without folders."""
+    model, made = public["model"], run.start
+    revision = f", revision {model['revision']}" if model.get("revision") else ""
+    yield ["base model", f"{model['path']}{revision}"]
+    yield ["method", _method(public)[1]]
+    if public["class"] == "SFT":
+        yield ["data", f"{public['source']}: {run.examples} conversations"]
+        yield ["steps", f"{run.step} updates of {public['batch']} conversations"]
     else:
-        task = ", ".join(
+        task, rollout = public["task"], public["rollout"]
+        named = ", ".join(
             f"{name} {value}"
-            for name, value in public["task"].items()
+            for name, value in task.items()
             if name in ("name", "train", "source") and value
         )
-        kind = public["task"]["class"]
-        yield ["data", f"{kind}{f' ({task})' if task else ''}: {examples} training examples"]
-        rollout = cfg.rollout
-        each = f"{rollout.prompts_per_step} questions x {rollout.group_size} completions"
-        yield ["steps", f"{step} of {each}"]
-    yield ["learning rate", f"{cfg.optim.lr:g}"]
-    if isinstance(cfg, config.Train) and cfg.lora.rank:
-        yield ["adapters", f"rank {cfg.lora.rank}, alpha {cfg.lora.alpha:g}"]
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    when = time.strftime("%Y-%m-%d", time.gmtime())
-    yield ["made", f"{when}, sdjax {made['sdjax']}{commit}, jax {made['jax']}, {device}"]
+        of = f" ({named})" if named else ""
+        yield ["data", f"{task['class']}{of}: {run.examples} training examples"]
+        each = f"{rollout['prompts_per_step']} questions x {rollout['group_size']} completions"
+        yield ["steps", f"{run.step} of {each}"]
+    yield ["learning rate", f"{public['optim']['lr']:g}"]
+    lora = public.get("lora", {})
+    if lora.get("rank"):
+        yield ["adapters", f"rank {lora['rank']}, alpha {lora['alpha']:g}"]
+    if made:
+        commit = f" (commit {made['commit'][:12]})" if made["commit"] else ""
+        device = f"{made['devices']} x {made['device']}"
+        when = made["time"].partition("T")[0]
+        yield ["made", f"{when}, sdjax {made['sdjax']}{commit}, jax {made['jax']}, {device}"]
 
 
 def _figures(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:

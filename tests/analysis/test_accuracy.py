@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from sdjax.analysis import accuracy
 
@@ -91,10 +90,12 @@ def test_all_right_and_all_wrong_have_the_exact_interval_of_independent_examples
 
 
 def test_single_answers_have_the_interval_of_clopper_and_pearson():
+    from scipy.stats import binomtest
+
     for right, number in ((1, 10), (7, 8), (50, 100)):
         correct = [[i < right] for i in range(number)]
         estimate = accuracy.measure(correct).estimates["avg@1"]
-        exact = stats.binomtest(right, number).proportion_ci(method="exact")
+        exact = binomtest(right, number).proportion_ci(method="exact")
         assert (estimate.low, estimate.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 

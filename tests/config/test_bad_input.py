@@ -4,6 +4,7 @@ Exit code 2, no traceback, and nothing half-written: what `out` names does not e
 is what it was. Models and checkpoints: test_bad_models.
 """
 
+import marks
 import mistake_tables as tables
 import pytest
 from mistakes import CONFIG, Attempt, says
@@ -16,7 +17,7 @@ def attempt(tmp_path, model, capsys):
     return Attempt(tmp_path, model, capsys)
 
 
-@pytest.mark.parametrize(("args", "words"), tables.SETTINGS)
+@pytest.mark.parametrize(("args", "words"), marks.heavy_but_every_third(tables.SETTINGS))
 def test_an_impossible_setting_is_named_with_its_remedy(attempt, args, words):
     tables.wrong_setting(attempt, args, words)
 

@@ -74,7 +74,7 @@ def what_traces():
     return list(kinds.values())
 
 
-@pytest.mark.parametrize("name", marks.heavy_but(what_traces()[::4], what_traces()))
+@pytest.mark.parametrize("name", marks.heavy_but(what_traces()[::12], what_traces()))
 def test_the_train_step_of_a_config_traces(name):
     cfg = loaded(name)
     runtime = {k: getattr(cfg.model, k) for k in ("compute_dtype", "remat", "attention")}

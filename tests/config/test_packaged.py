@@ -14,7 +14,7 @@ from sdjax.main import main
 BINDING = sorted(
     path.relative_to(ROOT / "configs").with_suffix("").as_posix()
     for path in (ROOT / "configs").rglob("*.py")
-    if path.name != "mine_task.py"  # a task, which mine.py imports
+    if path.name != "mine_reward.py"  # a reward, which mine.py imports
 )
 
 

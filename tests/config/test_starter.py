@@ -1,5 +1,6 @@
-"""`sdjax init NAME` writes a config, a task and data that a run takes as they are."""
+"""`sdjax init NAME` writes a config, a reward and rows that a run takes as they are."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -7,16 +8,16 @@ import pytest
 
 from sdjax import tasks
 from sdjax.config import starter
-from sdjax.config.load import load, override
+from sdjax.config.load import load
 from sdjax.errors import UserError
 from sdjax.main import main
 
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """An empty working directory, for a copy whose task another test may have imported."""
+    """An empty working directory, for a copy whose reward another test may have imported."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "demo_task", raising=False)
+    monkeypatch.delitem(sys.modules, "demo_reward", raising=False)
     return tmp_path
 
 
@@ -25,7 +26,7 @@ def test_three_files_are_written_and_the_command_is_shown(empty, capsys):
     assert sorted(path.name for path in empty.iterdir()) == [
         "demo.jsonl",
         "demo.py",
-        "demo_task.py",
+        "demo_reward.py",
     ]
     assert capsys.readouterr().out.endswith("--config demo.py\n")
 
@@ -45,24 +46,23 @@ def test_the_copy_loads_with_its_rows_and_its_reward(empty):
     assert (len(task.train), len(task.held_out), task.skipped) == (64, 16, ())
     parts = [{e.messages[0]["content"] for e in part} for part in (task.train, task.held_out)]
     assert not parts[0] & parts[1]
+    # The question as the row has it, since nothing is asked for beside it.
     numbers, _, target = task.train[0].answer.partition(" = ")
-    assert all(n in task.train[0].messages[0]["content"] for n in [*numbers.split(), target])
+    question = task.train[0].messages[0]["content"]
+    assert question.endswith(f" to make {target}.")
+    assert all(number in question for number in numbers.split())
     wrong = task.grade("I do not know.", task.train[0], truncated=False)
     assert (wrong.reward, wrong.correct) == (0.0, False)
 
 
-def test_a_long_correct_answer_earns_half(empty):
+def test_a_long_correct_answer_earns_half(empty, monkeypatch):
     starter.write("demo")
-    Path("demo.jsonl").write_text(
-        '{"question": "Use 3 and 4 to make 12.", "answer": "3 4 = 12"}\n' * 3
-    )
-    job = override(load("demo.py"), ["--task.held_out", "1", "--task.long", "6"], prog="sdjax")
-    task = tasks.load(job.task, job.data)
-    short, long = (
-        task.grade(f"{words}\nAnswer: 3 * 4", task.train[0], truncated=False)
-        for words in ("So:", "Hmm. " * 9)
-    )
-    assert (short.reward, long.reward, long.correct) == (1.0, 0.5, True)
+    monkeypatch.syspath_prepend(empty)
+    demo = importlib.import_module("demo_reward")
+    row = {"answer": "3 4 = 12"}
+    texts = {words: f"{'Hmm. ' * words}\nAnswer: 3 * 4" for words in (1, demo.LONG)}
+    earned = [demo.reward(text, row, truncated=False) for text in texts.values()]
+    assert earned == [1.0, 0.5]
 
 
 def test_an_existing_file_is_kept(empty, capsys):

@@ -124,6 +124,7 @@ def test_half_written_checkpoints_are_removed_and_none_of_them_is_used(finished,
     assert not (copy / "2.orbax-checkpoint-tmp").exists()
 
 
+@pytest.mark.heavy
 def test_the_best_checkpoints_are_kept_beside_the_newest(model, tmp_path):
     best = {"every": 1, "keep": 1, "keep_best": 1, "best_metric": "eval/length"}
     for name, best_is in (("longest", "highest"), ("shortest", "lowest")):
@@ -174,6 +175,7 @@ def test_a_refused_write_ends_the_run_with_the_path_and_nothing_that_looks_whole
     assert_nothing_looks_whole_that_is_not(out, [])
 
 
+@pytest.mark.heavy
 def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_goes_on_from_it(
     model, finished, tmp_path
 ):

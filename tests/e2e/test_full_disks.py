@@ -9,6 +9,7 @@ import sys
 
 import disks
 import faults
+import marks
 import pytest
 import report_runs
 import runs
@@ -332,7 +333,9 @@ def test_what_is_printed_to_a_full_disk_is_said_on_stderr():
     assert ended.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("job", "fault", "moment", "nth", "path"), SHORT)
+@pytest.mark.parametrize(
+    ("job", "fault", "moment", "nth", "path"), marks.heavy_but([SHORT[1], SHORT[3]], SHORT)
+)
 def test_a_job_that_loses_its_disk_names_the_path(
     folder, tmp_path, capfd, job, fault, moment, nth, path
 ):

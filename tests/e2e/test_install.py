@@ -61,7 +61,7 @@ def installed(wheel, tmp_path_factory):
 def test_a_wheel_has_the_configs_the_tiny_model_and_the_page_of_the_report(wheel):
     names = {*zipfile.ZipFile(wheel).namelist()}
     assert {f"sdjax/configs/{name}.py" for name in packaged.names()} <= names
-    assert {"sdjax/configs/own/mine_task.py", "sdjax/configs/own/mine.jsonl"} <= names
+    assert {"sdjax/configs/own/mine_reward.py", "sdjax/configs/own/mine.jsonl"} <= names
     assert {"sdjax/tiny/model.safetensors", "sdjax/analysis/report/web/page.html"} <= names
     tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "sdjax").rglob("*") if p.is_file()}
     assert {name for name in tracked if "__pycache__" not in name} <= names

@@ -3,6 +3,7 @@
 The tables are those of the tests in one process: tests/support/mistake_tables.py.
 """
 
+import marks
 import pytest
 from mistake_tables import every_mistake
 from mistakes import RealAttempt
@@ -28,7 +29,8 @@ def ends_soon_with_one_line(folder, model, name):
     assert min(taken) < SECONDS
 
 
-@pytest.mark.parametrize("name", SHORT)
+# The one after the import of jax takes four times as long.
+@pytest.mark.parametrize("name", marks.heavy_but(SHORT[:2], SHORT))
 def test_a_mistake_ends_a_process_within_ten_seconds_with_one_line(tmp_path, model, name):
     ends_soon_with_one_line(tmp_path, model, name)
 

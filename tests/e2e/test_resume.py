@@ -157,6 +157,7 @@ def test_other_data_is_refused_before_the_weights_are_loaded(model, two_steps, m
     assert unchanged(two_steps)
 
 
+@pytest.mark.heavy
 def test_an_allowed_change_is_said_recorded_with_its_step_and_trained_with(
     model, two_steps, tmp_path, capsys
 ):

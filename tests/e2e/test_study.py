@@ -226,6 +226,7 @@ def test_a_finished_study_loads_no_model_again(finished, model, monkeypatch):
     assert (finished / "scores.json").read_bytes() == before
 
 
+@pytest.mark.heavy
 def test_a_study_that_finds_no_problem_says_how_often_they_were_solved(model, tmp_path):
     # No random model solves a problem four times of four.
     strict = job(model, tmp_path / "none", tried=3, solved_min=4, solved_max=4)

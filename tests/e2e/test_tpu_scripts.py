@@ -72,7 +72,7 @@ TROUBLES = {
 }
 
 
-@pytest.mark.parametrize("trouble", marks.heavy_but(["preempted", "no launch"], TROUBLES))
+@pytest.mark.parametrize("trouble", marks.heavy_but(["preempted"], TROUBLES))
 def test_a_run_goes_on_with_the_next_slice(call, trouble):
     done = call("run.sh", plan=TROUBLES[trouble])
     assert done.returncode == 0 and not done.left, done.stderr
@@ -112,7 +112,7 @@ def test_somebodys_slice_of_the_same_name_is_left_alone(call, name):
     assert "NAME is sdjax: it is in use (READY)" in done.stderr
 
 
-@pytest.mark.parametrize("answer", ["FAILED", "SUSPENDED"])
+@pytest.mark.parametrize("answer", marks.heavy_but(["FAILED"], ["FAILED", "SUSPENDED"]))
 def test_a_queue_that_refuses_leaves_nothing(call, answer):
     plan = {"queued-resources-describe": ["WAITING_FOR_RESOURCES", answer]}
     done = call("create.sh", plan=plan, MODE="queued-spot")

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pushing
 import pytest
 import runs
 import tiny
@@ -60,6 +61,8 @@ def test_a_run_writes_metrics_rollouts_evaluations_checkpoints_and_a_model(finis
         assert len(r["tokens"]) == len(r["sampler_logprobs"]) == len(r["teacher_logprobs"])
         assert r["prompt"] != r["reprompt"] and "Correct solution:" in r["reprompt"]
         np.testing.assert_allclose(r["student_logprobs"], r["sampler_logprobs"], atol=2e-4)
+        assert len(r["pieces"]) == r["length"] == len(r["tokens"])
+    assert any(r.get("student_top") for r in rollouts)
     assert (out / "config.json").exists() and (out / "evaluations.json").exists()
     (board,) = (out / "tensorboard").iterdir()
     assert b"_hparams_/session_start_info" in board.read_bytes()
@@ -137,6 +140,22 @@ def test_a_checkpoint_exports_to_the_bytes_of_the_run_s_own_export(finished, tmp
     export_job.run(config.Export(run=str(out), out=str(tmp_path / "model")))
     for file in (out / "model").iterdir():
         assert (tmp_path / "model" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_an_export_is_pushed_with_the_card_of_its_step(finished, tmp_path, capsys):
+    out, _ = finished
+    model = tmp_path / "model"
+    export = config.Export(run=str(out), out=str(model), step=4, push_to="me/sums")
+    with pushing.hub() as served:
+        with pytest.raises(config.UserError, match=r"^push_to is .you/sums.: the token is of me"):
+            export_job.run(replace(export, push_to="you/sums"))
+        assert not model.exists()
+        export_job.run(export)
+    assert f"hub: {model} is in {served.url}/me/sums" in capsys.readouterr().out
+    assert served.files == {file.name: file.read_bytes() for file in model.iterdir()}
+    card = served.files["README.md"].decode()
+    assert ": 20 training examples |" in card and "| steps | 4 of " in card
+    assert "| set | questions | figure | step 0 | step 4 |" in card
 
 
 @pytest.mark.heavy

@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 
+import marks
 import pytest
 
 from sdjax import config
@@ -59,7 +60,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("changes", "said", "allowed"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(
+    ("changes", "said", "allowed"), marks.heavy_but_every_third(CHANGES.values()), ids=CHANGES
+)
 def test_a_changed_field_is_refused_unless_it_is_named_and_then_recorded(
     made, capsys, changes, said, allowed
 ):

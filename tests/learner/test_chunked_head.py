@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import marks
 import numpy as np
 import pytest
 from paths import GOLDEN
@@ -91,7 +92,7 @@ SECTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+@pytest.mark.parametrize("name", marks.heavy_but(["full", "sampled", "top_k"], SECTIONS))
 def test_chunked_outputs_and_gradients_are_those_of_whole_logits(name):
     x, weight = given()
     want = whole(x, SECTIONS[name], 0.7)
@@ -121,7 +122,7 @@ def test_chunked_outputs_and_gradients_are_those_of_whole_logits(name):
         near(total, want_total, 1e-5)
 
 
-@pytest.mark.parametrize("name", ["full", "top_k"])
+@pytest.mark.parametrize("name", marks.heavy_but(["full"], ["full", "top_k"]))
 def test_a_head_that_is_the_embedding_gives_the_same_turned(name):
     x, weight = given()
 
@@ -137,7 +138,7 @@ def test_a_head_that_is_the_embedding_gives_the_same_turned(name):
     jax.tree.map(lambda g, w: near(g, w, 1e-5), run(*at, True), run(*at, False))
 
 
-@pytest.mark.parametrize("name", ["full", "top_k", "reverse"])
+@pytest.mark.parametrize("name", marks.heavy_but(["full"], ["full", "top_k", "reverse"]))
 def test_the_reductions_that_a_gpu_runs_give_the_same(name, monkeypatch):
     x, weight = given()
 
@@ -165,11 +166,11 @@ def test_a_loss_said_to_be_of_the_divergence_alone_has_the_same_gradient_in_one_
         return token_loss(lambda out, e: e * out.divergence, *typed(moved, weight), spec)
 
     at = x["student_hidden"], x["student_head"]
-    run = jax.value_and_grad(total, (0, 1), has_aux=True)
+    run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True), static_argnums=2)
     jax.tree.map(lambda g, w: near(g, w, 1e-6), run(*at, False), run(*at, True))
 
 
-@pytest.mark.parametrize("chunk", [1, 13, 59, 60, 1000])
+@pytest.mark.parametrize("chunk", marks.heavy_but([13, 59, 1000], [1, 13, 59, 60, 1000]))
 def test_the_chunk_size_changes_nothing(chunk):
     x, weight = given()
 
@@ -178,7 +179,7 @@ def test_the_chunk_size_changes_nothing(chunk):
         return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=cfg, temperature=1.0))
 
     at = x["student_hidden"], x["student_head"]
-    run = jax.value_and_grad(total, (0, 1), has_aux=True)
+    run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True), static_argnums=2)
     want, got = (run(*at, Loss(divergence="sampled", chunk_tokens=c)) for c in (R * C, chunk))
     jax.tree.map(lambda g, w: near(g, w, 1e-5), got, want)
 
@@ -194,11 +195,12 @@ def test_the_gradient_scales_with_what_multiplies_the_loss():
         )
 
     at = x["student_hidden"], x["student_head"]
-    once, thrice = (jax.grad(total, (0, 1))(*at, t) for t in (1.0, -3.0))
+    run = jax.jit(jax.grad(total, (0, 1)))
+    once, thrice = (run(*at, t) for t in (1.0, -3.0))
     jax.tree.map(lambda a, b: near(b, -3.0 * a, 1e-6), once, thrice)
 
 
-@pytest.mark.parametrize("name", ["full", "top_k"])
+@pytest.mark.parametrize("name", marks.heavy_but(["full"], ["full", "top_k"]))
 def test_masked_rows_give_zeros_whatever_they_hold(name):
     x, weight = given()
     mask = x["mask"].at[1].set(False)
@@ -241,9 +243,8 @@ def test_extreme_logits_make_no_nan():
             moved = {**x, "student_hidden": h, "student_head": w}
             return token_loss(of_token, *typed(moved, weight), HeadSpec(loss=cfg, temperature=0.5))
 
-        got = jax.value_and_grad(total, (0, 1), has_aux=True)(
-            x["student_hidden"], x["student_head"]
-        )
+        run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+        got = run(x["student_hidden"], x["student_head"])
         assert all(np.all(np.isfinite(y)) for y in jax.tree.leaves(got))
 
 
@@ -256,7 +257,7 @@ def test_without_a_teacher_only_the_student_is_described():
         out = token_outputs(*typed({**x, "student_hidden": h}), spec)
         return jnp.sum(out.student_logprob), out
 
-    (_, out), grad = jax.value_and_grad(total, has_aux=True)(x["student_hidden"])
+    (_, out), grad = jax.jit(jax.value_and_grad(total, has_aux=True))(x["student_hidden"])
     assert np.any(grad != 0) and np.any(out.student_entropy != 0)
     for name in ("divergence", "teacher_logprob", "teacher_entropy", "reverse_kl"):
         assert np.all(getattr(out, name) == 0)
@@ -283,8 +284,8 @@ def test_the_heads_gradient_is_added_to_the_sums_given_and_none_goes_to_the_head
         return token_loss(of_token, *typed(moved, weight), spec, sums)[0]
 
     for f in (by_outputs, by_loss):
-        hidden, head = jax.grad(f, (0, 1))(x["student_hidden"], x["student_head"])
-        got = jax.grad(f, (0, 1, 2))(x["student_hidden"], x["student_head"], sums)
+        hidden, head = jax.jit(jax.grad(f, (0, 1)))(x["student_hidden"], x["student_head"])
+        got = jax.jit(jax.grad(f, (0, 1, 2)))(x["student_hidden"], x["student_head"], sums)
         assert jnp.max(jnp.abs(head)) > 0.1
         jax.tree.map(lambda g, w: near(g, w, 1e-6), got, (hidden, 0 * head, sums + head))
 
@@ -332,7 +333,7 @@ def test_only_the_students_arrays_get_a_gradient():
             0
         ]
 
-    for g in jax.grad(total, (0, 1, 2))(x["teacher_hidden"], x["teacher_head"], weight):
+    for g in jax.jit(jax.grad(total, (0, 1, 2)))(x["teacher_hidden"], x["teacher_head"], weight):
         assert np.all(g == 0)
 
 
@@ -354,7 +355,7 @@ def test_a_float32_head_gets_a_float32_gradient_under_bfloat16_hidden_states():
     value, (hidden, head) = jax.value_and_grad(total, (0, 1))(
         x["student_hidden"], x["student_head"]
     )
-    want, want_grad = jax.value_and_grad(exactly, (0, 1))(
+    want, want_grad = jax.jit(jax.value_and_grad(exactly, (0, 1)))(
         exact["student_hidden"], exact["student_head"]
     )
     assert hidden.dtype == jnp.bfloat16 and head.dtype == jnp.float32
@@ -409,7 +410,8 @@ def compiled_at_full_size(f):
 
 
 @pytest.mark.parametrize(
-    ("name", "way"), [("full", "loss"), ("full", "outputs"), ("top_k", "loss")]
+    ("name", "way"),
+    marks.heavy_but([("full", "loss")], [("full", "loss"), ("full", "outputs"), ("top_k", "loss")]),
 )
 def test_loss_and_gradient_fit_in_memory_and_no_whole_logits_exist(name, way):
     cfg = Loss(divergence=name, chunk_tokens=256)
@@ -448,5 +450,5 @@ def test_a_new_divergence_is_one_function_and_one_line(monkeypatch):
         each = of_token(whole({**x, "student_hidden": h}, cfg, 1.0), weight)
         return jnp.sum(jnp.where(x["mask"], each, 0.0))
 
-    near(total(x["student_hidden"]), wanted(x["student_hidden"]), 1e-5)
-    near(jax.grad(total)(x["student_hidden"]), jax.grad(wanted)(x["student_hidden"]), 1e-5)
+    got, want = (jax.jit(jax.value_and_grad(f))(x["student_hidden"]) for f in (total, wanted))
+    jax.tree.map(lambda g, w: near(g, w, 1e-5), got, want)

@@ -51,8 +51,8 @@ def assert_same(one, two, rtol=1e-5):
 @pytest.mark.parametrize(
     ("method", "microbatches"),
     [
-        ("sdpo", (2,)),
-        pytest.param("sdpo", (1,), marks=pytest.mark.heavy),
+        # The test of packing has a short form for all of them.
+        pytest.param("sdpo", (1, 2), marks=pytest.mark.heavy),
         pytest.param("blend", (2,), marks=pytest.mark.heavy),
         *(pytest.param(m, (1, 2), marks=pytest.mark.slow) for m in METHODS if m != "sdpo"),
     ],
@@ -73,8 +73,10 @@ def test_gradients_summed_in_place_are_those_of_the_whole(remat, tie):
 @pytest.mark.heavy
 def test_the_gradient_taken_in_the_forward_pass_is_the_differentiated_one(monkeypatch):
     forward = gradient("blend")
+    learning.programs.cache_clear()
     monkeypatch.setattr(learning.objective.Objective, "needs_whole_completions", True)
     assert_same(forward, gradient.__wrapped__("blend"))
+    learning.programs.cache_clear()  # of what was compiled under the patch
 
 
 @pytest.mark.heavy
@@ -97,42 +99,35 @@ def test_a_live_teacher_without_a_reprompt_pushes_nowhere():
     assert metrics["distill/top1_agreement"] == 1.0
 
 
+@pytest.mark.heavy
 def test_an_update_without_any_demonstration_has_no_loss_and_no_gradient():
     cfg = learning.train_config()
     groups = learning.groups(prompts=4)
-    plain = [
-        [learning.TeacherPrompt(tokens=g.prompt, demonstration=None, feedback_used=False)] * 4
-        for g in groups
-    ]
+    plain = [[replace(r, demonstration=None) for r in rs] for rs in learning.reprompts(groups)]
     epistemic = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
     batch = learning.packed(cfg, groups, {"solution": plain}, epistemic)
     metrics = learning.Learner(cfg, learning.make_mesh()).update(batch)
     assert metrics["loss/total"] == 0 and metrics["optim/grad_norm"] == 0
 
 
-def test_scores_before_an_update_are_the_logprobs_of_the_update():
-    cfg = learning.train_config()
-    learner = learning.Learner(cfg, learning.make_mesh())
-    batch = learning.pack(cfg)
-    with jax.set_mesh(learner.mesh):
-        scored = jax.device_get(learner.score(learner.state.params, batch))
-    learner.update(batch)
-    real = np.asarray(batch.rows.sample) >= 0
-    assert set(np.unique(np.asarray(batch.rows.sample)[real])) == set(range(4, 16))
-    np.testing.assert_allclose(scored[real], learner.record.student_logprob[real], atol=1e-5)
-    assert np.all(scored[real] < 0)
+def off_policy(batch, old_logprobs):
+    """Returns the batch with these old log-probabilities; all such batches share a program."""
+    return replace(batch, rows=replace(batch.rows, old_logprobs=old_logprobs))
 
 
-def test_clipped_shares_and_importance_weights_are_those_counted_token_by_token():
-    cfg = learning.train_config(loss={"distillation": 0.0}, optim={"lr": 0.0})
+def test_scores_are_the_logprobs_of_the_update_by_which_ratios_are_clipped_and_weighted():
+    cfg = learning.train_config(loss={"distillation": 0.0})
     learner = learning.Learner(cfg, learning.make_mesh())
     batch = learning.pack(cfg)
     rows = batch.rows
     drawn = np.random.default_rng(3).normal(0.0, 0.7, rows.token.shape).astype(np.float32)
     with jax.set_mesh(learner.mesh):
-        old = jax.device_get(learner.score(learner.state.params, batch)) + drawn
-    metrics = learner.update(learning.replace(batch, rows=learning.replace(rows, old_logprobs=old)))
+        scored = jax.device_get(learner.score(learner.state.params, batch))
+    old = scored + drawn
+    metrics = learner.update(off_policy(batch, old))
     real = np.asarray(rows.sample) >= 0
+    np.testing.assert_allclose(scored[real], learner.record.student_logprob[real], atol=1e-5)
+    assert np.all(scored[real] < 0)
     ratio = np.exp(learner.record.student_logprob - old)[real]
     advantage = np.asarray(batch.samples.advantage)[rows.sample][real]
     low, high, dual = 1 - cfg.policy.clip_low, 1 + cfg.policy.clip_high, cfg.policy.dual_clip
@@ -162,10 +157,11 @@ def test_a_distillation_reports_the_kl_to_the_teacher_whatever_its_divergence():
         assert not any(name.startswith("policy/") for name in metrics)
 
 
-@pytest.mark.parametrize("distillation", [pytest.param(1.0, marks=pytest.mark.heavy), 0.0])
+@pytest.mark.parametrize("distillation", marks.heavy_but([0.0], [1.0, 0.0]))
 def test_epistemic_tokens_are_compared_with_the_others_token_by_token(distillation):
-    cfg = learning.train_config(loss={"distillation": distillation}, optim={"lr": 0.0})
+    cfg = learning.train_config(loss={"distillation": distillation})
     learner, batch = learning.Learner(cfg, learning.make_mesh()), learning.pack(cfg)
+    batch = off_policy(batch, batch.rows.sampler_logprobs)
     metrics = learning.of_step([learner.update(batch)])
     real = np.asarray(batch.rows.sample) >= 0
     marked, record = batch.rows.epistemic[real], jax.tree.map(lambda x: x[real], learner.record)
@@ -245,6 +241,7 @@ def test_a_non_finite_gradient_leaves_the_state_as_it_was():
     cfg = learning.train_config(loss={"distillation": 0.0})
     learner = learning.Learner(cfg, learning.make_mesh())
     batch = learning.pack(cfg)
+    batch = off_policy(batch, batch.rows.sampler_logprobs)
     advantage = np.array(batch.samples.advantage)
     advantage[5] = np.nan
     bad = learning.replace(batch, samples=learning.replace(batch.samples, advantage=advantage))
@@ -280,7 +277,8 @@ def test_the_rate_falls_to_nothing_between_two_steps():
 
 
 def test_eight_updates_of_ragged_batches_compile_once_per_shape_bucket():
-    cfg = learning.train_config()
+    learning.programs.cache_clear()
+    cfg = learning.train_config(loss={"distillation": 0.0})
     learner = learning.Learner(cfg, learning.make_mesh())
     shapes = set()
     for seed in range(8):

@@ -16,9 +16,9 @@ class Cases:
     """Models to compare with transformers, by name: the fields that differ from `tiny.config`.
 
     Together they use every feature of the family. A case is mostly compilation, so let several
-    features share one. The first case also runs without `-m heavy`; make it the most usual one.
-    No gradient may be zero in theory, because rounding is all that is left of it. A bias of keys
-    in a layer without rotary embedding has such a gradient.
+    features share one. The first case is the most usual one: that of two families also runs without
+    `-m heavy`. No gradient may be zero in theory, because rounding is all that is left of it. A
+    bias of keys in a layer without rotary embedding has such a gradient.
     """
     effects: dict[str, tuple[dict, dict]]
     """For each field of config.json that changes what the same weights compute: a base, and the

@@ -6,7 +6,6 @@ import re
 
 import jax
 import jax.numpy as jnp
-import marks
 import numpy as np
 import pytest
 import tiny
@@ -184,7 +183,8 @@ def test_packed_segments_give_what_separate_rows_give(olmo):
     np.testing.assert_allclose(together[13:21], apart[1, :8], atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", marks.heavy_but(["dots"], ["none", "dots"]))
+@pytest.mark.heavy
+@pytest.mark.parametrize("remat", ["none", "dots"])
 def test_every_remat_has_the_same_gradients_and_padding_has_none(olmo, remat):
     tokens = np.random.default_rng(1).integers(0, tiny.VOCABULARY, (3, 12)).astype(np.int32)
     positions = np.broadcast_to(np.arange(12, dtype=np.int32), (3, 12))

@@ -41,12 +41,15 @@ def test_a_hub_that_is_not_reached_is_named(attempt, monkeypatch):
     says(attempt(), "model.path is 'someone/some-model'", "not to be had from the hub")
 
 
+UNEVALUATED = ["--eval.every", "0", "--eval.at_ends", "False"]
+
+
 @pytest.fixture(scope="module")
 def finished(model, tmp_path_factory):
     """Returns the directory of a training of one step."""
     folder = tmp_path_factory.mktemp("finished")
     attempt = Attempt(folder, model, None)
-    assert main(["--config", str(attempt.write(CONFIG, "file"))]) == 0
+    assert main(["--config", str(attempt.write(CONFIG, "file")), *UNEVALUATED]) == 0
     return attempt.out
 
 
@@ -71,13 +74,14 @@ RESUMED = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", RESUMED)
 def test_a_run_that_cannot_be_gone_on_with_stays_as_it_was(attempt, finished, kind):
     args, change, words = RESUMED[kind]
     shutil.copytree(finished, attempt.out)
     if change:
         change(attempt)
-    says(attempt(*args), *words)
+    says(attempt(*args, *UNEVALUATED), *words)
 
 
 EXPORTS = {
@@ -91,6 +95,7 @@ EXPORTS = {
 }  # fmt: skip
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_a_run_that_cannot_be_exported_is_named(attempt, finished, kind):
     change, args, words = EXPORTS[kind]
@@ -99,6 +104,7 @@ def test_a_run_that_cannot_be_exported_is_named(attempt, finished, kind):
     says(attempt(*args, config=EXPORT), *words)
 
 
+@pytest.mark.heavy
 def test_an_export_does_not_replace_a_folder(attempt, finished):
     shutil.copytree(finished, attempt.folder / "made")
     attempt.out.mkdir()

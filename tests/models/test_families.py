@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import jax
@@ -66,6 +67,7 @@ def stored(folder):
     return {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def hidden_of(cfg, params, tokens):
     model = nnx.merge(tiny.graph(cfg), params)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -74,10 +76,15 @@ def hidden_of(cfg, params, tokens):
 
 def assert_decoding_agrees(cfg, params, tokens):
     """Asserts that prefill and decoding give the hidden states of the forward pass."""
-    own = transformer.decode_weights(nnx.merge(tiny.graph(cfg), params))
-    hidden, cache = transformer.prefill(own, cfg, tokens[:, :12], jnp.full(len(tokens), 12))
-    cache = tiny.with_room(cache, cfg, 1)
-    decoded, _ = transformer.decode_step(own, cfg, tokens[:, 12], cache)
+
+    @jax.jit
+    def decoding(params, tokens):
+        own = transformer.decode_weights(nnx.merge(tiny.graph(cfg), params))
+        hidden, cache = transformer.prefill(own, cfg, tokens[:, :12], jnp.full(len(tokens), 12))
+        cache = tiny.with_room(cache, cfg, 1)
+        return hidden, transformer.decode_step(own, cfg, tokens[:, 12], cache)[0]
+
+    hidden, decoded = decoding(params, tokens)
     whole = hidden_of(cfg, params, tokens)
     np.testing.assert_allclose(hidden, whole[:, 11], atol=1e-4)
     np.testing.assert_allclose(decoded, whole[:, 12], atol=1e-4)

@@ -108,6 +108,7 @@ def test_every_other_teacher_runs_with_adapters_and_keeps_no_copy_of_the_model(k
         np.testing.assert_allclose(t, 0.75 * b + 0.25 * m, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.heavy
 def test_updates_lower_the_loss_and_leave_the_model_below_as_it_was():
     model = replace(ADAPTED, compute_dtype="bfloat16")
     one = learner(shape=model, optim={"lr": 3e-3})

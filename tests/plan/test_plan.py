@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 
 import jax
+import marks
 import other_process
 import pytest
 import tiny
@@ -222,9 +223,10 @@ def test_a_microbatch_that_the_mesh_does_not_divide_is_advice(tmp_path, capsys):
     assert "needs --optim.microbatch 64" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "chip", [name for name, chip in slices.CHIPS.items() if chip.is_tpu or name == "h100"]
-)
+CHIPS = [name for name, chip in slices.CHIPS.items() if chip.is_tpu or name == "h100"]
+
+
+@pytest.mark.parametrize("chip", marks.heavy_but(["v5e", "h100"], CHIPS))
 def test_a_chip_is_planned_and_searched_by_arithmetic(chip, tmp_path):
     largest = f"{chip}:{slices.CHIPS[chip].shapes[-1]}"
     code, (made,) = planned_by_arithmetic(tmp_path / "a", "--topology", largest)

@@ -148,6 +148,7 @@ def test_nothing_goes_between_host_and_device_unasked(setting):
             assert len(list(run)) == 24
 
 
+@pytest.mark.heavy
 def test_limits_of_their_own_end_completions_there(unending):
     limits = np.random.default_rng(0).integers(1, 25, 24).astype(np.int32)
     engine = unending.engine(sampling=replace(HOT, slots=5), limits=limits)

@@ -14,11 +14,12 @@ from flax import nnx
 from sdjax import config
 from sdjax.models.network.transformer import Transformer, hidden_states, logits
 from sdjax.rollout.engine import sampler, slots
-from sdjax.rollout.engine.slots import draw, settings
+from sdjax.rollout.engine.slots import settings
 from sdjax.rollout.interface import SamplingRequest, sample
 
 STOPS = (1, 2)
 PROMPTS = [np.arange(3, 9), np.arange(40, 43), np.arange(100, 117)]
+draw = jax.jit(slots.draw)
 HOT = config.Sampling(temperature=1.0, max_completion_tokens=24)
 
 
@@ -259,7 +260,6 @@ def test_the_ends_of_every_setting_keep_the_samplers_promise():
     rng = np.random.default_rng(0)
     raw = jnp.asarray(rng.normal(0, 300, (64, 300)), jnp.float32)
     keys = jax.random.split(jax.random.key(3), 64)
-    once = jax.jit(draw)
     best = np.argmax(raw, axis=-1)
     for cfg in (
         config.Sampling(temperature=1e-6),
@@ -267,7 +267,7 @@ def test_the_ends_of_every_setting_keep_the_samplers_promise():
         config.Sampling(top_p=1.2e-38),
         config.Sampling(top_p=1.2e-38, top_k=2**40, temperature=1e-6),
     ):
-        token, logprob = once(raw, keys, settings(cfg))
+        token, logprob = draw(raw, keys, settings(cfg))
         np.testing.assert_array_equal(token, best, err_msg=str(cfg))
         np.testing.assert_allclose(logprob, 0, atol=1e-6, err_msg=str(cfg))
     for cfg in (
@@ -275,11 +275,11 @@ def test_the_ends_of_every_setting_keep_the_samplers_promise():
         config.Sampling(top_k=2**40),
         config.Sampling(top_p=1 - 1e-12),
     ):
-        token, logprob = once(raw / 300, keys, settings(cfg))
-        plain = once(raw / 300, keys, settings(HOT))
+        token, logprob = draw(raw / 300, keys, settings(cfg))
+        plain = draw(raw / 300, keys, settings(HOT))
         np.testing.assert_array_equal(token, plain[0], err_msg=str(cfg))
         np.testing.assert_allclose(logprob, plain[1], atol=1e-5, err_msg=str(cfg))
-    flat = once(raw, keys, settings(config.Sampling(temperature=1e30)))
+    flat = draw(raw, keys, settings(config.Sampling(temperature=1e30)))
     np.testing.assert_allclose(flat[1], -np.log(300), rtol=1e-6)
 
 

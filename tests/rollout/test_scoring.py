@@ -58,6 +58,7 @@ def test_they_are_those_of_the_training_s_forward_pass(folder, opened, pairs):
         assert one.greedy == largest.all()
 
 
+@pytest.mark.heavy
 def test_they_are_those_of_transformers(folder, opened, pairs):
     torch = pytest.importorskip("torch")
     reference, (model, weights) = tiny.torch_model(folder), opened

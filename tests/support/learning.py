@@ -1,6 +1,8 @@
 """A tiny random model and random graded groups, for tests of the learner and the sampler."""
 
+import functools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -136,27 +138,36 @@ def random_params(abstract):
     return jax.tree_util.tree_map_with_path(one, abstract)
 
 
+@functools.cache
+def programs(aim, optim, remat, mesh, model_cfg):
+    """Returns what a learner compiles, so that learners of one kind compile it once."""
+    graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(model_cfg, rngs=nnx.Rngs(0))))
+    tx = adamw.make(optim)
+    shardings = state.shardings(abstract, tx, aim.teacher, mesh)
+    return SimpleNamespace(
+        graphdef=graphdef,
+        abstract=abstract,
+        shardings=shardings,
+        objective=aim,
+        step=update.make_train_step(graphdef, aim, optim, shardings, remat),
+        score=update.make_score(graphdef, aim, mesh),
+        after=update.make_after_step(aim.teacher, shardings),
+        initial=state.initialiser(tx, aim.teacher, shardings),
+    )
+
+
 class Learner:
     """A tiny model with its state and jitted steps on a mesh."""
 
     def __init__(self, cfg, mesh, model_cfg=CFG):
         self.cfg, self.mesh = cfg, mesh
-        self.graphdef, self.abstract = nnx.split(
-            nnx.eval_shape(lambda: Transformer(model_cfg, rngs=nnx.Rngs(0)))
-        )
-        tx = adamw.make(cfg.optim)
-        self.shardings = state.shardings(self.abstract, tx, cfg.teacher, mesh)
-        self.objective = objective.Objective.of(cfg)
-        self.step = update.make_train_step(
-            self.graphdef, self.objective, cfg.optim, self.shardings, cfg.model.remat
-        )
-        self.score = update.make_score(self.graphdef, self.objective, mesh)
-        self.after = update.make_after_step(cfg.teacher, self.shardings)
+        aim = objective.Objective.of(cfg)
+        vars(self).update(vars(programs(aim, cfg.optim, cfg.model.remat, mesh, model_cfg)))
         params = jax.device_put(
             random_params(self.abstract), rules.param_shardings(self.abstract, mesh)
         )
         with jax.set_mesh(mesh):
-            self.state = state.initialiser(tx, cfg.teacher, self.shardings)(params)
+            self.state = self.initial(params)
 
     def update(self, batch):
         """Returns the metrics of one update on a host batch."""

@@ -17,3 +17,11 @@ def heavy_but(light: Iterable[Any], every: Iterable[Any]) -> list[Any]:
         return pytest.param(*values, marks=pytest.mark.heavy)
 
     return [value if value in light else heavy(value) for value in every]
+
+
+def heavy_but_every_third(every: Iterable[Any]) -> list[Any]:
+    """Returns every tuple of parameters, two of three marked heavy."""
+    return [
+        values if i % 3 == 0 else pytest.param(*values, marks=pytest.mark.heavy)
+        for i, values in enumerate(every)
+    ]

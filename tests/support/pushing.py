@@ -2,7 +2,10 @@
 
 import base64
 import json
+import sys
+import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import http_servers
 import huggingface_hub.constants
@@ -33,7 +36,8 @@ class Handler(http_servers.Handler):
             return self.answer(403, {"error": "you may only read here"})
         if self.path == "/api/repos/create":
             served.created = json.loads(data)
-            return self.answer(200, {"url": f"{served.url}/me/sums", "id": "me/sums"})
+            name = f"{served.created.get('organization') or 'me'}/{served.created['name']}"
+            return self.answer(200, {"url": f"{served.url}/{name}", "id": name})
         if self.path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         if "/preupload/" in self.path:
@@ -70,3 +74,29 @@ def hub(token=TOKEN, given=TOKEN):
         patch.setenv("HF_TOKEN", given or "")
         patch.setenv("HF_HUB_DISABLE_XET", "1")
         yield served
+
+
+def serve(folder):
+    """Runs the stand-in until it is ended; prints its address and writes what is pushed."""
+    with http_servers.running(
+        Handler, token=TOKEN, refuses="", files=Written(folder), seen=[]
+    ) as it:
+        print(it.url, flush=True)
+        threading.Event().wait()
+
+
+class Written(dict):
+    """Pushed files by name, each of which is also written to a folder."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def __setitem__(self, name, content):
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        super().__setitem__(name, content)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

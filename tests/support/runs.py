@@ -9,19 +9,21 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from sdjax import config
 from sdjax.records import Example, Grade
 from sdjax.rollout.engine import sampler
 from sdjax.tasks import Task
 from sdjax.training import host_step, loaded_model
+
+if TYPE_CHECKING:  # takes 2 seconds, which only tests that read events should pay
+    from tensorboardX.proto.event_pb2 import Event
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,8 @@ def timeless(path: Path) -> list[dict]:
 
 def events(file: Path) -> Iterator[Event]:
     """Yields the events of a file of TensorBoard; a cut one at its end is left out."""
+    from tensorboardX.proto.event_pb2 import Event
+
     data = file.read_bytes()
     while data:  # length (8 bytes), its checksum (4), the event, its checksum (4)
         size = int.from_bytes(data[:8], "little")
@@ -128,6 +132,8 @@ def events(file: Path) -> Iterator[Event]:
 
 def board(folder: Path) -> list[tuple[int, str, float]]:
     """Returns step, tag and value of what TensorBoard shows of a run, without times."""
+    from tensorboardX.proto.event_pb2 import SessionLog
+
     shown: list[tuple[int, str, float]] = []
     for file in sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime_ns):
         for event in events(file):

@@ -109,8 +109,11 @@ def model_folder(folder: Path, family: str = "qwen3", seed: int = 0, **changes: 
 
 def torch_model(folder: Path):
     """Returns transformers' float32 model of a folder, with eager attention."""
+    import torch
     from transformers import AutoModelForCausalLM
 
+    # Its threads spin while they wait for each other, which slows tiny products on few cores.
+    torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype="float32", attn_implementation="eager"
     ).eval()

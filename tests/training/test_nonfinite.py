@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 
+import marks
 import numpy as np
 import pytest
 import runs
@@ -205,7 +206,7 @@ JOBS = {
 }
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("value", marks.heavy_but([np.nan], [np.nan, np.inf]), ids=str)
 @pytest.mark.parametrize("kind", JOBS, ids=lambda kind: kind.__name__)
 def test_a_model_whose_logits_are_not_finite_is_an_error_of_every_job_and_leaves_no_result(
     model, tmp_path, kind, value, capsys

@@ -19,6 +19,11 @@ from sdjax.training import publish
 SECRET = "planted-secret-0123456789"
 
 
+def of_folder(folder):
+    """Returns a model that is on no hub."""
+    return config.Model(path=str(folder))
+
+
 def accuracy(value):
     estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
     return {"examples": 32, "k": 2, "level": 0.95, "avg@2": estimate, "pass@2": estimate}
@@ -44,6 +49,19 @@ def train(tmp_path, **changes):
     return config.Train(**given | changes)
 
 
+def card(cfg, step, examples, history, *, adapters=False, name="me/sums"):
+    """Returns the card of a run with this config."""
+    start = {"time": "2026-01-02T03:04:05Z", "sdjax": "1.2", "commit": None, "jax": "3.4"}
+    run = publish.Provenance(
+        public=config.to_public(cfg),
+        step=step,
+        history=history,
+        examples=str(examples),
+        start=start | {"devices": 8, "device": "H100"},
+    )
+    return publish.card(run, name, adapters=adapters)
+
+
 def parts(text):
     """Returns the fields at the top of a card, and the rest of it."""
     _, fields, rest = text.split("---\n", 2)
@@ -54,7 +72,7 @@ def test_a_card_has_base_data_method_steps_figures_config_and_use(tmp_path, monk
     monkeypatch.setenv("MY_API_TOKEN", SECRET)
     cfg = train(tmp_path, profile=f"with {SECRET}")
     history = [evaluation(0, 0.44), evaluation(5, 0.5), evaluation(10, 0.634)]
-    text = publish.card(cfg, "Qwen/Qwen3-1.7B", 10, 64, history, adapters=False)
+    text = card(cfg, 10, 64, history)
     fields, rest = parts(text)
     assert fields == {
         "base_model": "Qwen/Qwen3-1.7B",
@@ -71,6 +89,7 @@ def test_a_card_has_base_data_method_steps_figures_config_and_use(tmp_path, monk
     assert "| held out | 32 | avg@2, % | 44.0 (34.0 to 54.0) | 63.4 (53.4 to 73.4) |" in rest
     assert "| divide | 32 | pass@2, % | 22.0 (12.0 to 32.0) | 31.7 (21.7 to 41.7) |" in rest
     assert "| held out |  | words of doubt per 1,000 tokens | 58.0 | 58.0 |" in rest
+    assert "| made | 2026-01-02, sdjax 1.2, jax 3.4, 8 x H100 |" in rest
     assert "95 % intervals" in rest and "vllm serve me/sums\n" in rest
     (python,) = re.findall(r"```python\n(.*?)```", rest, re.S)
     compile(python, "card", "exec")
@@ -88,17 +107,17 @@ def test_a_card_has_base_data_method_steps_figures_config_and_use(tmp_path, monk
     ],
 )
 def test_a_card_names_the_method(changes, tag, says, tmp_path):
-    fields, rest = parts(publish.card(train(tmp_path, **changes), None, 1, 4, [], adapters=False))
+    fields, rest = parts(card(train(tmp_path, model=of_folder(tmp_path), **changes), 1, 4, []))
     assert fields["tags"] == ["sdjax", tag] and says in rest
     assert "base_model" not in fields and "## Figures" not in rest
 
 
 def test_a_card_of_adapters_and_of_a_finetuning(tmp_path):
-    text = publish.card(train(tmp_path), "a/b", 1, 4, [], adapters=True)
+    text = card(train(tmp_path), 1, 4, [], adapters=True)
     assert parts(text)[0]["library_name"] == "peft" and "AutoPeftModelForCausalLM" in text
     assert "--enable-lora" in text
-    cfg = config.SFT(out="x", source="hf://datasets/a/b", checkpoint=train(tmp_path).checkpoint)
-    fields, rest = parts(publish.card(cfg, "a/b", 7, 99, [], adapters=False))
+    cfg = config.SFT(out="x", source="hf://datasets/a/b")
+    fields, rest = parts(card(cfg, 7, 99, []))
     assert fields["tags"] == ["sdjax", "sft"] and fields["datasets"] == ["a/b"]
     assert "hf://datasets/a/b: 99 conversations" in rest and "| steps | 7 updates of 64" in rest
 
@@ -106,9 +125,9 @@ def test_a_card_of_adapters_and_of_a_finetuning(tmp_path):
 def test_no_text_of_a_config_ends_a_block_or_a_cell(tmp_path):
     template = "{prompt}{solution}{feedback}\n```\n# evil | cell\n````\n---\n"
     cfg = train(tmp_path, reprompt=config.Reprompt(template=template))
-    cfg = replace(cfg, model=config.Model(path="a|b\n# c"))
-    fields, rest = parts(publish.card(cfg, None, 1, 4, [], adapters=False))
-    assert "| base model | a\\|b # c |" in rest and fields["library_name"] == "transformers"
+    cfg = replace(cfg, model=config.Model(path="package:a|b\n# c"))
+    fields, rest = parts(card(cfg, 1, 4, []))
+    assert "| base model | package:a\\|b # c |" in rest and fields["library_name"] == "transformers"
     assert "\n`````json\n" in rest and rest.endswith("\n`````\n")
 
 
@@ -116,6 +135,8 @@ def test_no_text_of_a_config_ends_a_block_or_a_cell(tmp_path):
 def test_a_wrong_name_of_a_repository_is_refused(name):
     with pytest.raises(UserError, match=r"checkpoint.push_to is .*: must be OWNER/NAME"):
         config.Checkpoint(push_to=name)
+    with pytest.raises(UserError, match=r"^push_to is .*: must be OWNER/NAME"):
+        config.Export(run="r", out="o", push_to=name)
 
 
 def test_a_push_needs_an_export_and_a_training_of_one_value(tmp_path):

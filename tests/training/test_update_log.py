@@ -35,6 +35,7 @@ def run(model, tmp_path_factory):
     return lines(out / "rollouts.jsonl")
 
 
+@pytest.mark.heavy
 def test_every_completion_has_text_and_grade_and_a_chosen_few_every_token(run):
     for step in (1, 2):
         rows = [r for r in run if r["step"] == step]
@@ -45,6 +46,7 @@ def test_every_completion_has_text_and_grade_and_a_chosen_few_every_token(run):
         assert sum("student_top" in r for r in full) == 3
 
 
+@pytest.mark.heavy
 def test_the_pieces_of_a_completion_make_its_text_and_numbers_stand_for_each(run, model):
     tokenizer = Tokenizer.load(model)
     for r in (r for r in run if "tokens" in r):
@@ -57,6 +59,7 @@ def test_the_pieces_of_a_completion_make_its_text_and_numbers_stand_for_each(run
         assert all(0 <= e < 6 for e in r["student_entropy"] + r["teacher_entropy"])
 
 
+@pytest.mark.heavy
 def test_alternatives_hold_the_sampled_token_at_its_log_probability(run):
     found = 0
     for r in (r for r in run if "student_top" in r):

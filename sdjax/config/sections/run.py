@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sdjax import own_functions
-from sdjax.config.checks import require, require_finite, require_one, require_seed
+from sdjax.config.checks import (
+    require,
+    require_finite,
+    require_one,
+    require_repository,
+    require_seed,
+)
 from sdjax.config.sections.judge import Judge
 from sdjax.own_functions import Function
 
@@ -222,11 +227,9 @@ class Checkpoint:
             self.best_metric,
             "must name what checkpoint.keep_best compares, such as eval/avg@4",
         )
-        name = self.push_to
-        ok = not name or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) is not None
-        require(ok, "checkpoint.push_to", name, "must be OWNER/NAME of the Hugging Face hub")
+        require_repository("checkpoint.push_to", self.push_to)
         require(
-            self.export or not name,
+            self.export or not self.push_to,
             "checkpoint.export",
             self.export,
             "must be True with checkpoint.push_to, which pushes the exported model",
