@@ -63,7 +63,7 @@ def run(cfg: config.SFT) -> None:
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:
         trackers.check(cfg.log)
-        publish.Target.of(cfg.checkpoint).check()
+        publish.Destination.of(cfg.checkpoint).check()
     stop = Stop()
     model = loaded_model.open_model(cfg.model, cfg.mesh, between=stop.check)
     cfg = model.dated(cfg)
@@ -106,7 +106,7 @@ def run(cfg: config.SFT) -> None:
         with _running(setup, folder, fingerprints) as (progress, out):
             _train(setup, progress, out, stop)
         publish.publish(
-            publish.Target.of(cfg.checkpoint),
+            publish.Destination.of(cfg.checkpoint),
             publish.Provenance.of(folder.local, progress.step),
             folder.local / "model",
             folder.place / "model",
