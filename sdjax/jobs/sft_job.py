@@ -19,7 +19,7 @@ from flax import nnx
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.data import conversations
-from sdjax.data.conversations import ConversationColumns, Demonstration
+from sdjax.data.conversations import ConversationColumns, AnsweredTurn
 from sdjax.data.pipeline import Batches
 from sdjax.errors import UserError
 from sdjax.io import progress, run_dir
@@ -133,7 +133,7 @@ def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
 
 
 def encode(
-    demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, enable_thinking: bool | None
+    demonstrations: Sequence[AnsweredTurn], tokenizer: Tokenizer, enable_thinking: bool | None
 ) -> list[Conversation]:
     """Returns each conversation as the tokens that the model would read and then sample.
 
@@ -171,7 +171,7 @@ def _by_parts(
 
 
 def _fitting(
-    read: Sequence[Demonstration], tokenizer: Tokenizer, cfg: config.SFT
+    read: Sequence[AnsweredTurn], tokenizer: Tokenizer, cfg: config.SFT
 ) -> list[Conversation]:
     """Returns the conversations of at most cfg.max_tokens tokens; raises UserError without any."""
     kept = []

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_reprompt import Readable, make_group, question
+from reading import Readable, make_group, question
 
 from sdjax import config
 from sdjax.errors import UserError
