@@ -61,9 +61,11 @@ ALLOWED = {
     "learner": ("config", "errors", "records", "models", "objectives", "parallel"),
     "bench": (
         *("config", "records", "io.files", "logs", "models", "rollout", "learner", "parallel"),
+        "objectives",
     ),
     "plan": (
         *("config", "errors", "bench.peaks", "models", "learner", "parallel"),
+        "teacher.contexts",
         "rollout.engine",
     ),
     "training": (

@@ -19,7 +19,7 @@ from flax import nnx
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.data import conversations
-from sdjax.data.conversations import ConversationColumns, AnsweredTurn
+from sdjax.data.conversations import AnsweredTurn, ConversationColumns
 from sdjax.data.pipeline import Batches
 from sdjax.errors import UserError
 from sdjax.io import progress, run_dir
