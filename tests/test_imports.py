@@ -57,13 +57,15 @@ ALLOWED = {
     "parallel": ("config", "errors", "io.redact", "io.code_files"),
     "models": ("config", "errors", "io.files", "io.hub", "io.progress", "parallel", "tokenizer"),
     "rollout": ("config", "errors", "records", "tokenizer", "models", "parallel"),
-    "teacher": ("config", "errors", "records", "tokenizer"),
+    "teacher": ("config", "errors", "records", "tokenizer", "objectives"),
     "learner": (*("config", "errors", "io.lease", "records", "models", "objectives", "parallel"),),
     "bench": (
         *("config", "records", "io.files", "logs", "models", "rollout", "learner", "parallel"),
+        "objectives",
     ),
     "plan": (
         *("config", "errors", "bench.peaks", "models", "learner", "parallel"),
+        "teacher.contexts",
         "rollout.engine",
     ),
     "training": (

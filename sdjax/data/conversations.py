@@ -27,7 +27,7 @@ OPENING = re.compile(r"<(\w*(?:think|thought|reason)\w*)>(?:\s*(</\1>))?(\s*)$",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demonstration:
+class AnsweredTurn:
     """A conversation and the assistant's answer to it. `row` counts from 1."""
 
     row: int
@@ -75,14 +75,14 @@ def load(
     turns: Literal["last", "all"],
     on_bad_row: Literal["error", "skip"],
     named: ConversationColumns = USUAL,
-) -> tuple[list[Demonstration], tuple[Skipped, ...]]:
+) -> tuple[list[AnsweredTurn], tuple[Skipped, ...]]:
     """Returns the demonstrations of a source (sdjax/data/sources.py) and the rows left out.
 
     `turns` selects the assistant's last turn in each row, or all turns, one demonstration each.
     Raises UserError for the first wrong row if `on_bad_row` is "error", and if no row is right.
     """
 
-    def convert(row: dict[str, Any], number: int) -> list[Demonstration]:
+    def convert(row: dict[str, Any], number: int) -> list[AnsweredTurn]:
         demonstrations = list(_demonstrations(named.turns(row), number))
         if not demonstrations:
             raise RowError("has no turn of the assistant with a text to learn")
@@ -109,13 +109,13 @@ def without_opening(prompt: str, completion: str) -> str:
     return completion[begun.end() :].removeprefix(space)
 
 
-def _demonstrations(turns: Sequence[Turn], row: int) -> Iterator[Demonstration]:
+def _demonstrations(turns: Sequence[Turn], row: int) -> Iterator[AnsweredTurn]:
     messages = tuple(turn.message for turn in turns)
     for i, (message, turn) in enumerate(zip(messages, turns, strict=True)):
         if message["role"] == "assistant" and message["content"].strip() and turn.learned:
             if not i:
                 raise RowError("begins with the assistant: nothing comes before its turn")
-            yield Demonstration(row=row, messages=messages[:i], completion=message["content"])
+            yield AnsweredTurn(row=row, messages=messages[:i], completion=message["content"])
 
 
 def _part(row: dict[str, Any], name: str, role: str) -> list[Turn]:

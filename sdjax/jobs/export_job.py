@@ -23,7 +23,7 @@ def run(cfg: config.Export) -> None:
     if folder.place.exists():
         raise UserError(f"out is {cfg.out!r}: it exists; choose another folder")
     training = _config_of(run_dir)
-    target = publish.Target(name=cfg.push_to, private=cfg.push_private, field="push_to")
+    target = publish.Destination(name=cfg.push_to, private=cfg.push_private, field="push_to")
     if jax.process_index() == 0:
         target.check()
     fields = {k: v for k, v in training["model"].items() if k != "class"}

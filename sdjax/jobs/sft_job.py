@@ -19,7 +19,7 @@ from flax import nnx
 from sdjax import config, tasks
 from sdjax.analysis import epistemic
 from sdjax.data import conversations
-from sdjax.data.conversations import ConversationColumns, Demonstration
+from sdjax.data.conversations import AnsweredTurn, ConversationColumns
 from sdjax.data.pipeline import Batches
 from sdjax.errors import UserError
 from sdjax.io import progress, run_dir
@@ -63,7 +63,7 @@ def run(cfg: config.SFT) -> None:
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:
         trackers.check(cfg.log)
-        publish.Target.of(cfg.checkpoint).check()
+        publish.Destination.of(cfg.checkpoint).check()
     stop = Stop()
     model = loaded_model.open_model(cfg.model, cfg.mesh, between=stop.check)
     cfg = model.dated(cfg)
@@ -106,7 +106,7 @@ def run(cfg: config.SFT) -> None:
         with _running(setup, folder, fingerprints) as (progress, out):
             _train(setup, progress, out, stop)
         publish.publish(
-            publish.Target.of(cfg.checkpoint),
+            publish.Destination.of(cfg.checkpoint),
             publish.Provenance.of(folder.local, progress.step),
             folder.local / "model",
             folder.place / "model",
@@ -133,7 +133,7 @@ def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:
 
 
 def encode(
-    demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, enable_thinking: bool | None
+    demonstrations: Sequence[AnsweredTurn], tokenizer: Tokenizer, enable_thinking: bool | None
 ) -> list[Conversation]:
     """Returns each conversation as the tokens that the model would read and then sample.
 
@@ -171,7 +171,7 @@ def _by_parts(
 
 
 def _fitting(
-    read: Sequence[Demonstration], tokenizer: Tokenizer, cfg: config.SFT
+    read: Sequence[AnsweredTurn], tokenizer: Tokenizer, cfg: config.SFT
 ) -> list[Conversation]:
     """Returns the conversations of at most cfg.max_tokens tokens; raises UserError without any."""
     kept = []

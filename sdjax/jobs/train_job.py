@@ -66,7 +66,7 @@ def run(cfg: config.Train) -> None:
         with loop.running(setup, sets, folder, saved, fingerprints) as (progress, out):
             loop.train(setup, progress, out, stop)
         publish.publish(
-            publish.Target.of(cfg.checkpoint),
+            publish.Destination.of(cfg.checkpoint),
             publish.Provenance.of(folder.local, progress.step),
             folder.local / "model",
             folder.place / "model",
@@ -88,7 +88,7 @@ def _prepare(
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:
         trackers.check(cfg.log)
-        publish.Target.of(cfg.checkpoint).check()
+        publish.Destination.of(cfg.checkpoint).check()
     lm_tasks.check(cfg.lm_eval)
     task = tasks.load(cfg.task, cfg.data)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)

@@ -152,9 +152,9 @@ def samples_of(
         groups: The graded groups.
         contexts: What the teacher reads for each completion, by context. A completion is distilled
             if every context has what it shows.
-        loss: Says how much is distilled. Only completions that add to the loss are learned: those
-            that are distilled, where loss.distillation is over 0, and those with an advantage,
-            where it is under 1; a policy.credit may be for all.
+        loss: Says how much is distilled. Only completions that add to the loss are learned. Those
+            are the distilled ones, where loss.distillation is over 0, and those with an advantage,
+            where it is under 1. A policy.credit may be for all.
         policy: Says how rewards become advantages.
         longest: Tokens that a completion may have.
     """

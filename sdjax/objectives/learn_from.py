@@ -1,9 +1,9 @@
 """Chooses the completions and tokens that the divergence learns from.
 
 A choice is a function `f(stats, cfg, mean)` of the tokens' TokenStats, the `Loss` section and a
-function `mean(x, where)`: the mean of x over the tokens of the completion where `where` holds, at
-each of its tokens. It returns float32[...], without gradient, which multiplies the token weights.
-It does not enter the denominators. To add one, write it here and name it in LEARN_FROM.
+function. `mean(x, where)` is the mean of x over a completion's tokens where `where` holds, at each
+of its tokens. The choice returns float32[...], without gradient, which multiplies the token
+weights. It does not enter the denominators. To add one, write it here and name it in LEARN_FROM.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ def wrong(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
 def pivotal(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
     """Returns more than 1 in completions whose pivotal tokens the teacher would not have said.
 
-    exp of the mean of r over pivotal tokens, at most 10, with r = min(log student - log teacher,
-    2.5); a token is pivotal where r is at least cfg.pivotal_gap (ReNIO, arXiv:2606.23104). The
-    paper's division by the mean over the batch is left out. Without pivotal tokens it is 1.
+    It is exp of the mean of r over pivotal tokens, at most 10. Here r is the smaller of
+    log student - log teacher and 2.5. A token is pivotal where r is at least cfg.pivotal_gap (ReNIO,
+    arXiv:2606.23104). The paper's division by the mean over the batch is left out. Without pivotal
+    tokens it is 1.
     """
     ratio = jnp.minimum(stats.student_logprob - stats.teacher_logprob, LARGEST_GAP)
     return jnp.minimum(jnp.exp(mean(ratio, ratio >= cfg.pivotal_gap)), LARGEST_WEIGHT)

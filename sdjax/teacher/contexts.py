@@ -65,7 +65,7 @@ def build(
     seed: int,
     step: int,
 ) -> dict[str, list[list[TeacherPrompt]]]:
-    """Returns what the teacher reads for each completion of each group, by context.
+    """Returns the reprompt of each completion of each group, by context.
 
     Args:
         groups: The completions and their grades.

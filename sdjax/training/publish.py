@@ -25,7 +25,7 @@ SHARES = ("avg@", "pass@", "maj@")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class Destination:
     """Where a model goes. `field` is the config's field with the name, for messages."""
 
     name: str
@@ -33,7 +33,7 @@ class Target:
     field: str = "checkpoint.push_to"
 
     @classmethod
-    def of(cls, cfg: config.Checkpoint) -> Target:
+    def of(cls, cfg: config.Checkpoint) -> Destination:
         """Returns the target of a run."""
         return cls(name=cfg.push_to, private=cfg.push_private)
 
@@ -93,7 +93,9 @@ class Provenance:
         return None if local or model.get("init_seed") is not None else path
 
 
-def publish(to: Target, run: Provenance, exported: Path, place: Any, *, adapters: bool) -> None:
+def publish(
+    to: Destination, run: Provenance, exported: Path, place: Any, *, adapters: bool
+) -> None:
     """Writes README.md beside exported weights, then pushes them; does nothing without a name.
 
     Call it on every process; the first one does the work. Prints a line if there is no token.

