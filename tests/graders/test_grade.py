@@ -135,7 +135,7 @@ def test_a_function_that_returns_no_grade_is_named():
 def test_an_unknown_rule_is_refused_with_the_known_ones():
     with pytest.raises(UserError) as error:
         grade("numbr", "8", "8")
-    assert "rule is 'numbr'" in str(error.value) and "\n" not in str(error.value)
+    assert "no rule 'numbr'" in str(error.value) and "\n" not in str(error.value)
     assert all(name in str(error.value) for name in graders.RULES)
 
 
