@@ -72,7 +72,7 @@ def grader(rule: Rule, /, **options: Any) -> Grader:
         return own.grader(rule, **options)
     if rule not in RULES:
         raise UserError(
-            f"no rule {rule!r}: must be one of {', '.join(RULES)}, or a function that returns a Grade"
+            f"no rule {rule!r}: must be {', '.join(RULES)}, or a function that returns a Grade"
         )
     return RULES[rule](**options)
 
