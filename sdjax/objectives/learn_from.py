@@ -47,9 +47,9 @@ def pivotal(stats: TokenStats, cfg: Loss, mean: CompletionMean) -> jax.Array:
     """Returns more than 1 in completions whose pivotal tokens the teacher would not have said.
 
     It is exp of the mean of r over pivotal tokens, at most 10. Here r is the smaller of
-    log student - log teacher and 2.5. A token is pivotal where r is at least cfg.pivotal_gap (ReNIO,
-    arXiv:2606.23104). The paper's division by the mean over the batch is left out. Without pivotal
-    tokens it is 1.
+    log student - log teacher and 2.5. A token is pivotal where r is at least cfg.pivotal_gap
+    (ReNIO, arXiv:2606.23104). The paper's division by the mean over the batch is left out. Without
+    pivotal tokens it is 1.
     """
     ratio = jnp.minimum(stats.student_logprob - stats.teacher_logprob, LARGEST_GAP)
     return jnp.minimum(jnp.exp(mean(ratio, ratio >= cfg.pivotal_gap)), LARGEST_WEIGHT)
