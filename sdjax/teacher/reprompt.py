@@ -351,7 +351,8 @@ def build(
                 )
             fitted = kept[texts, feedback]
             plain = not learns(group, index, cfg)
-            cut = bool(cfg.instruction) and fitted.tokens is None
+            own = bool(cfg.instruction) or cfg.thinking != "as_student"
+            cut = own and fitted.tokens is None
             shown = None if plain or not fitted.demonstrations else sources[0]
             reprompts.append(
                 TeacherPrompt(

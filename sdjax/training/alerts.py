@@ -14,6 +14,7 @@ import numpy as np
 
 from sdjax import config
 from sdjax.errors import UserError
+from sdjax.objectives import credits
 from sdjax.records import Group, TeacherPrompt
 from sdjax.teacher import contexts, reprompt
 
@@ -37,9 +38,8 @@ def has_signal(group: Group, cfg: config.Train) -> bool:
     group with a demonstration counts.
     """
     rewards = [grade.reward for grade in group.grades]
-    if cfg.loss.distillation < 1 and (
-        len(set(rewards)) > 1 or (len(rewards) == 1 and any(rewards))
-    ):
+    differ = len(set(rewards)) > 1 or (len(rewards) == 1 and any(rewards))
+    if cfg.loss.distillation < 1 and (differ or credits.get(cfg.policy.credit).dense):
         return True
     return cfg.loss.distillation > 0 and contexts.can_teach(group, contexts.used(cfg))
 
@@ -55,6 +55,8 @@ def warnings(
     if reprompts is not None and not any(r.distilled for of in reprompts for r in of):
         return {"masked": f"every completion is masked: {_why_masked(groups, reprompts, cfg)}"}
     rewards = [{grade.reward for grade in group.grades} for group in groups]
+    if cfg.loss.distillation < 1 and credits.get(cfg.policy.credit).dense:
+        return {}
     if cfg.rollout.group_size > 1 and all(len(of_group) == 1 for of_group in rewards):
         return {"flat": f"rewards are flat, equal within every group: {_why_flat(groups)}"}
     return {}

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from sdjax import config
+from sdjax.config.sections.target import SOLUTION
 from sdjax.errors import Stopped, UserError
 from sdjax.io import run_dir
 from sdjax.io.storage import Folder
@@ -59,7 +60,7 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
                 sampled = host_step.sample_groups(setup, weights, progress.step)
             with timers("reprompt"):
                 inputs = host_step.build_reprompts(setup, sampled, progress.step)
-            if cfg.reprompt.regenerate and inputs.reprompts is not None:
+            if cfg.reprompt.regenerate and SOLUTION in inputs.contexts:
                 with timers("regenerate"):
                     inputs = regeneration.regenerate(setup, weights, inputs, progress.step)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sdjax.config.sections.target import SOLUTION
 from sdjax.records import Group, TeacherPrompt
 from sdjax.rollout.collect import collect
 from sdjax.rollout.interface import SamplingRequest
@@ -30,8 +31,7 @@ def regenerate(setup: StepSetup, weights: Any, inputs: StepInputs, step: int) ->
     `weights` are the sampler's.
     """
     cfg, model, groups = setup.cfg, setup.model, inputs.sampled.groups
-    assert inputs.reprompts is not None
-    guided = [_first_demonstrated(of_group) for of_group in inputs.reprompts]
+    guided = [_first_demonstrated(of_group) for of_group in inputs.contexts[SOLUTION]]
     prompts = [seen for seen in guided if seen is not None]
     if not prompts:
         return inputs
@@ -67,11 +67,10 @@ def regenerate(setup: StepSetup, weights: Any, inputs: StepInputs, step: int) ->
         seed=cfg.seed,
         step=step,
     )
-    (first, *_) = inputs.contexts
     shown = [[_named(one) for one in of_group] for of_group in reprompts]
     return replace(
         inputs,
-        contexts={**inputs.contexts, first: shown},
+        contexts={**inputs.contexts, SOLUTION: shown},
         metrics={"reprompt/regenerated": sum(right) / len(prompts)},
     )
 

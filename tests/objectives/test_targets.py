@@ -169,4 +169,6 @@ def test_a_target_that_cannot_be_is_an_error_of_its_field(fields, field):
 def test_targets_of_equal_values_share_a_compiled_program():
     one, other = section("weights"), section("weights")
     assert hash(one) == hash(other) and one == other
+    orders = {"solution": 1.0, "wrong": -0.5}, {"wrong": -0.5, "solution": 1.0}
+    assert len({Target(rule="weights", weights=weights) for weights in orders}) == 1
     assert replace(one, strength=0.5) != one

@@ -175,6 +175,11 @@ def test_a_plain_context_can_think_where_the_student_does_not():
     assert prompt.distilled and read(prompt) == ("Question a?", True)
 
 
+def test_a_plain_context_with_thinking_of_its_own_is_not_taught_without_room():
+    (prompt, *_) = built({"x": config.Plain(thinking="on", max_tokens=1)}, thinking=False)["x"][0]
+    assert not prompt.distilled and prompt.tokens.tolist() == [7, 8]
+
+
 def shows(name, sections):
     return [p.tokens.tolist() for of in built(sections)[name] for p in of]
 

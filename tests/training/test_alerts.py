@@ -47,6 +47,14 @@ def test_nothing_is_said_of_a_step_that_can_be_learned_from():
     assert said([group(0.0)], loss={"distillation": 0.0}, **one) == {}
 
 
+def test_a_credit_for_every_completion_needs_no_rewards_that_differ():
+    flat = group(0.0, 0.0)
+    for credit, learns in (("advantage", False), ("unlikely", True)):
+        sections = {"loss": {"distillation": 0.0}, "policy": {"credit": credit}}
+        assert alerts.has_signal(flat, learning.train_config(**sections)) == learns
+        assert bool(said([flat], **sections)) != learns
+
+
 def test_a_divergence_or_a_gradient_of_exactly_zero_is_said():
     fine = {"optim/grad_norm": 0.1, "distill/divergence": 1e-9}
     assert alerts.no_gradient(fine, distilled=True) == {}

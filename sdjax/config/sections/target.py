@@ -56,7 +56,7 @@ class Target:
         require(self.context != STUDENT, "target.context", self.context, need)
 
     def __hash__(self) -> int:
-        weights = tuple(self.weights.items())
+        weights = tuple(sorted(self.weights.items()))
         return hash((self.rule, self.context, weights, self.strength, self.support))
 
     @property
