@@ -210,8 +210,8 @@ class Failing(http_servers.Handler):
 def test_a_network_that_fails_in_the_middle_is_one_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     cfg = job(tmp_path, "mlflow")
-    # Two calls for the config of a run of some hundred fields, then one line of metrics.
-    with http_servers.running(Failing, lines=0, answered=3) as server:
+    # Three calls for the config of a run of over 200 fields, then one line of metrics.
+    with http_servers.running(Failing, lines=0, answered=4) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
         with writers.Writer(tmp_path, cfg.log, steps=5, primary=True, job=cfg) as writer:
             for step in range(1, 6):
