@@ -105,13 +105,8 @@ def run(cfg: config.SFT) -> None:
     with jax.set_mesh(model.mesh), listening, run_dir.pushed(folder):
         with _running(setup, folder, fingerprints) as (progress, out):
             _train(setup, progress, out, stop)
-        publish.publish(
-            publish.Destination.of(cfg.checkpoint),
-            publish.Provenance.of(folder.local, progress.step),
-            folder.local / "model",
-            folder.place / "model",
-            adapters=model.cfg.lora is not None,
-        )
+        adapters = model.cfg.lora is not None
+        publish.publish_run(cfg.checkpoint, folder, progress.step, adapters=adapters)
 
 
 def _held_out(cfg: config.SFT, model: LoadedModel) -> list[HeldOut]:

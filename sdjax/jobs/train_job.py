@@ -65,13 +65,8 @@ def run(cfg: config.Train) -> None:
         setup = host_step.make_setup(cfg, task, model, examples)
         with loop.running(setup, sets, folder, saved, fingerprints) as (progress, out):
             loop.train(setup, progress, out, stop)
-        publish.publish(
-            publish.Destination.of(cfg.checkpoint),
-            publish.Provenance.of(folder.local, progress.step),
-            folder.local / "model",
-            folder.place / "model",
-            adapters=model.cfg.lora is not None,
-        )
+        adapters = model.cfg.lora is not None
+        publish.publish_run(cfg.checkpoint, folder, progress.step, adapters=adapters)
 
 
 def _prepare(

@@ -84,9 +84,7 @@ class Samples:
     learned: _Array  # bool[B], has a row
     pass_rate: _Array  # float32[B], share of correct completions in the group
     correct: _Array  # bool[B]
-    unlikely_below: (
-        _Array  # float32[B]: log-probability of the update's unlikely tokens, see Policy
-    )
+    unlikely_below: _Array  # float32[B], the log-probability under which a token is unlikely
     length: _Array  # int32[B]
 
 
@@ -170,7 +168,9 @@ def samples_of(
     share = loss.distillation
     # NaN is a signal too: it must reach the gradient, which shows it.
     has_policy = credits.has_credit(policy, advantage) & (share < 1)
-    low = credits.unlikely_below(policy, [c.logprobs for g in groups for c in g.completions])
+    low = 0.0  # Only one credit reads it, and finding it sorts all tokens of the update.
+    if policy.credit == "unlikely":
+        low = credits.unlikely_below(policy, [c.logprobs for g in groups for c in g.completions])
     return Samples(
         advantage=advantage,
         distilled=distilled,

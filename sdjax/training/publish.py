@@ -16,6 +16,7 @@ from sdjax.analysis import markdown
 from sdjax.errors import UserError
 from sdjax.io import hub
 from sdjax.io.files import write_text
+from sdjax.io.storage import Folder
 from sdjax.models.files import resolve
 
 CARD = "README.md"
@@ -91,6 +92,17 @@ class Provenance:
         path = model["path"]
         local = path.startswith(resolve.PACKAGE) or Path(path).expanduser().exists()
         return None if local or model.get("init_seed") is not None else path
+
+
+def publish_run(
+    checkpoint: config.Checkpoint, folder: Folder, step: int, *, adapters: bool
+) -> None:
+    """Publishes the model that a training or a finetuning has exported, as `publish` does.
+
+    `folder` is the run directory, and `step` that of the model.
+    """
+    to, run = Destination.of(checkpoint), Provenance.of(folder.local, step)
+    publish(to, run, folder.local / "model", folder.place / "model", adapters=adapters)
 
 
 def publish(
