@@ -141,7 +141,7 @@ def _harmless(own: frozenset[str]) -> Iterator[None]:
     def safe_eval(text: str) -> Any:
         return evaluate(text, {"__builtins__": {}}) if text in own else ast.literal_eval(text)
 
-    modules = [m for n, m in list(sys.modules.items()) if n.startswith("reasoning_gym.")]
+    modules = [m for n, m in sys.modules.copy().items() if n.startswith("reasoning_gym.")]
     kept: list[tuple[ModuleType, str, Any]] = [(sympy, "parse_expr", parse)]
     for module in modules:
         if vars(module).get("parse_expr") is parse:

@@ -46,7 +46,8 @@ def _of_loaded_modules() -> Iterable[tuple[str, str]]:
     """Yields name and checksum of each loaded module that is not sdjax's, Python's or installed."""
     places = (PACKAGE, Path(os.__file__).parent, *map(sysconfig.get_path, ("stdlib", "platstdlib")))
     others = tuple(f"{place}{os.sep}" for place in places)
-    for name, module in sorted(sys.modules.items()):
+    # A copy, because another thread may import meanwhile.
+    for name, module in sorted(sys.modules.copy().items()):
         if not isinstance(module, ModuleType):
             continue
         # Some modules make up attributes, so only what stands in them counts.

@@ -1,9 +1,11 @@
 """The checksums of code: the files that they cover, their names, and what leaves them unchanged."""
 
+import gc
 import importlib
 import os
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from paths import ROOT
@@ -81,6 +83,26 @@ def test_another_folder_gives_the_same_names_and_checksums(tmp_path):
         assert done.returncode == 0, done.stderr
         said.append(done.stdout)
     assert said[0] == said[1] and '"helpers.py"' in said[0] and str(tmp_path) not in said[0]
+
+
+def test_an_import_by_another_thread_meanwhile_is_no_error(monkeypatch):
+    # The garbage collector runs in the middle of anything, as another thread does, but on time.
+    imported: list[str] = []
+
+    def imports(phase, _):
+        if phase == "start" and len(imported) < 1000:
+            imported.append(f"imported_meanwhile_{len(imported)}")
+            monkeypatch.setitem(sys.modules, imported[-1], ModuleType(imported[-1]))
+
+    before, frequent = code_files.checksums(), gc.get_threshold()
+    gc.callbacks.append(imports)
+    gc.set_threshold(1, 1, 1)
+    try:
+        assert code_files.checksums() == before
+    finally:
+        gc.set_threshold(*frequent)
+        gc.callbacks.remove(imports)
+    assert imported
 
 
 def test_a_long_list_of_files_is_cut():
