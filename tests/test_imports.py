@@ -190,6 +190,7 @@ def test_rooms_without_jax_import_none_that_names_it():
     assert not wrong
 
 
+@pytest.mark.heavy
 def test_rooms_without_jax_do_not_load_it():
     """One process for all of them: first the light ones, then the others."""
     light, every = (sorted(modules_of(*rooms)) for rooms in (LIGHT, WITHOUT_JAX))

@@ -276,6 +276,7 @@ def test_too_many_rollouts_give_whole_groups_evenly_spaced(tmp_path):
     )
 
 
+@pytest.mark.heavy
 def test_a_file_over_its_size_loses_alternatives_first_and_then_groups(tmp_path):
     rng = np.random.default_rng(0)
     rows = [report_runs.rollout(rng, s, 1, 60, tops=5) for s in range(1, 31) for _ in range(4)]

@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from sdjax import config
 from sdjax.config.load import override
 from sdjax.objectives.divergences import DIVERGENCES, full
@@ -27,6 +29,7 @@ def test_a_name_is_set_like_any_other_value_after_help(capsys):
     assert changed.loss == config.Loss(divergence="top_k")
 
 
+@pytest.mark.heavy
 def test_the_tables_of_help_are_read_without_importing_their_functions():
     names = {"divergences:DIVERGENCES": DIVERGENCES, "token_weights:TOKEN_WEIGHTS": TOKEN_WEIGHTS}
     script = (

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 from collections import Counter
+from itertools import product
 
 import faults
 import pytest
@@ -99,7 +100,7 @@ def survives(job_server, whole, out, kind, phases, rng):
     ("kind", "phases"),
     [
         ("ema", ("update", "save")),
-        ("ema", ("evaluation", "commit")),
+        pytest.param("ema", ("evaluation", "commit"), marks=pytest.mark.slow),
         ("finetuning", ("save", "evaluation")),
     ],
 )
@@ -112,25 +113,29 @@ def test_a_run_interrupted_at_a_random_moment_ends_as_if_it_had_not_been(
 TERM, KILL = [signal.SIGTERM], [signal.SIGKILL]
 
 
-@pytest.mark.heavy
+MOMENTS = {
+    # The evaluation of step 4 is interrupted and made up for; then a kill comes.
+    "and a kill": [("evaluation", 3, TERM, 75), ("rollout", 1, KILL, -9)],
+    "of the last step": [("evaluation", 4, TERM, 75)],
+    "and a kill in its save": [("evaluation", 4, TERM, 75), ("save", 1, KILL, -9)],
+    "export": [("export", 1, TERM, 75)],
+}
+SHORT = [("grpo", "and a kill in its save"), ("grpo", "export"), ("finetuning", "of the last step")]
+
+
 @pytest.mark.parametrize(
-    "moments",
+    ("kind", "moments"),
     [
-        # The evaluation of step 4 is interrupted and made up for; then a kill comes.
-        [("evaluation", 3, TERM, 75), ("rollout", 1, KILL, -9)],
-        [("evaluation", 4, TERM, 75)],  # of the last step
-        [("evaluation", 4, TERM, 75), ("save", 1, KILL, -9)],
-        [("export", 1, TERM, 75)],
+        pytest.param(*case, marks=pytest.mark.heavy if case in SHORT else pytest.mark.slow)
+        for case in product(("grpo", "finetuning"), MOMENTS)
     ],
-    ids=["and a kill", "of the last step", "and a kill in its save", "export"],
 )
-@pytest.mark.parametrize("kind", ["grpo", "finetuning"])
 def test_an_interrupted_evaluation_or_export_is_made_up_for(
     job_server, whole, tmp_path, kind, moments
 ):
     file, undisturbed = whole(kind)
     out = tmp_path / "out"
-    for number, (phase, occurrence, signals, ends) in enumerate(moments):
+    for number, (phase, occurrence, signals, ends) in enumerate(MOMENTS[moments]):
         if kind == "finetuning" and phase == "rollout":
             phase, occurrence = "save", 1
         when = {"phase": phase, "occurrence": occurrence, "delay": 0.0, "signals": signals}

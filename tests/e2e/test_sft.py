@@ -234,7 +234,7 @@ def test_neither_packing_nor_microbatches_nor_chunks_change_an_update(reference,
         np.testing.assert_allclose(got, 0.1 * grad, rtol=2e-3, atol=1e-7)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_devices_do_not_change_an_update():
     other_process.on_eight_devices("import test_sft; test_sft.compare_devices()")
 

@@ -158,7 +158,7 @@ def test_an_export_is_pushed_with_the_card_of_its_step(finished, tmp_path, capsy
     assert "| set | questions | figure | step 0 | step 4 |" in card
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_packed_rows_change_no_record_of_a_run(model, tmp_path):
     for name, row_tokens in (("alone", 0), ("packed", 1000)):
         packing = {"microbatch": 4, "row_tokens": row_tokens}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 
+import marks
 import pytest
 from paths import ROOT
 
@@ -97,7 +98,10 @@ def test_every_rule_of_the_table_has_a_case():
     assert CASES.keys() == graders.RULES.keys()
 
 
-@pytest.mark.parametrize("rule", CASES)
+HEAVY = {"math_reference", "math_eval_reference", "code_reference", "reasoning_gym"}
+
+
+@pytest.mark.parametrize("rule", marks.heavy_but(CASES.keys() - HEAVY, CASES))
 def test_grade_gives_what_the_rules_own_function_gives(rule, request):
     if rule.startswith("code"):
         request.getfixturevalue("sandboxed")

@@ -281,7 +281,7 @@ TESTS = json.dumps(
 )
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", marks.heavy_but(["fork bomb", "leaves a daemon"], PROGRAMS))
 def test_hostile_programs_end_in_time_and_leave_nothing(sandboxed, name):
     before = processes()
     start = time.perf_counter()
@@ -295,6 +295,7 @@ def test_hostile_programs_end_in_time_and_leave_nothing(sandboxed, name):
     assert grade_code.grade(Attempt("```python\nprint(6)\n```", TESTS)).correct
 
 
+@pytest.mark.heavy
 def test_a_program_cannot_use_more_than_its_whole_time(sandboxed):
     tests = json.loads(TESTS)
     tests |= {"inputs": ["1\n"] * 50, "outputs": ["6\n"] * 50, "time_limit": 0.1}

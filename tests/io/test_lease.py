@@ -93,6 +93,7 @@ def test_a_stopped_owner_is_replaced_and_writes_nothing_when_it_wakes(quick, own
     lines.close()
 
 
+@pytest.mark.heavy
 def test_an_owner_that_works_for_long_keeps_the_directory(quick, tmp_path):
     lease.take(tmp_path)
     time.sleep(2.5)  # over STALE_S, while another thread writes the time
@@ -117,6 +118,7 @@ def test_a_file_that_is_no_lease_is_replaced(quick, tmp_path, text):
     assert json.loads((tmp_path / OWNER).read_text())["process"] == os.getpid()
 
 
+@pytest.mark.heavy
 def test_of_two_that_begin_at_once_one_is_the_owner(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom sdjax.io import lease\n"

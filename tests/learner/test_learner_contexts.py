@@ -67,6 +67,7 @@ def assert_same(one, other):
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * np.abs(a).max())
 
 
+@pytest.mark.heavy
 def test_halves_of_two_equal_contexts_are_one_context():
     assert_same(updated("sdpo"), updated("halves"))
 

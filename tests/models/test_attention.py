@@ -209,6 +209,7 @@ def test_every_remat_has_the_same_gradients_and_padding_has_none(olmo, remat):
             np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
 
 
+@pytest.mark.heavy
 def test_bfloat16_decoding_agrees_with_the_bfloat16_forward_pass(olmo):
     cfg, graphdef, params = tiny.load(olmo, compute_dtype="bfloat16")
     tokens = np.random.default_rng(2).integers(0, tiny.VOCABULARY, (1, 12)).astype(np.int32)

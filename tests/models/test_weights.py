@@ -453,6 +453,7 @@ def write_gguf(path: Path, fields: dict, arrays: dict[str, np.ndarray]) -> None:
     writer.close()
 
 
+@pytest.mark.heavy
 def test_importing_the_models_does_not_import_torch_or_transformers():
     script = (
         "import sys, sdjax.models.files.weights, sdjax.tokenizer; print({'torch', 'transformers'}"

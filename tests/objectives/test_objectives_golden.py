@@ -185,6 +185,7 @@ def test_divergences_give_the_references_loss_matrix_and_losses(name):
         assert np.max(np.abs(per)) < 5e-7
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_divergences_give_the_references_gradients(name):
     x = scenarios()[name][0]
@@ -278,7 +279,7 @@ def grpo_weights(x, c, one_row_a_microbatch):
 
 
 # Each scenario has a shape of its own, and so compiles all anew.
-@pytest.mark.parametrize("name", marks.heavy_but(["far", "empty_row"], GRPO_SCENARIOS))
+@pytest.mark.parametrize("name", marks.heavy_but(["far"], GRPO_SCENARIOS))
 @pytest.mark.parametrize("path", ["batch", "perseq"])
 def test_policy_losses_and_gradients_are_the_references(name, path):
     x = grpo_case(name)

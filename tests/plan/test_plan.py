@@ -354,7 +354,7 @@ LARGE = (1024, 4096, {"completion": 384, "chunk": 512})
 @pytest.mark.parametrize(
     ("topology", "fsdp", "tensor", "sizes"),
     [
-        ("v5e:2x2", 4, 1, SMALL),
+        pytest.param("v5e:2x2", 4, 1, SMALL, marks=pytest.mark.slow),
         pytest.param("v5e:2x4", 8, 1, LARGE, marks=pytest.mark.slow),
         pytest.param("v5e:2x4", 4, 2, LARGE, marks=pytest.mark.slow),
     ],

@@ -44,6 +44,7 @@ def test_a_second_process_compiles_nothing_anew(tmp_path):
     assert programs(tmp_path) == made
 
 
+@pytest.mark.heavy
 def test_a_directory_given_to_jax_is_kept(tmp_path):
     run(XDG_CACHE_HOME=str(tmp_path / "own"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "given"))
     assert programs(tmp_path / "given") and not (tmp_path / "own").exists()

@@ -10,7 +10,7 @@ SLICES = {"v5e:2x2": (1, 4, 1)}
 @pytest.mark.parametrize(
     "what",
     [
-        pytest.param("train_step", marks=pytest.mark.slow),  # test_plan compiles one
+        pytest.param("train_step", marks=pytest.mark.slow),  # the next line compiles one
         "train_step_of_packed_rows_with_teacher_on_host",
         "sampler",
     ],

@@ -236,6 +236,7 @@ def test_a_training_logs_them_at_every_evaluation(model, files, tmp_path, capsys
     assert "made_choice acc" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_a_task_that_lm_eval_does_not_have_is_one_line(model, files, tmp_path):
     for name, says in (
         ("nowhere.yaml", "'nowhere.yaml': KeyError"),

@@ -130,6 +130,7 @@ print("came back")
 """
 
 
+@pytest.mark.heavy
 def test_a_second_signal_ends_the_process_at_once_even_while_it_waits_for_devices():
     begun = time.monotonic()
     done = subprocess.run(
