@@ -89,6 +89,7 @@ def test_all_right_and_all_wrong_have_the_exact_interval_of_independent_examples
                 assert (estimate.low, estimate.high) == pytest.approx(edges, abs=1e-5)
 
 
+@pytest.mark.heavy
 def test_single_answers_have_the_interval_of_clopper_and_pearson():
     from scipy.stats import binomtest
 

@@ -35,17 +35,17 @@ def test_an_option_of_another_type_than_the_generator_s_is_named(attempt, value)
     assert line == f"task.options.min_terms is {shown}: must be a whole number"
 
 
-@pytest.mark.parametrize(("old", "new", "words"), tables.CONFIG_FILES)
+@pytest.mark.parametrize(("old", "new", "words"), marks.heavy_but_every_third(tables.CONFIG_FILES))
 def test_a_mistake_in_the_config_file_is_named_with_its_line(attempt, old, new, words):
     tables.wrong_config_file(attempt, old, new, words)
 
 
-@pytest.mark.parametrize("kind", tables.DATA)
+@pytest.mark.parametrize("kind", marks.heavy_but([*tables.DATA][::3], tables.DATA))
 def test_wrong_data_is_named_by_file_and_row(attempt, kind):
     tables.wrong_data(attempt, *tables.DATA[kind])
 
 
-@pytest.mark.parametrize(("args", "words"), tables.ARGUMENTS)
+@pytest.mark.parametrize(("args", "words"), marks.heavy_but_every_third(tables.ARGUMENTS))
 def test_a_wrong_argument_is_answered_with_the_field_it_means(attempt, args, words):
     tables.wrong_setting(attempt, args, words)
 

@@ -53,6 +53,7 @@ def zero(path):
 DAMAGES = {"truncated": truncate, "zeroed": zero, "removed": os.unlink}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("how", DAMAGES)
 def test_any_damaged_file_of_the_newest_checkpoint_makes_the_one_before_it_be_used(
     finished, tmp_path, caplog, how
@@ -81,6 +82,7 @@ def test_any_damaged_file_of_the_newest_checkpoint_makes_the_one_before_it_be_us
     assert saved.newest() == 2
 
 
+@pytest.mark.heavy
 def test_a_run_goes_on_from_the_one_before_and_saves_the_damaged_one_again(
     model, finished, tmp_path
 ):
@@ -93,6 +95,7 @@ def test_a_run_goes_on_from_the_one_before_and_saves_the_damaged_one_again(
     assert saved.newest() == 2 and (out / "checkpoints" / "2.damaged").exists()
 
 
+@pytest.mark.heavy
 def test_where_no_checkpoint_is_whole_the_run_ends_with_one_line(model, finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -104,6 +107,7 @@ def test_where_no_checkpoint_is_whole_the_run_ends_with_one_line(model, finished
     assert (out / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.heavy
 def test_a_damaged_checkpoint_is_not_exported(finished, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
@@ -113,6 +117,7 @@ def test_a_damaged_checkpoint_is_not_exported(finished, tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.heavy
 def test_half_written_checkpoints_are_removed_and_none_of_them_is_used(finished, tmp_path):
     copy = tmp_path / "checkpoints"
     shutil.copytree(finished / "checkpoints", copy)

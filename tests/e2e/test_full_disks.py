@@ -341,7 +341,7 @@ def test_what_is_printed_to_a_full_disk_is_said_on_stderr():
 
 
 @pytest.mark.parametrize(
-    ("job", "fault", "moment", "nth", "path"), marks.heavy_but([SHORT[1], SHORT[3]], SHORT)
+    ("job", "fault", "moment", "nth", "path"), marks.heavy_but([SHORT[3]], SHORT)
 )
 def test_a_job_that_loses_its_disk_names_the_path(
     folder, tmp_path, capfd, job, fault, moment, nth, path

@@ -372,6 +372,7 @@ def test_help_is_fast_names_the_jobs_and_imports_nothing_heavy():
     assert not imported & {"jax", "numpy", "transformers", "tyro", "torch", "flax"}
 
 
+@pytest.mark.heavy
 def test_nothing_of_jax_is_imported_before_the_job_starts(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(GOOD)

@@ -88,12 +88,14 @@ def test_a_training_that_fails_is_not_started_again(call):
     assert done.kinds == [*ONE, "ssh", *END]
 
 
+@pytest.mark.heavy
 def test_a_run_gives_up_after_its_tries(call):
     done = call("run.sh", plan={"create": ["refused"] * 9})
     assert done.returncode == 1 and not done.left and "no slice of 3 lasted" in done.stderr
     assert done.kinds.count("create") == 3
 
 
+@pytest.mark.heavy
 def test_a_slice_that_cannot_be_deleted_is_shouted_about(call):
     done = call("run.sh", plan={"delete": ["refused"] * 9})
     assert done.returncode == 1 and done.left and "STILL BEING PAID FOR" in done.stderr
@@ -121,6 +123,7 @@ def test_a_queue_that_refuses_leaves_nothing(call, answer):
     assert done.kinds[-1] == "queued-resources-delete"
 
 
+@pytest.mark.heavy
 def test_an_interrupted_run_leaves_no_slice(call):
     done = call("run.sh", plan={"look": ["interrupt"]})
     assert done.returncode == 130 and not done.left

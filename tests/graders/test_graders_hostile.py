@@ -122,6 +122,7 @@ def test_hostile_answers_of_a_data_file_do_no_harm_either(name):
     assert not any(grade.correct for grade in grades)
 
 
+@pytest.mark.heavy
 def test_a_pool_survives_calls_that_hang_die_raise_or_eat_memory(tmp_path, monkeypatch):
     (tmp_path / "misbehave.py").write_text(
         "import os, time\n"

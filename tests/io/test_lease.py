@@ -78,6 +78,7 @@ def test_a_dead_owner_is_replaced_at_once(quick, owner, tmp_path):
     assert not (tmp_path / OWNER).exists()
 
 
+@pytest.mark.heavy
 def test_a_stopped_owner_is_replaced_and_writes_nothing_when_it_wakes(quick, owner, tmp_path):
     owner.send_signal(signal.SIGSTOP)
     time.sleep(1.2)

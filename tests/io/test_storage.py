@@ -121,6 +121,7 @@ def test_a_bucket_that_refuses_is_one_line_with_the_path(run, capsys):
     assert len(said) == 1 and "gs://no-such-bucket/run" in said[0] and "your rights" in said[0]
 
 
+@pytest.mark.heavy
 def test_what_could_not_be_copied_is_kept_and_named(bucket, tmp_path):
     folder = storage.Folder(bucket / "kept", tmp_path)
     (tmp_path / "metrics.jsonl").write_text("{}\n")

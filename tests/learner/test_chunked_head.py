@@ -337,6 +337,7 @@ def test_only_the_students_arrays_get_a_gradient():
         assert np.all(g == 0)
 
 
+@pytest.mark.heavy
 def test_a_float32_head_gets_a_float32_gradient_under_bfloat16_hidden_states():
     x, weight = given(dtype=jnp.bfloat16)
 
@@ -365,6 +366,7 @@ def test_a_float32_head_gets_a_float32_gradient_under_bfloat16_hidden_states():
     assert jnp.linalg.norm(hidden - want_grad[0]) < 4e-3 * jnp.linalg.norm(want_grad[0])
 
 
+@pytest.mark.heavy
 def test_trust_region_teacher_mixes_logits_as_the_reference():
     z = np.load(GOLDEN / "trust_region.npz")
     for case in json.loads(str(z["cases_json"])):

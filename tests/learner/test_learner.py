@@ -84,6 +84,7 @@ def test_metrics_and_gradients_are_equal_for_any_chunk():
     assert_same(gradient(chunk=8), gradient(chunk=10_000))
 
 
+@pytest.mark.heavy
 def test_a_live_teacher_without_a_reprompt_pushes_nowhere():
     cfg = learning.train_config(teacher={"kind": "live"})
     groups = learning.groups()
@@ -276,6 +277,7 @@ def test_the_rate_falls_to_nothing_between_two_steps():
         config.Optim(decay=(5, 5))
 
 
+@pytest.mark.heavy
 def test_eight_updates_of_ragged_batches_compile_once_per_shape_bucket():
     learning.programs.cache_clear()
     cfg = learning.train_config(loss={"distillation": 0.0})

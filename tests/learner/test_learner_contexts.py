@@ -77,6 +77,7 @@ def test_a_second_context_changes_the_update():
     assert max(np.abs(a - b).max() for a, b in zip(one, other, strict=True)) > 1e-3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "kind",
     ["blend", *(pytest.param(k, marks=pytest.mark.slow) for k in ("halves", "contrast", "credit"))],
@@ -101,7 +102,8 @@ def compare(kinds):
         assert_same(updated(kind), updated(kind, ROW_TOKENS, (2, 2, 2)))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("credit", marks=pytest.mark.heavy), "unlikely"])
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["credit", "unlikely"])
 def test_a_credit_without_distillation_has_the_teacher_that_it_needs(kind):
     cfg = training(kind)
     batch = batch_of(cfg)

@@ -17,9 +17,10 @@ from sdjax.models.network import decode_gpu, decode_kernels, layer, transformer
 from sdjax.parallel.mesh import AS_WRITTEN
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "family, window",
-    marks.heavy_but([("qwen3", 5)], [("qwen3", None), ("llama", 70), ("qwen3", 5)]),
+    [("qwen3", None), ("llama", 70), ("qwen3", 5)],
 )
 def test_the_kernel_attends_and_writes_as_the_layer_does(tmp_path, family, window):
     case = step(tmp_path, family=family)
@@ -47,6 +48,7 @@ def test_gate_and_up_in_one_kernel_are_the_layers(tmp_path, rows):
     np.testing.assert_allclose(made, layer.gated(x, weights), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.heavy
 def test_gate_and_up_are_rounded_as_those_of_rows_that_are_trained_on(tmp_path):
     _, weights, *_ = step(tmp_path, hidden_size=192, intermediate_size=128)
     weights = layer.cast(weights, jnp.bfloat16)
@@ -60,6 +62,7 @@ def test_gate_and_up_are_rounded_as_those_of_rows_that_are_trained_on(tmp_path):
     assert (made == expected).mean() > 0.95
 
 
+@pytest.mark.heavy
 def test_sizes_that_no_kernel_is_for_are_left_to_the_layer(tmp_path):
     assert not decode_kernels.fits_gate_up(257, 128, 128)
     assert not decode_kernels.fits_gate_up(8, 128, 96)

@@ -119,6 +119,7 @@ def test_the_mlp_of_a_family_runs_in_training_and_in_decoding(folder):
         assert (np.abs(of_layers).reshape(cfg.num_layers, -1).max(1) > 0).all(), name
 
 
+@pytest.mark.heavy
 def test_a_layer_without_rotary_embedding_sees_no_positions(tmp_path):
     cfg, _, params = tiny.load(tiny.model_folder(tmp_path, "llama"))
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 13)).astype(np.int32)

@@ -69,6 +69,7 @@ MORE = {
 PAPERS = {"2402.03300": grpo, "2503.20783": dr_grpo, "2503.14476": dapo, "2507.18071": gspo}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("paper", marks.heavy_but(["2402.03300"], list(PAPERS)))
 def test_the_fields_of_a_row_give_the_loss_of_its_paper(paper):
     given = sections(paper)

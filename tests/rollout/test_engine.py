@@ -141,6 +141,7 @@ def test_tokens_are_those_of_the_plain_loop(setting, slots, temperature):
     assert len({sampled.finish for sampled in engine}) == 2 or temperature == 0
 
 
+@pytest.mark.heavy
 def test_nothing_goes_between_host_and_device_unasked(setting):
     with jax.set_mesh(setting.mesh):
         run = setting.sampler.stream(setting.weights, asked(sampling=replace(HOT, slots=5)))
@@ -229,6 +230,7 @@ def test_the_cache_grows_with_the_longest_and_shrinks_after_it(unending):
     assert_same(engine, unending.plain(PROMPTS[:1], group_size=81, limits=limits))
 
 
+@pytest.mark.heavy
 def test_slots_follow_the_live_completions_once_none_waits(unending):
     made, shapes = recorded(unending.sampler)
     limits = np.array([4] * 20 + [60] * 4, np.int32)
@@ -237,6 +239,7 @@ def test_slots_follow_the_live_completions_once_none_waits(unending):
     assert rows[0] == 24 and rows[1] == 6 and len(rows) == 15
 
 
+@pytest.mark.heavy
 def test_a_group_shares_one_prefill_whenever_its_members_start(setting):
     run, ended = setting.run(group_size=7, sampling=replace(HOT, slots=3))
     assert len(ended) == 42 and run.counts.prefilled == len(PROMPTS)
@@ -262,6 +265,7 @@ def test_lengths_compile_few_programs_and_each_once():
     assert run_all() == compiled
 
 
+@pytest.mark.heavy
 def test_the_cache_is_updated_in_place(setting):
     programs, mesh = setting.sampler.programs, setting.sampler.mesh
     with jax.set_mesh(mesh):

@@ -244,6 +244,7 @@ def made(tmp_path_factory):
     return out
 
 
+@pytest.mark.heavy
 def test_traces_are_rows_that_depend_on_seed_and_number_alone(made):
     text = (made / "traces.jsonl").read_text()
     assert text == traces_job.chunk(CONFIG, 0, 40)
@@ -252,6 +253,7 @@ def test_traces_are_rows_that_depend_on_seed_and_number_alone(made):
     assert [m["role"] for m in rows[0]["messages"]] == ["user", "assistant"] and len(rows) == 40
 
 
+@pytest.mark.heavy
 def test_the_learned_tokenizer_writes_any_text_and_has_a_token_for_each_number(made):
     tokenizer = Tokenizer.load(made / "model")
     for text in ("<think> 3 + 4 </think>\nAnswer: 7", "Grüße, 世界\t<|im_end|", "0123 -4.5\r\n"):
@@ -265,6 +267,7 @@ def test_the_learned_tokenizer_writes_any_text_and_has_a_token_for_each_number(m
     assert tokenizer.stop_ids == (fields["eos_token_id"],)
 
 
+@pytest.mark.heavy
 def test_the_tokenizer_that_is_shipped_is_the_one_that_is_learned(made):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (resolve("package:sdjax.tiny") / name).read_bytes() == (
@@ -295,6 +298,7 @@ def test_a_wrong_field_of_traces_is_one_line(change, says, capsys, tmp_path):
     assert says in capsys.readouterr().err and not out.exists()
 
 
+@pytest.mark.heavy
 def test_traces_are_not_overwritten_and_come_of_countdown_alone(made, capsys):
     assert main(["--config", "configs/tiny/traces.py", "--out", str(made)]) == 2
     assert "it holds traces" in capsys.readouterr().err

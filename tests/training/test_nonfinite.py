@@ -293,6 +293,7 @@ def test_parameters_that_are_not_finite_are_neither_saved_nor_gone_on_from(
     assert "choose another --out" in said and "\n" not in said
 
 
+@pytest.mark.heavy
 def test_a_run_that_goes_on_counts_on(model, tmp_path, second_step):
     task = Poisoned(held_out=4, poisoned=(second_step,))
     out = tmp_path / "out"

@@ -49,6 +49,7 @@ def steps(model, tmp_path_factory):
     return list(zip(asked, groups, runs.lines(out / "metrics.jsonl")[1:], strict=True))
 
 
+@pytest.mark.heavy
 def test_teachers_read_the_new_answer_where_it_is_right_and_else_nothing(steps, model):
     tokenizer = Tokenizer.load(model)
     seen = []
@@ -71,6 +72,7 @@ def test_teachers_read_the_new_answer_where_it_is_right_and_else_nothing(steps, 
     assert set(seen) == {(False, False), (True, False), (True, True)}
 
 
+@pytest.mark.heavy
 def test_a_group_answers_what_its_first_teacher_reads_of_a_sibling(steps, model):
     tokenizer = Tokenizer.load(model)
     for (call, _), groups, _ in steps:
@@ -80,6 +82,7 @@ def test_a_group_answers_what_its_first_teacher_reads_of_a_sibling(steps, model)
             assert not first or first[0] in tokenizer.decode_raw(prompt)
 
 
+@pytest.mark.heavy
 def test_each_step_asks_as_many_and_samples_as_the_rollout_does(steps):
     calls = [call for (call, _), *_ in steps]
     assert [len(call["prompts"]) for call in calls] == [PROMPTS] * STEPS
