@@ -137,9 +137,10 @@ class Bar:
         """Moves the bar to a step; `shown` replaces the text beside it unless it is empty."""
         self._progress.update(self._task, completed=step, description=shown or None)
 
-    def say(self, text: str) -> None:
-        """Prints a line above the bar."""
-        self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def say(self, text: str, *, wrapped: bool = False) -> None:
+        """Prints a line above the bar; `wrapped` breaks it between words, not for a command."""
+        console = self._progress.console
+        console.print(text, markup=False, highlight=False, soft_wrap=not wrapped)
 
     def show(self, step: int, pair: Sequence[ShownCompletion], lexicon: str) -> None:
         """Prints completions of a step in a frame above the bar."""

@@ -231,7 +231,7 @@ class Writer:
                 if name.startswith("eval/") and not name.endswith(("_correct", "_wrong"))
             ]
             if scores:
-                self._terminal.say(f"step {step}  {'  '.join(scores)}")
+                self._terminal.say(f"step {step}  {'  '.join(scores)}", wrapped=True)
             if self._pair:
                 self._terminal.show(step, self._pair, self._lexicon)
         self._pair = ()
@@ -268,7 +268,7 @@ class Writer:
             self._warnings.write(rows)
         for kind, text in warnings.items():
             if self._terminal and kind not in self._warned:
-                self._terminal.say(f"warning: step {step}: {text}")
+                self._terminal.say(f"warning: step {step}: {text}", wrapped=True)
         self._warned = set(warnings)
 
     def close(self, ok: bool = True) -> None:
@@ -342,8 +342,8 @@ class _StepLines:
             left = _clock((now - start) / (step - first) * (self._steps - step))
         print(f"step {step}/{self._steps}  {shown}  left {left}", flush=True)
 
-    def say(self, text: str) -> None:
-        """Prints a line."""
+    def say(self, text: str, *, wrapped: bool = False) -> None:
+        """Prints a line; one that Bar would break is not broken here."""
         print(text, flush=True)
 
     def show(self, step: int, pair: Sequence[ShownCompletion], lexicon: str) -> None:

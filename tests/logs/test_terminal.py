@@ -107,6 +107,20 @@ def test_a_terminal_without_unicode_gets_escapes(monkeypatch):
     assert b"\\xbd \\u5168" in raw.buffer.getvalue()
 
 
+def test_scores_break_between_words_and_a_command_nowhere(monkeypatch):
+    console = Console(file=io.StringIO(), width=40)
+    monkeypatch.setattr("rich.progress.get_console", lambda: console)
+    scores = "step 2  eval/avg@1 0.5  eval/answer_length 11.5  eval/epistemic_per_response 6.4"
+    bar = terminal.Bar(4, None)
+    bar.say(scores, wrapped=True)
+    bar.say(f"sdjax --config {'long' * 10}.py --resume")
+    bar.close()
+    said, command = console.file.getvalue().split("sdjax", 1)
+    assert said.split() == scores.split() and max(map(len, said.splitlines())) <= 40
+    assert len(said.splitlines()) == 3
+    assert command.splitlines()[0] == f" --config {'long' * 10}.py --resume"
+
+
 def test_secrets_are_hidden_although_the_frame_breaks_lines(monkeypatch):
     secret = "planted-secret-" + "0123456789" * 4
     monkeypatch.setenv("MY_API_TOKEN", secret)
