@@ -8,8 +8,12 @@ import learning
 import marks
 import numpy as np
 import pytest
+from flax import nnx
 from learning import PLAIN
 from paths import ROOT
+
+from sdjax.models.network import transformer
+from sdjax.records import TeacherPrompt
 
 PAGE = ROOT / "docs" / "objectives.md"
 
@@ -103,3 +107,56 @@ def test_the_fields_of_a_row_give_the_loss_of_its_paper(paper):
     wanted = PAPERS[paper](ratios, rewards, lengths)
     assert metrics["loss/policy"] == pytest.approx(wanted, rel=1e-5, abs=1e-7)
     assert metrics["loss/total"] == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+
+
+def log_probs(learner, params, texts):
+    """Returns float64[texts, length, V]: log-probabilities of the next token at every place."""
+    length = max(map(len, texts))
+    tokens = np.array([np.pad(text, (0, length - len(text))) for text in texts])
+    places = np.broadcast_to(np.arange(length), tokens.shape)
+    model = nnx.merge(learner.graphdef, params)
+    hidden = transformer.hidden_states(model, tokens, places, np.ones_like(tokens))
+    z = np.asarray(transformer.logits(hidden, transformer.head_weight(model)), np.float64)
+    z = (z - z.max(-1, keepdims=True)) / learner.cfg.rollout.temperature
+    return z - np.log(np.exp(z).sum(-1, keepdims=True))
+
+
+@pytest.mark.heavy
+def test_the_plain_context_adds_the_kl_term_of_grpo():
+    """arXiv:2402.03300 equation 3 with beta, on policy; the KL of equation 4 is exact here."""
+    beta = 0.1
+    given = sections("2402.03300")
+    given["loss"] |= {"distillation": beta / (1 + beta), "alpha": 1.0}
+    given |= {"target": {"context": "plain"}, "teacher": {"dtype": "float32"}}
+    cfg = learning.train_config(optim=PLAIN, **given)
+    learner = learning.Learner(cfg, learning.make_mesh())
+    reference = learner.params()
+    groups = learning.groups()
+    prompts = [
+        [
+            TeacherPrompt(
+                tokens=g.prompt, demonstration=None, feedback_used=False, teaches_anyway=True
+            )
+        ]
+        * len(g.completions)
+        for g in groups
+    ]
+    marked = [np.zeros(len(c.tokens), bool) for g in groups for c in g.completions]
+    batch = learning.packed(cfg, groups, {"plain": prompts}, marked)
+    assert learner.update(batch)["loss/distillation"] == pytest.approx(0, abs=1e-7)
+    params = learner.params()
+    metrics = learner.update(batch)
+
+    pairs = [(g.prompt, c.tokens) for g in groups for c in g.completions]
+    texts = [np.concatenate(pair) for pair in pairs]
+    new, old = (log_probs(learner, p, texts) for p in (params, reference))
+    kl = (np.exp(new) * (new - old)).sum(-1)
+    of_completion = [
+        row[len(prompt) - 1 : len(prompt) - 1 + len(answer)].mean()
+        for row, (prompt, answer) in zip(kl, pairs, strict=True)
+    ]
+    rewards = np.array([[grade.reward for grade in g.grades] for g in groups])
+    wanted = grpo([np.ones(len(answer)) for _, answer in pairs], rewards, None)
+    wanted += beta * np.mean(of_completion)
+    assert np.mean(of_completion) > 0.01
+    assert (1 + beta) * metrics["loss/total"] == pytest.approx(wanted, rel=1e-4)
