@@ -1,8 +1,8 @@
 """Makes the pictures of docs/ that show a terminal or a page.
 
-    python dev/pictures.py terminal docs/terminal.svg --lines 'step 1/' 'step 2/' -- \\
+    python dev/pictures.py terminal docs/pictures/terminal.svg --lines ' step 1 ' '╰' -- \\
         sdjax --config mine.py
-    python dev/pictures.py page docs/report-story.png report.html --height 900
+    python dev/pictures.py page docs/pictures/curves.png 'report.html#curves' --height 560
 
 A terminal is a real one: the command runs in a pseudo-terminal, and the picture has the lines that
 it leaves there. A page is a file or an address; an installed Chromium draws it. Needs the extra
@@ -103,7 +103,8 @@ def ends(lines: list[str], words: list[str] | None) -> tuple[int, int]:
     used = max((i for i, line in enumerate(lines) if line.strip()), default=0)
     if not words:
         return 0, used + 1
-    first, last = (next(i for i, line in enumerate(lines) if word in line) for word in words)
+    first = next(i for i, line in enumerate(lines) if words[0] in line)
+    last = next(i for i, line in enumerate(lines) if i >= first and words[1] in line)
     return first, last + 1
 
 
