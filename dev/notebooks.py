@@ -5,13 +5,15 @@
     python dev/notebooks.py --badges         # none; writes the badges alone
 
 Each runs in an empty folder. An output of more than LARGEST bytes, such as the page of a report, is
-left out.
+left out. So are stderr, lines of progress, and the folder of installed packages.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -52,9 +54,21 @@ def executed(book: dict) -> dict:
     for cell in done["cells"]:
         cell["metadata"].pop("execution", None)
         if "outputs" in cell:
-            small = [one for one in cell["outputs"] if len(json.dumps(one)) <= LARGEST]
-            cell["outputs"] = small
+            cell["outputs"] = kept(cell["outputs"])
     return done
+
+
+def kept(outputs: list[dict]) -> list[dict]:
+    """Returns outputs without large ones, stderr, lines of progress and this machine's folders."""
+    out = []
+    for one in outputs:
+        if one["output_type"] == "stream":
+            text = "".join(one["text"]).replace(sysconfig.get_paths()["purelib"] + "/", "")
+            one["text"] = re.sub(r"^.*: \d+ s\n", "", text, flags=re.MULTILINE).splitlines(True)
+        empty = one["output_type"] == "stream" and not one["text"]
+        if one.get("name") != "stderr" and not empty and len(json.dumps(one)) <= LARGEST:
+            out.append(one)
+    return out
 
 
 def main(arguments: list[str]) -> None:
