@@ -139,7 +139,7 @@ def write(folder: Path, page: Path | None = None, pictures: Path | None = None) 
 
 
 def _page_parts(page: Path) -> tuple[str, str]:
-    """Returns what stands before and after the tables of a page."""
+    """Returns the text before and after the tables of a page."""
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
@@ -184,7 +184,7 @@ def _device(run: RunRecord) -> str:
 
 
 def _caption(runs: Sequence[TimedRun]) -> str:
-    """Returns what made the figures, and what the columns mean."""
+    """Returns a sentence on device, versions and columns."""
     starts = [(one.run.record.get("starts") or [{}])[-1] for one in runs]
     programs = {f"{n} {made[n]}" for made in starts for n in ("sdjax", "jax") if n in made}
     cfg = runs[0].run.config["eval"]
@@ -251,7 +251,7 @@ def arms(runs: Sequence[TimedRun]) -> Iterator[tuple[str, list[TimedRun]]]:
 
 
 def result(arm: str, runs: Sequence[TimedRun], step: int) -> ArmResult:
-    """Returns what the runs of an arm measured at a step."""
+    """Returns the figures of an arm's runs at a step."""
     right = [_right(one.run, step) for one in runs]
     accuracies = {}
     for name in right[0]:
@@ -279,7 +279,7 @@ def _right(run: RunRecord, step: int) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _figures(one: TimedRun, step: int) -> dict[str, float]:
-    """Returns what a run measured at a step."""
+    """Returns the figures of a run at a step."""
     (found,) = (e for e in one.run.evaluations if e["step"] == step)
     tokens, seconds = one.used(step)
     out = {

@@ -243,8 +243,8 @@ class Traces:
     """With a whole solution: share of the possible places in a false start where doubt is put into
     words."""
     guided_gives_up: bool = False
-    """Whether an answer to a shown solution gives up as often as the others. It then ends, wrong,
-    where a search of its own would have failed within `patience`."""
+    """Whether an answer to a shown solution gives up as often as the others. It then ends
+    with a wrong answer, if a search without the solution fails within `patience`."""
     instructed: float = 0.0
     """Share of the rows without a solution whose question has the instruction. Their search never
     gives up."""

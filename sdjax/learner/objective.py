@@ -271,7 +271,7 @@ def _parts(
 
 
 def _stats(outputs: TokenOutputs, known: Known) -> token_weights.TokenStats:
-    """Returns what token weights may read, without gradient."""
+    """Returns the facts that token weights may read, without gradient."""
     stats = token_weights.TokenStats(
         token=known.token,
         index=known.index,

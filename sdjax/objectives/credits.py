@@ -83,7 +83,7 @@ def contrast_means(facts: CreditFacts, cfg: Policy, mean: CompletionMean) -> jax
 
 
 def _change(facts: CreditFacts, cfg: Policy) -> jax.Array:
-    """Returns what a solution adds to a failed attempt; 0 where one of them is missing."""
+    """Returns the change by a solution against a failed attempt; 0 where one is missing."""
     gap = facts.context_logprobs[SOLUTION] - facts.context_logprobs[WRONG]
     change = cfg.credit_strength / 2 * jnp.tanh(gap / GAP_SCALE)
     return jnp.where(facts.distilled, change, 0.0)

@@ -91,7 +91,7 @@ def _persistent(question: Question, cfg: config.Traces, rng: Random) -> str:
 
 
 def _tried(question: Question, cfg: config.Traces, voice: Voice, rng: Random) -> Search:
-    """Returns a search with a patience of its own."""
+    """Returns a search with a patience that is drawn."""
     return search(question.numbers, question.target, rng.randint(*cfg.patience), voice, rng)
 
 

@@ -91,7 +91,7 @@ def test_an_arm_that_is_not_there_brings_those_that_are():
     done = subprocess.run(
         ["bash", SCRIPT, "x", "0", "1", "typo"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2 and "no arm typo: one of away before_drift" in done.stderr
+    assert done.returncode == 2 and "no arm typo: one of answer answer_masked" in done.stderr
 
 
 def rows(text):
