@@ -3,6 +3,7 @@
 golden/league/ holds three run directories of the miniature, as the first lines of FLAGS made them.
 """
 
+import functools
 import json
 import os
 import runpy
@@ -41,10 +42,10 @@ def runs(tmp_path):
     return shutil.copytree(RUNS, tmp_path / "league")
 
 
-def commands(*arms):
+def commands(*arms, seeds="0"):
     """Returns the arguments of every training that the script would start."""
     shown = subprocess.run(
-        ["bash", SCRIPT, "runs/league", "0 1", "1", *arms],
+        ["bash", SCRIPT, "runs/league", seeds, "1", *arms],
         env=os.environ | {"DRY_RUN": "1"},
         capture_output=True,
         text=True,
@@ -53,38 +54,51 @@ def commands(*arms):
     return [shlex.split(line)[4:] for line in shown.stdout.splitlines()]
 
 
+of_file = functools.cache(load)
+
+
 def loaded(arguments):
     file, *options = arguments
-    return override(load(ROOT / file), options, prog="test")
+    return override(of_file(ROOT / file), options, prog="test")
 
 
-def test_every_arm_is_a_training_that_the_program_accepts():
-    of_name = {}
-    for arguments in commands("remedies", "explain", "smollm2"):
+EVERY = ("remedies", "explain", "smollm2")
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        ("before_drift", "contrast_means", "unrelated_failed", "smollm2_largest"),
+        pytest.param(EVERY, marks=pytest.mark.heavy),
+    ],
+)
+def test_an_arm_is_a_training_that_the_program_accepts(arms):
+    found = 0
+    for arguments in commands(*arms):
         cfg = loaded(arguments)
         if isinstance(cfg, config.Train):
             contexts.used(cfg)
             learn_from.check(cfg.loss)
             credits.get(cfg.policy.credit)
-            of_name[cfg.out.removeprefix("runs/league/")] = cfg
-    assert len(of_name) == 2 * 41 and all(n.endswith(("_0", "_1")) for n in of_name)
-    for name, cfg in of_name.items():
-        assert cfg.seed == cfg.data.seed == int(name[-1])
-    steps = {cfg.steps for name, cfg in of_name.items() if "longer" in name}
-    assert steps == {240}
-    # A model of its own has the folder that the league trains it into.
-    own = {cfg.model.path for cfg in of_name.values() if cfg.model.path.startswith("runs/")}
-    assert own == {f"runs/league/bases/{base}/base/model" for base in ("taught", "gives_up")}
+            assert cfg.seed == cfg.data.seed == 0 and cfg.out.startswith("runs/league/")
+            longer = cfg.out.endswith("_longer_0")
+            assert cfg.steps == (240 if longer else 100 if "smollm2" in cfg.out else 60)
+            found += 1
+    assert found == (41 if arms == EVERY else 4)
+
+
+def test_sets_of_arms_that_overlap_train_an_arm_once_for_each_seed():
+    outs = [arguments[arguments.index("--out") + 1] for arguments in commands(*EVERY, seeds="0 1")]
+    assert len(outs) == len(set(outs)) == 4 + 2 * 41
 
 
 def test_the_base_models_of_an_arm_come_first_and_differ_in_their_traces():
-    traces, base, one, _ = map(loaded, commands("gives_up_grpo"))
+    traces, base, one = map(loaded, commands("gives_up_grpo"))
     assert isinstance(traces, config.Traces) and traces.guided_gives_up
     assert isinstance(base, config.SFT) and base.source == f"{traces.out}/traces.jsonl"
     assert base.model.path == f"{traces.out}/model" and one.model.path == f"{base.out}/model"
-    (told, *_) = map(loaded, commands("taught_keep_trying"))
-    shown = loaded(commands("keep_trying")[0]).contexts["keep_trying"]
-    assert told.instructed == 0.2 and told.instruction == shown.instruction
+    told, shown = loaded(commands("taught_keep_trying")[0]), load(ROOT / "configs/tiny/contexts.py")
+    assert told.instructed == 0.2 and told.instruction == shown.contexts["keep_trying"].instruction
 
 
 def test_an_arm_that_is_not_there_brings_those_that_are():
