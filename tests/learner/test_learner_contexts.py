@@ -146,7 +146,8 @@ def weights_of(cfg, learner, batch):
     return np.array(out)
 
 
-@pytest.mark.parametrize("microbatch", [pytest.param(4, marks=pytest.mark.heavy), 8])
+@pytest.mark.heavy
+@pytest.mark.parametrize("microbatch", [4, 8])
 def test_an_update_is_divided_by_the_mean_weight_of_its_completions(microbatch):
     cfg = training("pivotal")
     # Under the bound of 10, the choice without the mean has the same weights.
