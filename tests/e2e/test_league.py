@@ -1,20 +1,17 @@
-"""The remedy league: every arm is a config, and its tables are what the runs measured.
-
-golden/league/ holds three run directories of the miniature, as the first lines of FLAGS made them.
-"""
+"""The remedy league: every arm is a config, and its tables are what the runs measured."""
 
 import functools
 import json
 import os
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 
+import league_runs
 import numpy as np
 import pytest
-from paths import GOLDEN, ROOT
+from paths import ROOT
 
 from sdjax import config
 from sdjax.config.load import load, override
@@ -22,7 +19,7 @@ from sdjax.objectives import credits, learn_from
 from sdjax.teacher import contexts
 
 SCRIPT = ROOT / "configs" / "tiny" / "league.sh"
-RUNS = GOLDEN / "league"
+
 SETS = ("in domain", "large", "divide", "four")
 FLAGS = (
     "--steps 3 --model.compute_dtype float32 --rollout.prompts_per_step 4 --rollout.group_size 4 "
@@ -38,8 +35,12 @@ def writer():
 
 @pytest.fixture
 def runs(tmp_path):
-    """Returns a copy of the recorded run directories."""
-    return shutil.copytree(RUNS, tmp_path / "league")
+    """Returns a directory with three runs; one arm has two seeds and longer completions."""
+    out = tmp_path / "league"
+    league_runs.write(out / "grpo_0", seed=0, length=30, skill=0.9)
+    for seed in (0, 1):
+        league_runs.write(out / f"unrelated_{seed}", seed=seed, length=50, skill=0.7)
+    return out
 
 
 def commands(*arms, seeds="0"):
@@ -123,7 +124,7 @@ def rows(text):
 
 def answers(run, step, name):
     """Returns float[questions, answers] of a set, by the order of the questions."""
-    lines = (RUNS / run / "answers" / f"{step:06d}.jsonl").read_text().splitlines()
+    lines = (run / "answers" / f"{step:06d}.jsonl").read_text().splitlines()
     every = [json.loads(line) for line in lines]
     sets = list(dict.fromkeys(row["set"] for row in every))
     wanted = sets[0] if name == "in domain" else name
@@ -132,7 +133,7 @@ def answers(run, step, name):
 
 
 def metrics(run):
-    return [json.loads(line) for line in (RUNS / run / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_tables_hold_what_the_runs_measured(writer, runs, capsys):
@@ -142,9 +143,9 @@ def test_the_tables_hold_what_the_runs_measured(writer, runs, capsys):
     (end, equal) = rows(text)
     assert list(end) == list(equal) == ["before training", "grpo", "unrelated"]
     assert end["unrelated"]["seeds"] == "2" and end["grpo"]["seeds"] == "1"
-    both = [metrics(f"unrelated_{seed}")[-1] for seed in (0, 1)]
+    both = [metrics(runs / f"unrelated_{seed}")[-1] for seed in (0, 1)]
     for name in SETS:
-        pooled = np.mean([answers(f"unrelated_{seed}", 3, name) for seed in (0, 1)])
+        pooled = np.mean([answers(runs / f"unrelated_{seed}", 3, name) for seed in (0, 1)])
         assert end["unrelated"][name].startswith(f"{pooled:.2f} (")
         where = "eval" if name == "in domain" else f"ood/{name}"
         assert pooled == pytest.approx(np.mean([m[f"{where}/avg@2"] for m in both]))
@@ -158,7 +159,7 @@ def test_the_tables_hold_what_the_runs_measured(writer, runs, capsys):
         wanted = f"{short(values.mean())} ({short(values.min())}-{short(values.max())})"
         assert end["unrelated"][column] == wanted
     assert end["before training"]["in domain"].startswith(
-        f"{answers('grpo_0', 0, 'in domain').mean():.2f} ("
+        f"{answers(runs / 'grpo_0', 0, 'in domain').mean():.2f} ("
     )
 
 
@@ -171,15 +172,15 @@ def test_equal_tokens_take_the_last_evaluation_within_the_least_total(writer, ru
     writer["write"](runs)
     (end, equal) = rows((runs / "league.md").read_text())
     every = ("grpo_0", "unrelated_0", "unrelated_1")
-    least = min(generated(run, 3) for run in every)
+    least = min(generated(runs / run, 3) for run in every)
     for arm in ("grpo", "unrelated"):
         own = [run for run in every if run.startswith(arm)]
-        within = [s for s in range(4) if all(generated(r, s) <= least + 1e-6 for r in own)]
+        within = [s for s in range(4) if all(generated(runs / r, s) <= least + 1e-6 for r in own)]
         assert equal[arm]["step"] == str(within[-1]) and end[arm]["step"] == "3"
     figures = json.loads((runs / "league.json").read_text())[0]["all steps"]
     for row in figures:
         for of_seed in row["seeds"]:
-            run = f"{row['arm']}_{of_seed['seed']}"
+            run = runs / f"{row['arm']}_{of_seed['seed']}"
             assert of_seed["generated"] == pytest.approx(generated(run, 3) / 1000, rel=1e-6)
             spent = [v for m in metrics(run)[1:] for k, v in m.items() if k.startswith("time/")]
             assert of_seed["seconds"] == pytest.approx(sum(spent), rel=1e-6)
