@@ -242,6 +242,14 @@ class Traces:
     guided_doubt: float = 0.25
     """With a whole solution: share of the possible places in a false start where doubt is put into
     words."""
+    guided_gives_up: bool = False
+    """Whether an answer to a shown solution gives up as often as the others. It then ends
+    with a wrong answer, if a search without the solution fails within `patience`."""
+    instructed: float = 0.0
+    """Share of the rows without a solution whose question has the instruction. Their search never
+    gives up."""
+    instruction: str = "Keep trying."
+    """Text after the question in these rows, as a context of the teacher shows it."""
     reprompt: Reprompt = field(default_factory=Reprompt)
     """How a solution is shown: its templates."""
 
@@ -268,8 +276,11 @@ class Traces:
         require(self.workers >= 0, "workers", self.workers, "must be at least 0")
         low, high = self.patience
         require(1 <= low <= high, "patience", self.patience, "needs 1 or more, the lesser first")
-        for name in ("doubt", "guided", "shown_answer", "shown_direct", "guided_doubt"):
+        shares = ("doubt", "guided", "shown_answer", "shown_direct", "guided_doubt", "instructed")
+        for name in shares:
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must lie in [0, 1]")
+        told = bool(self.instruction) or self.instructed == 0
+        require(told, "instruction", self.instruction, "needs a text with instructed over 0")
         for name in ("trace_hazard", "answer_hazard"):
             require(0 < getattr(self, name) <= 1, name, getattr(self, name), "must lie in (0, 1]")
         shown = self.shown_answer + self.shown_direct

@@ -92,10 +92,12 @@ def chunk(cfg: Traces, start: int, rows: int) -> str:
 
 
 def messages(row: TraceRow, cfg: config.Reprompt) -> list[Message]:
-    """Returns the conversation, a shown solution written into it as a teacher reads it."""
+    """Returns the conversation; solution and instruction are written as a teacher reads them."""
     user = Message(role="user", content=row.question)
     example = Example(id="", messages=(user,), answer="", task="")
     shown = () if row.shown is None else (row.shown,)
+    if row.instruction:
+        cfg = dataclasses.replace(cfg, instruction=row.instruction)
     return [
         *reprompt.messages(example, shown, "", cfg),
         Message(role="assistant", content=row.answer),

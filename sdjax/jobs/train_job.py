@@ -78,7 +78,7 @@ def _prepare(
     """
     divergences.get(cfg.loss.divergence)
     token_weights.get(cfg.loss.token_weights)
-    learn_from.get(cfg.loss.learn_from)
+    learn_from.check(cfg.loss)
     contexts.used(cfg)
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:

@@ -22,18 +22,33 @@ def make(cfg: Optim) -> optax.GradientTransformation:
 
 
 def apply(
-    state: TrainState, grads: nnx.State, cfg: Optim, loss: jax.Array
+    state: TrainState,
+    grads: nnx.State,
+    cfg: Optim,
+    loss: jax.Array,
+    divisor: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after an update by float32 gradients, and the metrics optim/...
 
     Where the loss or the norm of the gradients before clipping is not finite, parameters and
     moments stay as they are. Matrices of layers are updated in place, layer by layer, because the
     update of all layers at once needs memory: 7 GB for 1.7B parameters.
+
+    Args:
+        state: The state before.
+        grads: The gradients, shaped as the trained parameters.
+        cfg: Rates, clipping and decay.
+        loss: The loss, a scalar.
+        divisor: What the gradients are divided by first, a scalar; None: nothing.
     """
     tx, lr, params = make(cfg), learning_rate(state.step, cfg), state.params
     norm = optax.tree.norm(grads)
+    if divisor is not None:
+        norm /= divisor
     ok = jnp.isfinite(norm) & jnp.isfinite(loss)
     scale = jnp.where(norm > cfg.clip_norm, cfg.clip_norm / norm, 1.0)
+    if divisor is not None:
+        scale /= divisor
     adam, *rest = state.opt_state
 
     def whole(p: jax.Array, m: jax.Array, v: jax.Array, g: jax.Array) -> tuple[jax.Array, ...]:

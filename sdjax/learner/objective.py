@@ -66,9 +66,19 @@ class Objective:
 
         In a step of one update every ratio is 1, whatever the other tokens are.
         """
-        off_policy = self.off_policy and self.loss.distillation < 1
-        chosen = self.loss.distillation > 0 and learn_from.get(self.loss.learn_from).whole
-        return chosen or (off_policy and self.policy.ratio == "sequence")
+        has_policy = self.loss.distillation < 1
+        chosen = self.loss.distillation > 0 and self.choice.whole
+        credited = has_policy and self.credit.whole
+        return (
+            chosen
+            or credited
+            or (self.off_policy and has_policy and self.policy.ratio == "sequence")
+        )
+
+    @property
+    def choice(self) -> learn_from.LearnRule:
+        """What the divergence learns from."""
+        return learn_from.get(self.loss.learn_from)
 
     @property
     def credit(self) -> credits.CreditRule:
@@ -99,6 +109,9 @@ class GradientSums:
 
 
 NO_SUMS = GradientSums()
+
+MEAN_WEIGHT = "mean_weight"
+"""The sum by which the loss of an update is divided, where a choice asks for it."""
 
 
 @jax.tree_util.register_dataclass
@@ -235,25 +248,11 @@ def _parts(
     sampler_weight = _sampler_weight(known, old, cfg)
     parts = {}
     if cfg.distillation > 0:
-        stats = token_weights.TokenStats(
-            token=known.token,
-            index=known.index,
-            length=known.length,
-            student_logprob=logprob,
-            teacher_logprob=outputs.teacher_logprob,
-            student_entropy=outputs.student_entropy,
-            teacher_entropy=outputs.teacher_entropy,
-            pass_rate=known.pass_rate,
-            epistemic=known.epistemic,
-            correct=known.correct,
-        )
         # What scales the divergence carries no gradient (arXiv:2601.20802 eq. 3).
         scheme = token_weights.TOKEN_WEIGHTS[cfg.token_weights]
-        stats = jax.lax.stop_gradient(stats)
-        weight = scheme(stats, cfg)
+        weight = scheme(_stats(outputs, known), cfg)
         if cfg.learn_from != "all":
-            mean = learn_from.completion_mean(known.sample, num_samples)
-            weight *= learn_from.get(cfg.learn_from).weight(stats, cfg, mean)
+            weight *= _chosen(objective, num_samples, outputs, known)
         if cfg.importance_clip is not None:
             weight *= policy_gradient.importance_ratio(logprob, old, cfg.importance_clip)
         weight = sampler_weight * weight
@@ -262,7 +261,7 @@ def _parts(
         loss = policy_gradient.policy_loss(
             logprob,
             old,
-            _credit(objective, outputs, known),
+            _credit(objective, num_samples, outputs, known),
             objective.policy,
             sample=known.sample,
             num_samples=num_samples,
@@ -271,8 +270,36 @@ def _parts(
     return parts
 
 
-def _credit(objective: Objective, outputs: TokenOutputs, known: Known) -> jax.Array:
+def _stats(outputs: TokenOutputs, known: Known) -> token_weights.TokenStats:
+    """Returns the facts that token weights may read, without gradient."""
+    stats = token_weights.TokenStats(
+        token=known.token,
+        index=known.index,
+        length=known.length,
+        student_logprob=outputs.student_logprob,
+        teacher_logprob=outputs.teacher_logprob,
+        student_entropy=outputs.student_entropy,
+        teacher_entropy=outputs.teacher_entropy,
+        pass_rate=known.pass_rate,
+        epistemic=known.epistemic,
+        correct=known.correct,
+    )
+    return jax.lax.stop_gradient(stats)
+
+
+def _chosen(
+    objective: Objective, num_samples: int, outputs: TokenOutputs, known: Known
+) -> jax.Array:
+    """Returns the weight of each token in what is learned, without gradient."""
+    mean = learn_from.completion_mean(known.sample, num_samples)
+    return objective.choice.weight(_stats(outputs, known), objective.loss, mean)
+
+
+def _credit(
+    objective: Objective, num_samples: int, outputs: TokenOutputs, known: Known
+) -> jax.Array:
     """Returns the advantage of each token, without gradient."""
+    mean = learn_from.completion_mean(known.sample, num_samples)
     facts = credits.CreditFacts(
         advantage=known.advantage,
         distilled=known.distilled,
@@ -280,7 +307,7 @@ def _credit(objective: Objective, outputs: TokenOutputs, known: Known) -> jax.Ar
         context_logprobs=outputs.context_logprobs,
         unlikely=known.sampler_logprobs < known.unlikely_below,
     )
-    return objective.credit.credit(jax.lax.stop_gradient(facts), objective.policy)
+    return objective.credit.credit(jax.lax.stop_gradient(facts), objective.policy, mean)
 
 
 def _sampler_weight(known: Known, old: jax.Array, cfg: config.Loss) -> jax.Array:
@@ -380,7 +407,7 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
         ratio = policy_gradient.log_ratio(
             outputs.student_logprob, old, policy, sample=rows.sample, num_samples=number
         )
-        credit = _credit(objective, outputs, known)
+        credit = _credit(objective, number, outputs, known)
         clips = policy_gradient.was_clipped(ratio, credit, policy)
         # Without a ratio nobody knows whether it was clipped.
         is_number = jnp.isfinite(ratio + credit)
@@ -408,6 +435,10 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
             "epistemic/push_sum": inside(push),
             "epistemic/teacher_entropy_sum": inside(outputs.teacher_entropy),
         }
+        if objective.choice.over_mean:
+            chosen = _chosen(objective, samples.length.shape[0], outputs, known) / known.length
+            learning = jnp.maximum(jnp.sum(samples.distilled), 1)
+            total[MEAN_WEIGHT] = mean(chosen, distilled, learning)
     return Sums(total=total, largest=largest)
 
 
@@ -416,14 +447,23 @@ def _largest(x: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(x).any(), jnp.nan, jnp.max(x))
 
 
-def update_metrics(sums: Sums, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss of an update and its metrics, from the sums of microbatches, [M] each."""
+def update_metrics(
+    sums: Sums, batch: Batch
+) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
+    """Returns the loss of an update, its divisor and its metrics, from the sums of microbatches.
+
+    Each sum is [M]. The loss is divided already; a divisor of None is 1.
+    """
     del batch
     out = {k: jnp.sum(x) for k, x in sums.total.items()}
     out |= {k: _largest(x) for k, x in sums.largest.items()}
     mean, square = out["sampler/weight_mean"], out.pop("sampler/weight_square")
     out["sampler/effective_share"] = mean**2 / jnp.maximum(square, 1e-20)
-    return out["loss/total"], out
+    divisor = out.pop(MEAN_WEIGHT, None)
+    if divisor is not None:  # The whole loss is the divergence: see learn_from.check.
+        divisor = jnp.where(divisor > 0, divisor, 1.0)  # 0 where nothing is distilled
+        out |= {name: out[name] / divisor for name in ("loss/total", "loss/distillation")}
+    return out["loss/total"], divisor, out
 
 
 def step_metrics(updates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:

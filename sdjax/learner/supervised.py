@@ -194,8 +194,11 @@ def _cross_entropy(outputs: TokenOutputs, share: jax.Array) -> jax.Array:
 
 def update_metrics(
     means: dict[str, jax.Array], batch: SFTBatch
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss of an update and its metrics, from the shares of its microbatches, [M]."""
+) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+    """Returns the loss of an update, no divisor, and its metrics, from its microbatches' shares.
+
+    Each share is [M].
+    """
     metrics = {f"sft/{name}": jnp.sum(x) for name, x in means.items()}
     counts = {"sft/tokens": batch.tokens, "sft/learned_tokens": batch.learned_tokens}
-    return metrics["sft/loss"], metrics | counts
+    return metrics["sft/loss"], None, metrics | counts

@@ -47,8 +47,9 @@ MicrobatchLoss = Callable[[nnx.State, GradientSums, TrainState, Any], tuple[jax.
 """Maps (trained parameters, gradient sums, state, batch of one microbatch) to the loss, and a pair:
 sums for the metrics, and the tokens' record. The loss must be differentiated as it is,
 because the head's gradient is in the sums before a factor could reach it."""
-MetricsOf = Callable[[Any, Any], tuple[jax.Array, Metrics]]
-"""Maps (sums of all microbatches, [M, ...]; batch) to the loss of the update and its metrics."""
+MetricsOf = Callable[[Any, Any], tuple[jax.Array, jax.Array | None, Metrics]]
+"""Maps (sums of all microbatches, [M, ...]; batch) to the loss of the update, what its gradient is
+divided by (None: nothing) and its metrics."""
 
 
 def make_update(
@@ -98,8 +99,8 @@ def make_update(
         reports = [jnp.zeros((m, *x.shape), x.dtype) for x in shapes]
         grads, reports = jax.lax.fori_loop(0, batch.microbatches, microbatch, (zeros, reports))
         sums, record = jax.tree.unflatten(tree, reports)
-        total, metrics = metrics_of(sums, batch)
-        state, of_optim = adamw.apply(state, grads, optim, total)
+        total, divisor, metrics = metrics_of(sums, batch)
+        state, of_optim = adamw.apply(state, grads, optim, total, divisor)
         return state, metrics | of_optim | {"update/padding": batch.padding}, record
 
     return jax.jit(

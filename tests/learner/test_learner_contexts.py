@@ -23,6 +23,11 @@ KINDS = {
         "loss": {"distillation": 0.5, "learn_from": "pivotal"},
         "policy": {"credit": "contrast"},
     },
+    "means": {
+        "loss": {"distillation": 0.5, "learn_from": "before_drift"},
+        "policy": {"credit": "contrast_means"},
+    },
+    "pivotal": {"loss": {"learn_from": "pivotal_over_mean", "pivotal_gap": 0.05}},
     "credit": {"loss": {"distillation": 0.0}, "policy": {"credit": "signed_gap"}},
     "unlikely": {"loss": {"distillation": 0.0}, "policy": {"credit": "unlikely"}},
 }
@@ -80,7 +85,11 @@ def test_a_second_context_changes_the_update():
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "kind",
-    ["blend", *(pytest.param(k, marks=pytest.mark.slow) for k in ("halves", "contrast", "credit"))],
+    [
+        "blend",
+        *(pytest.param(k, marks=pytest.mark.heavy) for k in ("means", "pivotal")),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("halves", "contrast", "credit")),
+    ],
 )
 def test_packed_rows_of_several_contexts_give_the_update_of_rows_of_one(kind):
     alone, packed = updated(kind), updated(kind, ROW_TOKENS)
@@ -90,7 +99,7 @@ def test_packed_rows_of_several_contexts_give_the_update_of_rows_of_one(kind):
 
 @pytest.mark.heavy
 def test_several_contexts_on_a_mesh_give_the_update_of_one_device():
-    kinds = ["contrast", "blend"]
+    kinds = ["contrast", "blend", "means", "pivotal"]
     other_process.on_eight_devices(f"import test_learner_contexts as test; test.compare({kinds})")
 
 
@@ -124,3 +133,40 @@ def test_adapters_learn_from_several_contexts():
     assert metrics["optim/grad_norm"] > 1e-4 and metrics["optim/skipped"] == 0
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), learner.params(), before)
     assert max(jax.tree.leaves(moved)) > 0
+
+
+def weights_of(cfg, learner, batch):
+    """Returns float64[B], the weight of each distilled completion of arXiv:2606.23104."""
+    records = (learner.record.student_logprob, learner.record.teacher_logprob)
+    student, teacher = (learning.by_completion(batch, x) for x in records)
+    out = []
+    for s, t, distilled in zip(student, teacher, batch.samples.distilled, strict=True):
+        if not distilled:
+            continue
+        r = np.minimum(s.astype(np.float64) - t, 2.5)
+        pivotal = r >= cfg.loss.pivotal_gap
+        out.append(np.exp(r[pivotal].mean()) if pivotal.any() else 1.0)
+    return np.array(out)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("microbatch", [4, 8])
+def test_an_update_is_divided_by_the_mean_weight_of_its_completions(microbatch):
+    cfg = training("pivotal")
+    # Under the bound of 10, the choice without the mean has the same weights.
+    plain = replace(cfg, loss=replace(cfg.loss, learn_from="pivotal"))
+    found = []
+    for one in (plain, cfg):
+        one = replace(one, optim=replace(one.optim, microbatch=microbatch))
+        learner, batch = learning.Learner(one, learning.make_mesh()), batch_of(one)
+        before = learner.params()
+        metrics = learner.update(batch)
+        moved = jax.tree.map(lambda a, b: a - b, learner.params(), before)
+        found.append((metrics, jax.tree.leaves(moved)))
+    weights = weights_of(cfg, learner, batch)
+    assert 1 < weights.mean() < weights.max() < 10 and len(set(weights)) > 5
+    (whole, its_gradient), (divided, gradient) = found
+    for name in ("loss/distillation", "loss/total", "optim/grad_norm"):
+        assert divided[name] == pytest.approx(whole[name] / weights.mean(), rel=1e-5), name
+    for a, b in zip(its_gradient, gradient, strict=True):
+        np.testing.assert_allclose(b, a / weights.mean(), rtol=1e-4, atol=1e-5 * np.abs(a).max())

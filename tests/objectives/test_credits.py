@@ -1,14 +1,18 @@
 """Each credit against its equation in float64."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sdjax.config import Policy
 from sdjax.errors import UserError
-from sdjax.objectives import credits
+from sdjax.objectives import credits, learn_from
 
 SHAPE = (3, 40)
+MEAN = learn_from.completion_mean(jnp.arange(3)[:, None] * jnp.ones(SHAPE, int), 3)
+"""Each row is a completion."""
 
 
 def facts(seed=0):
@@ -35,6 +39,17 @@ def contrast(f, a, s):
     return np.where(np.sign(moved) == np.sign(a), moved, 0.0)  # without a change of sign
 
 
+def contrast_means(f, a, s):
+    """As the loss: the mean over changed tokens plus the mean over the others, times the length."""
+    change = np.where(f["distilled"], s / 2 * np.tanh((f["solution"] - f["wrong"]) / 0.02), 0.0)
+    out = np.zeros(SHAPE)
+    for i in range(len(a)):
+        changed = np.abs(change[i]) > 0.02
+        for kind, credit in ((changed, contrast(f, a, s)[i]), (~changed, a[i])):
+            out[i, kind] = credit[kind] * len(changed) / max(kind.sum(), 1)
+    return out
+
+
 def signed_gap(f, a, s):
     w = np.exp(f["solution"] - f["student"]) ** np.sign(a)
     w = np.clip(w, 0.8, 1.2)
@@ -44,6 +59,7 @@ def signed_gap(f, a, s):
 EQUATIONS = {
     "advantage": lambda f, a, s: a,
     "contrast": contrast,
+    "contrast_means": contrast_means,
     "signed_gap": signed_gap,
     "unlikely": lambda f, a, s: np.where(f["unlikely"], -s / 2, 0.0),
 }
@@ -62,17 +78,31 @@ def test_a_credit_is_its_equation(name, strength):
     f["student"] = np.asarray(x.student_logprob, np.float64)
     f |= {"distilled": np.asarray(x.distilled), "unlikely": np.asarray(x.unlikely)}
     wanted = EQUATIONS[name](f, np.asarray(x.advantage, np.float64), strength)
-    got = credits.get(name).credit(x, cfg)
+    got = credits.get(name).credit(x, cfg, MEAN)
     assert got.dtype == jnp.float32
-    # Absolute part: a difference of float32 log-probabilities near 5, divided by 0.02.
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=3e-5 if name == "contrast" else 1e-6)
+    # Absolute part: a difference of float32 log-probabilities near 5, divided by 0.02. The shares
+    # of contrast_means are .1 or more.
+    atol = {"contrast": 3e-5, "contrast_means": 3e-4}.get(name, 1e-6)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("name", ["contrast", "signed_gap"])
+@pytest.mark.parametrize("name", ["contrast", "contrast_means", "signed_gap"])
 def test_a_credit_never_turns_the_sign_of_an_advantage(name):
     x = facts(1)
-    got = np.asarray(credits.get(name).credit(x, Policy(credit=name, credit_strength=2.0)))
+    got = np.asarray(credits.get(name).credit(x, Policy(credit=name, credit_strength=2.0), MEAN))
     assert np.all(got * np.asarray(x.advantage) >= 0) and np.all(got[2] == 0)
+
+
+def test_without_a_solution_separate_means_are_the_advantage():
+    x = replace(facts(), distilled=jnp.zeros(SHAPE, bool))
+    got = credits.get("contrast_means").credit(x, Policy(credit="contrast_means"), MEAN)
+    np.testing.assert_array_equal(got, x.advantage)
+
+
+def test_separate_means_are_finite_at_padding():
+    mean = learn_from.completion_mean(jnp.full(SHAPE, -1), 3)
+    got = credits.get("contrast_means").credit(facts(), Policy(credit="contrast_means"), mean)
+    assert np.all(np.isfinite(got))
 
 
 def test_only_a_dense_credit_is_for_completions_without_advantage():

@@ -1,5 +1,8 @@
 """Each choice of what is learned from against its equation in float64."""
 
+from dataclasses import replace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,7 +36,7 @@ def stats(seed=0):
     )
 
 
-def pivotal(s, cfg):
+def pivotal(s, cfg, most=10.0):
     r = np.asarray(s.student_logprob, np.float64) - np.asarray(s.teacher_logprob, np.float64)
     r = np.minimum(r, 2.5)
     out = np.ones(len(r))
@@ -41,7 +44,19 @@ def pivotal(s, cfg):
         own = SAMPLE == i
         is_pivotal = own & (r >= cfg.pivotal_gap)
         if is_pivotal.any():
-            out[own] = min(np.exp(r[is_pivotal].mean()), 10.0)
+            out[own] = min(np.exp(r[is_pivotal].mean()), most)
+    return out
+
+
+def before_drift(s, cfg):
+    a = np.abs(
+        np.asarray(s.teacher_logprob, np.float64) - np.asarray(s.student_logprob, np.float64)
+    )
+    out = np.ones(len(a))
+    for i in range(len(LENGTHS)):
+        own = SAMPLE == i
+        before = np.concatenate([[0.0], np.cumsum(a[own])[:-1]])
+        out[own] = 1 + 0.5 * (1 - before / a[own].sum())
     return out
 
 
@@ -54,6 +69,8 @@ EQUATIONS = {
     "right": lambda s, cfg: CORRECT[SAMPLE] * 1.0,
     "wrong": lambda s, cfg: 1.0 - CORRECT[SAMPLE],
     "pivotal": pivotal,
+    "pivotal_over_mean": lambda s, cfg: pivotal(s, cfg, np.inf),
+    "before_drift": before_drift,
     "early": lambda s, cfg: place(s) < cfg.learn_share,
     "late": lambda s, cfg: place(s) >= 1 - cfg.learn_share,
 }
@@ -99,8 +116,39 @@ def test_a_mean_leaves_out_padding_and_other_completions():
         np.testing.assert_allclose(of[SAMPLE == i], np.arange(0, n, 2).mean(), rtol=1e-6)
 
 
-def test_only_pivotal_needs_whole_completions():
-    assert [n for n, rule in learn_from.LEARN_FROM.items() if rule.whole] == ["pivotal"]
+def test_the_first_token_weighs_half_more_and_a_completion_without_drift_too():
+    got = weigh("before_drift", stats(), Loss())
+    np.testing.assert_allclose(got[INDEX == 0][: len(LENGTHS)], 1.5)
+    assert np.all(got[SAMPLE >= 0] >= 1) and got[SAMPLE == 3][-1] < 1.1
+    same = stats()
+    same = replace(same, teacher_logprob=same.student_logprob)
+    np.testing.assert_allclose(weigh("before_drift", same, Loss())[SAMPLE >= 0], 1.5)
+
+
+def test_drift_does_not_cross_rows_or_completions():
+    # In two rows, with padding that is no number.
+    s = stats()
+    gap = jnp.where(SAMPLE < 0, jnp.nan, s.teacher_logprob)
+    rows = jax.tree.map(lambda x: jnp.stack([x, x]), replace(s, teacher_logprob=gap))
+    of = jnp.asarray(np.stack([SAMPLE, np.where(SAMPLE < 0, -1, SAMPLE + len(LENGTHS))]))
+    mean = learn_from.completion_mean(of, 2 * len(LENGTHS))
+    got = np.asarray(learn_from.get("before_drift").weight(rows, Loss(), mean))
+    for row in got:
+        real = SAMPLE >= 0
+        np.testing.assert_allclose(row[real], before_drift(s, None)[real], rtol=1e-5)
+
+
+def test_a_choice_that_divides_the_whole_loss_refuses_a_blend():
+    cfg = Loss(learn_from="pivotal_over_mean", distillation=0.5)
+    with pytest.raises(UserError, match=r"loss.distillation is 0.5: must be 1 .*pivotal_over_mean"):
+        learn_from.check(cfg)
+    learn_from.check(replace(cfg, distillation=1.0))
+    learn_from.check(replace(cfg, learn_from="pivotal"))
+
+
+def test_the_choices_that_read_a_whole_completion_say_so():
+    whole = [n for n, rule in learn_from.LEARN_FROM.items() if rule.whole]
+    assert whole == ["pivotal", "pivotal_over_mean", "before_drift"]
 
 
 def test_an_unknown_choice_names_the_known_ones():

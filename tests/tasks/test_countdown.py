@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -17,7 +18,7 @@ from sdjax.jobs import traces_job
 from sdjax.main import load as load_config
 from sdjax.main import main
 from sdjax.models.files.resolve import resolve
-from sdjax.records import Completion, Grade, Group
+from sdjax.records import Completion, Example, Grade, Group
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import Voice, direct, reaches, search, solutions, stated, terms
 from sdjax.tasks.countdown_traces import trace_row
@@ -215,6 +216,52 @@ def test_what_is_shown_orders_the_doubt_of_the_answers():
     assert mean(whole) < 0.5 * mean(line) < 0.5 * mean(unguided)
 
 
+def rows_of(count, **changes):
+    """Returns rows of traces whose questions all show a solution, or none."""
+    cfg = replace(TRACES, **changes)
+    return [trace_row(list(ALL.values())[i % 4], cfg, Random(f"{i}")) for i in range(count)]
+
+
+def right(row):
+    """Returns whether the answer's expression has the numbers and the target of the question."""
+    *numbers, target = re.findall(r"\d+", row.question)
+    return bool(graded(row.answer, f"{' '.join(numbers)} = {target}").correct)
+
+
+def test_answers_to_a_shown_solution_can_give_up_as_often_as_the_others():
+    def wrong(**changes):
+        return sum(not right(row) for row in rows_of(300, **changes)) / 300
+
+    as_it_is, unguided = wrong(guided=1.0), wrong(guided=0.0)
+    assert as_it_is == 0 and 0.4 < unguided < 0.7
+    assert abs(wrong(guided=1.0, guided_gives_up=True) - unguided) < 0.08
+
+
+def test_giving_up_keeps_what_is_shown_and_its_style():
+    before, after = (rows_of(300, guided=1.0, guided_gives_up=x) for x in (False, True))
+    assert [row.shown for row in before] == [row.shown for row in after]
+
+    def doubt(rows, whole):
+        texts = [r.answer for r in rows if ("<think>" in r.shown) == whole and not right(r)]
+        words = epistemic.summarise(texts, [len(t.split()) for t in texts])
+        return words.per_1000_tokens
+
+    assert doubt(after, whole=True) < 0.6 * doubt(after, whole=False)
+
+
+def test_an_instruction_is_read_as_a_teacher_shows_it_and_its_search_never_gives_up():
+    rows = rows_of(200, guided=0.0, instructed=0.5)
+    told = [row for row in rows if row.instruction]
+    assert 70 < len(told) < 130 and all(map(right, told))
+    assert not all(right(row) for row in rows if not row.instruction)
+    contexts = load_config(ROOT / "configs/tiny/contexts.py").contexts
+    example = Example(
+        id="", messages=({"role": "user", "content": told[0].question},), answer="", task=""
+    )
+    teacher = reprompt.messages(example, (), "", contexts["keep_trying"])
+    assert traces_job.messages(told[0], CONFIG.reprompt)[:-1] == list(teacher)
+
+
 def test_a_solution_is_shown_as_a_teacher_reads_it():
     example = task(TIMES).train[0]
     completion = Completion(tokens=[], logprobs=[], text=example.solution, finish="stop")
@@ -290,6 +337,8 @@ def test_processes_change_no_row(made, tmp_path):
         (["--patience", "5", "2"], "patience is (5, 2)"),
         (["--guided", "1.5"], "guided is 1.5"),
         (["--shown-answer", "0.9"], "shown_answer is 0.9: exceeds 1"),
+        (["--instructed", "1.5"], "instructed is 1.5"),
+        (["--instructed", "0.5", "--instruction", ""], "instruction is ''"),
     ],
 )
 def test_a_wrong_field_of_traces_is_one_line(change, says, capsys, tmp_path):
