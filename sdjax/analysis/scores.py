@@ -132,8 +132,8 @@ def _fork_rows(columns: Sequence[fork_rates.ForkCounts | None]) -> list[list[str
         return "" if value is None else f"{100 * value:.2f}"
 
     return [
-        ["forks, % of tokens", *(percent(c and c.rate) for c in columns)],
-        ["forks, % of tokens of high entropy", *(percent(c and c.share) for c in columns)],
+        ["forks, % of tokens", *(percent(c.rate if c else None) for c in columns)],
+        ["forks, % of tokens of high entropy", *(percent(c.share if c else None) for c in columns)],
     ]
 
 

@@ -115,21 +115,22 @@ def check_alarms(history: Sequence[Mapping[str, Any]], cfg: config.Alarm) -> Ala
         sets[name] = (start_figures, last["out_of_domain"][name])
     rates = {name: (_rate(start), _rate(end)) for name, (start, end) in sets.items()}
     scores = {n: (_score(start), _score(end)) for n, (start, end) in [*sets.items()][1:]}
-    forks = {n: (_forks(start), _forks(end)) for n, (start, end) in sets.items()}
+    forks = {
+        n: (_forks(a), _forks(b)) for n, (a, b) in sets.items() if "forks" in a and "forks" in b
+    }
     metrics, alarms = {}, {}
     for kind, of_sets, most, unit in (
         ("epistemic", rates, cfg.epistemic_drop, "epistemic words per 1,000 tokens"),
         ("ood", scores, cfg.ood_drop, "the out-of-domain score"),
         ("fork", forks, cfg.fork_drop, "the fork rate"),
     ):
-        known = {n: ends for n, ends in of_sets.items() if None not in ends and ends[0] > 0}
-        drops = {name: 1 - end / start for name, (start, end) in known.items()}
+        drops = {name: 1 - end / start for name, (start, end) in of_sets.items() if start > 0}
         if not drops:
             continue
         worst = max(drops, key=drops.__getitem__)
         metrics[f"alarm/{kind}_drop"] = drops[worst]
         if 0 < most <= drops[worst]:
-            start, end = known[worst]
+            start, end = of_sets[worst]
             alarms[f"{kind}_drop"] = (
                 f"alarm: {unit} fell by {drops[worst]:.0%} from the start, {start:.3g} to "
                 f"{end:.3g} ({worst}); alarm.{kind}_drop is {most:g}"
@@ -147,9 +148,9 @@ def _rate(figures: Mapping[str, Any]) -> float:
     return float(figures["epistemic"]["per_1000_tokens"])
 
 
-def _forks(figures: Mapping[str, Any]) -> float | None:
-    """Returns the fork rate of a set; None where it was not measured."""
-    return float(figures["forks"]["rate"]) if "forks" in figures else None
+def _forks(figures: Mapping[str, Any]) -> float:
+    """Returns the fork rate of a set."""
+    return float(figures["forks"]["rate"])
 
 
 def _score(figures: Mapping[str, Any]) -> float:

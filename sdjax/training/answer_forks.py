@@ -21,7 +21,7 @@ def count(sampler: Sampler, weights: Any, groups: Sequence[Group]) -> Iterator[d
     names are those of sdjax.analysis.fork_rates. `weights` are the sampler's, a local one.
     """
     assert isinstance(sampler, LocalSampler), "config.Eval.check_server refuses a server"
-    pairs = [(group.prompt, c.tokens) for group in groups for c in group.completions]
+    pairs = [(g.prompt.tolist(), c.tokens.tolist()) for g in groups for c in g.completions]
     for _, high, fork in scoring.every_token(sampler, weights, pairs, _flags):
         yield {"forks": int(fork.sum()), "high_entropy": int(high.sum())}
 

@@ -62,7 +62,7 @@ def every_token(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     of: OfLogits,
 ) -> list[tuple[np.ndarray, ...]]:
-    """Returns what `of` gives at each token of each pair's continuation after its context.
+    """Returns the arrays of `of` at each token of each pair's continuation after its context.
 
     Pairs are of token ids; neither part is empty. Those of about the same length are computed
     together, in the compute dtype; logits are float32, at temperature 1. Raises UserError where
@@ -88,7 +88,7 @@ def _batch(
     shape: tuple[int, int],
     of: OfLogits,
 ) -> list[tuple[np.ndarray, ...]]:
-    """Returns what `of` gives of at most `rows` pairs, of at most `width` + 1 tokens each.
+    """Returns the arrays of `of` for at most `rows` pairs, of at most `width` + 1 tokens each.
 
     `shape` is (rows, width).
     """
@@ -126,7 +126,7 @@ def _score(
     cfg: ModelConfig,
     of: OfLogits,
 ) -> tuple[jax.Array, ...]:
-    """Returns what `of` gives at each target, [P, T] each.
+    """Returns the arrays of `of` at each target, [P, T] each.
 
     `tokens` is int32[P, S]; `target` int32[P, T] are the tokens that follow positions `index`.
     """
