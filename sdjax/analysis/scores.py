@@ -9,6 +9,7 @@ from typing import Any
 
 from sdjax.analysis import accuracy as accuracies
 from sdjax.analysis import epistemic as words
+from sdjax.analysis import fork_rates
 from sdjax.analysis import lengths as sizes
 
 
@@ -26,6 +27,8 @@ class Scores:
     answer: sizes.Lengths
     verbalization: words.ByGrade
     epistemic_word: words.Summary
+    forks: fork_rates.ForkCounts | None
+    """None where they were not counted."""
 
     @property
     def epistemic(self) -> words.Summary:
@@ -41,6 +44,7 @@ class Scores:
             "truncated": self.lengths.truncated,
         }
         values |= self.verbalization.metrics()
+        values |= {} if self.forks is None else self.forks.metrics()
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +58,7 @@ class Scores:
             "epistemic_correct": _counts(self.verbalization.correct),
             "epistemic_wrong": _counts(self.verbalization.wrong),
             "epistemic_word": _counts(self.epistemic_word),
-        }
+        } | ({} if self.forks is None else {"forks": self.forks.to_dict()})
 
 
 def _counts(summary: words.Summary | None) -> dict[str, float] | None:
@@ -69,7 +73,8 @@ def of_rows(rows: Sequence[Mapping[str, Any]], lexicon: str = "paper") -> Scores
 
     A row has id, completion, tokens, thinking_tokens, answer_tokens, finish, correct and details.
     `vote` in details votes in maj@k, or else `prediction`. Without either in any row, there is no
-    maj@k. `lexicon` is a mode of sdjax.analysis.epistemic.
+    maj@k. Where forks were counted, it has those of fork_rates.COUNTS too. `lexicon` is a mode of
+    sdjax.analysis.epistemic.
     """
     groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["id"])]
     truncated = [row["finish"] == "length" for row in rows]
@@ -87,6 +92,7 @@ def of_rows(rows: Sequence[Mapping[str, Any]], lexicon: str = "paper") -> Scores
         answer=sizes.summarise([row["answer_tokens"] for row in rows], truncated),
         verbalization=words.by_grade(texts, tokens, [row["correct"] for row in rows], lexicon),
         epistemic_word=words.summarise(texts, tokens, "word"),
+        forks=fork_rates.of_rows(rows),
     )
 
 
@@ -111,9 +117,24 @@ def to_markdown(scores: Mapping[str, Scores]) -> str:
         ["mean answer tokens", *(f"{s.answer.mean:.1f}" for s in columns)],
         *_epistemic_rows([s.verbalization for s in columns]),
         ["the ten of the paper, whole", *(f"{s.epistemic_word.per_response:.2f}" for s in columns)],
+        *_fork_rows([s.forks for s in columns]),
     ]
     lines = [["", *scores], ["---"] * (len(columns) + 1), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _fork_rows(columns: Sequence[fork_rates.ForkCounts | None]) -> list[list[str]]:
+    """Returns the rows of both rates, in percent; none where no set has them."""
+    if all(column is None for column in columns):
+        return []
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.2f}"
+
+    return [
+        ["forks, % of tokens", *(percent(c.rate if c else None) for c in columns)],
+        ["forks, % of tokens of high entropy", *(percent(c.share if c else None) for c in columns)],
+    ]
 
 
 def _epistemic_rows(columns: Sequence[words.ByGrade]) -> list[list[str]]:

@@ -71,6 +71,7 @@ class Evaluate:
             self.lm_eval.tasks,
             "needs the local sampler; set server.url None",
         )
+        self.eval.check_server(self.server)
         require(
             self.server.reload == "none",
             "server.reload",

@@ -195,6 +195,7 @@ class Study:
         )
         require(bool(self.conditions), "conditions", self.conditions, "needs at least one")
         self.reprompt.check_shown(demonstrations=True, feedback=False)
+        self.eval.check_server(self.server)
         require(
             self.server.reload == "none",
             "server.reload",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sdjax.config.checks import require, require_finite, require_names, require_seed
 from sdjax.config.sections.harness import Harness
@@ -88,6 +88,7 @@ class Train:
             self.lm_eval.tasks,
             "needs the local sampler; set rollout.server.url None",
         )
+        self.eval.check_server(self.rollout.server)
         if self.checkpoint.keep_best:
             every = self.eval.every
             require(
@@ -136,3 +137,16 @@ class Train:
                 self.rollout.group_size,
                 "needs at least 2, or no completion has a sibling to learn from",
             )
+        if self.alarm.teacher_off:
+            share = self.loss.distillation
+            require(share > 0, "alarm.teacher_off", True, "needs loss.distillation over 0")
+            self.without_teacher()  # which must be a config too
+
+    def without_teacher(self) -> Train:
+        """Returns the config that the run follows once alarm.teacher_off has had its effect."""
+        return replace(
+            self,
+            loss=replace(self.loss, distillation=0.0),
+            reprompt=replace(self.reprompt, regenerate=False),
+            alarm=replace(self.alarm, teacher_off=False),
+        )

@@ -80,6 +80,11 @@ def _prepare(
     token_weights.get(cfg.loss.token_weights)
     learn_from.check(cfg.loss)
     contexts.used(cfg)
+    if cfg.alarm.teacher_off and contexts.used(cfg.without_teacher()):
+        raise UserError(
+            f"policy.credit is {cfg.policy.credit!r}: it reads what alarm.teacher_off switches "
+            "off; choose another one, or set alarm.teacher_off False"
+        )
     epistemic.lexicon(cfg.lexicon)
     if jax.process_index() == 0:
         trackers.check(cfg.log)

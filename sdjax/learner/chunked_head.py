@@ -28,7 +28,7 @@ from jax.sharding import PartitionSpec
 from sdjax.config import Loss
 from sdjax.config.sections.target import STUDENT, Target
 from sdjax.models.network.attention import precision
-from sdjax.objectives import targets
+from sdjax.objectives import forks, targets
 from sdjax.objectives.divergences import (
     DIVERGENCES,
     compare,
@@ -132,6 +132,10 @@ class TokenOutputs:
     teacher_entropy: jax.Array
     top1_agree: jax.Array  # 1.0 where both have the same likeliest token
     reverse_kl: jax.Array  # KL(student || teacher), nats, over the whole vocabulary
+    # 1.0 where the entropy is high, and where the position is a fork, both at temperature 1.
+    student_high: jax.Array
+    student_fork: jax.Array
+    teacher_fork: jax.Array
     # Of the token, in each of HeadSpec.credited.
     context_logprobs: dict[str, jax.Array] = field(default_factory=dict)
 
@@ -327,7 +331,8 @@ def _chunk_loss(
     logprob = log_prob(student, tokens.token)
     if not spec.of_logprob:
         logprob = jax.lax.stop_gradient(logprob)
-    outputs = _described(jax.lax.stop_gradient(student), teacher, tokens, divergence, logprob)
+    student = jax.lax.stop_gradient(student)
+    outputs = _described(student, teacher, tokens, divergence, logprob, spec.temperature)
     of_contexts = {name: log_prob(x, tokens.token) for name, x in credited.items()}
     outputs = replace(outputs, context_logprobs=of_contexts)
     outputs = jax.tree.map(lambda x: jnp.where(tokens.mask, x, 0.0), outputs)
@@ -340,20 +345,27 @@ def _described(
     tokens: Tokens,
     divergence: jax.Array,
     logprob: jax.Array,
+    temperature: float,
 ) -> TokenOutputs:
     """Returns the outputs of a chunk, from its logits and the two outputs with a gradient."""
     zero = jnp.zeros_like(logprob)
     if teacher is None:
+        own = entropy(student)
+        high, fork = _forks(student, own, temperature)
         return TokenOutputs(
             divergence=divergence,
             student_logprob=logprob,
             teacher_logprob=zero,
-            student_entropy=entropy(student),
+            student_entropy=own[0],
             teacher_entropy=zero,
             top1_agree=_share(is_top(student, tokens.token), logprob),
             reverse_kl=zero,
+            student_high=high,
+            student_fork=fork,
+            teacher_fork=zero,
         )
     pair = compare(student, teacher, tokens.token)
+    high, fork = _forks(student, (pair.p_entropy, pair.p_open), temperature)
     return TokenOutputs(
         divergence=divergence,
         student_logprob=logprob,
@@ -362,12 +374,27 @@ def _described(
         teacher_entropy=pair.q_entropy,
         top1_agree=_share(pair.same_top, logprob + pair.q_log_prob),
         reverse_kl=pair.kl,
+        student_high=high,
+        student_fork=fork,
+        teacher_fork=_forks(teacher, (pair.q_entropy, pair.q_open), temperature)[1],
     )
 
 
-def _share(agrees: jax.Array, logprob: jax.Array) -> jax.Array:
-    """Returns 1.0 where `agrees`, else 0.0; NaN where `logprob` is, because logits were."""
-    return jnp.where(jnp.isfinite(logprob), agrees.astype(jnp.float32), jnp.nan)
+def _forks(
+    logits: jax.Array, found: tuple[jax.Array, jax.Array], temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Returns 1.0 where the entropy at temperature 1 is high, and 1.0 where a fork is.
+
+    `found` are the entropy and the open tokens of `logits`, which were divided by the temperature.
+    """
+    nats, open_tokens = found if temperature == 1.0 else entropy(temperature * logits)
+    flags = forks.is_high(nats), forks.is_fork(nats, open_tokens)
+    return _share(flags[0], nats), _share(flags[1], nats)
+
+
+def _share(holds: jax.Array, of_logits: jax.Array) -> jax.Array:
+    """Returns 1.0 where `holds`, else 0.0; NaN where `of_logits` is, because logits were."""
+    return jnp.where(jnp.isfinite(of_logits), holds.astype(jnp.float32), jnp.nan)
 
 
 def logits(

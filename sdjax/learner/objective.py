@@ -393,6 +393,8 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
     weight, gap = _sampler_weight(known, old, objective.loss), rows.sampler_logprobs - old
     total = {
         "student/entropy": mean(outputs.student_entropy),
+        "student/fork_rate": mean(outputs.student_fork),
+        "student/high_entropy": mean(outputs.student_high),
         "sampler/kl": mean(gap),
         "sampler/weight_mean": mean(weight),
         "sampler/weight_square": mean(weight**2),
@@ -430,6 +432,10 @@ def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known:
             "distill/reverse_kl": taught(outputs.reverse_kl),
             "distill/teacher_entropy": taught(outputs.teacher_entropy),
             "distill/student_entropy": taught(outputs.student_entropy),
+            "distill/student_fork_rate": taught(outputs.student_fork),
+            "distill/teacher_fork_rate": taught(outputs.teacher_fork),
+            "distill/high_entropy": taught(outputs.student_high),
+            "distill/teacher_fork_sum": taught(outputs.student_high * outputs.teacher_fork),
             "distill/top1_agreement": taught(outputs.top1_agree),
             "distill/push": taught(push),
             "epistemic/push_sum": inside(push),
@@ -469,8 +475,9 @@ def update_metrics(
 def step_metrics(updates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """Returns the metrics of a step: means over its updates; of names in _max the largest value.
 
-    `epistemic/...` has the means of epistemic tokens and of the others. A mean over no tokens is
-    left out, as where nothing is distilled.
+    `epistemic/...` has the means of epistemic tokens and of the others, and `..._fork_share` those
+    of positions where the student's entropy is high. A mean over no tokens is left out, as where
+    nothing is distilled.
     """
     out = {
         name: float((np.max if name.endswith("_max") else np.mean)([u[name] for u in updates]))
@@ -488,4 +495,16 @@ def step_metrics(updates: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float
             out[f"epistemic/{name}"] = inside / share
         if others > 0:
             out[f"epistemic/{name}_others"] = (out[whole] - inside) / others
-    return out
+    return out | _fork_shares(out)
+
+
+def _fork_shares(out: dict[str, float]) -> dict[str, float]:
+    """Returns the shares of forks where the student's entropy is high; takes their sums out."""
+    high, high_taught = (out.pop(f"{of}/high_entropy", 0.0) for of in ("student", "distill"))
+    of_teacher, shares = out.pop("distill/teacher_fork_sum", 0.0), {}
+    if high > 0:
+        shares["student/fork_share"] = out["student/fork_rate"] / high
+    if high_taught > 0:
+        shares["distill/student_fork_share"] = out["distill/student_fork_rate"] / high_taught
+        shares["distill/teacher_fork_share"] = of_teacher / high_taught
+    return shares

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 
 from sdjax.config import Loss
 from sdjax.errors import UserError
+from sdjax.objectives import forks
 from sdjax.objectives.selection import Selection, selected
 from sdjax.objectives.selection import top_k as select_top_k
 
@@ -229,10 +230,19 @@ def _log_prob_backward(saved: Any, g: jax.Array) -> tuple[jax.Array, None]:
 log_prob.defvjp(_log_prob_forward, _log_prob_backward)
 
 
-def entropy(logits: jax.Array) -> jax.Array:
-    """Returns the entropy in nats of softmax(logits) over the last axis."""
+def entropy(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the entropy in nats of softmax(logits) over the last axis, and its open tokens.
+
+    The second is the number of entries with forks.PROBABILITY or more, float32[...].
+    """
     a = logits - log_normalizer(logits)[..., None]
-    return -jnp.sum(jnp.exp(a) * a, axis=-1)
+    p_log_p, open_tokens = sums(jnp.exp(a) * a, _is_open(a))
+    return -p_log_p, open_tokens
+
+
+def _is_open(logprobs: jax.Array) -> jax.Array:
+    """Returns 1.0 for an entry with forks.PROBABILITY or more, else 0.0."""
+    return (logprobs >= math.log(forks.PROBABILITY)).astype(jnp.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +251,8 @@ class Comparison:
 
     p_entropy: jax.Array
     q_entropy: jax.Array
+    p_open: jax.Array  # number of entries with forks.PROBABILITY or more
+    q_open: jax.Array
     kl: jax.Array  # KL(p || q)
     q_log_prob: jax.Array  # of the token
     same_top: jax.Array  # bool[...]: whether an entry has the largest logit in both
@@ -251,13 +263,20 @@ def compare(p_logits: jax.Array, q_logits: jax.Array, token: jax.Array) -> Compa
     a = p_logits - log_normalizer(p_logits)[..., None]
     b = q_logits - log_normalizer(q_logits)[..., None]
     p, q = jnp.exp(a), jnp.exp(b)
-    p_log_p, q_log_q, kl, own = sums(
-        p * a, q * b, p * (a - b), jnp.where(is_token(b, token), b, 0.0)
+    p_log_p, q_log_q, kl, own, p_open, q_open = sums(
+        p * a,
+        q * b,
+        p * (a - b),
+        jnp.where(is_token(b, token), b, 0.0),
+        _is_open(a),
+        _is_open(b),
     )
     tops = [x == jnp.max(x, axis=-1, keepdims=True) for x in (p_logits, q_logits)]
     return Comparison(
         p_entropy=-p_log_p,
         q_entropy=-q_log_q,
+        p_open=p_open,
+        q_open=q_open,
         kl=kl,
         q_log_prob=own,
         same_top=jnp.any(tops[0] & tops[1], axis=-1),

@@ -27,6 +27,8 @@ class AlarmOutcome:
     warnings: dict[str, str]
     """A line for each alarm, by its kind."""
     ends_run: bool
+    teacher_off: bool = False
+    """Whether the run goes on without its teacher."""
 
 
 def has_signal(group: Group, cfg: config.Train) -> bool:
@@ -102,22 +104,25 @@ def check_alarms(history: Sequence[Mapping[str, Any]], cfg: config.Alarm) -> Ala
     """Compares the last evaluation of a run with its first.
 
     The metric of a kind is 1 - last / first, of the set where it is largest. A figure that is 0 in
-    the first evaluation has no such share. `history` has evaluations as evaluation.to_dict gives
-    them; without any there are neither metrics nor alarms.
+    the first evaluation, or missing in one, has no such share. `history` has evaluations as
+    evaluation.to_dict gives them; without any there are neither metrics nor alarms.
     """
     if not history:
         return AlarmOutcome(metrics={}, warnings={}, ends_run=False)
     first, last = history[0], history[-1]
-    rates = {"held-out": (_rate(first), _rate(last))}
-    scores = {}
+    sets = {"held-out": (first, last)}
     for name, start_figures in first.get("out_of_domain", {}).items():
-        end_figures = last["out_of_domain"][name]
-        rates[name] = (_rate(start_figures), _rate(end_figures))
-        scores[name] = (_score(start_figures), _score(end_figures))
+        sets[name] = (start_figures, last["out_of_domain"][name])
+    rates = {name: (_rate(start), _rate(end)) for name, (start, end) in sets.items()}
+    scores = {n: (_score(start), _score(end)) for n, (start, end) in [*sets.items()][1:]}
+    forks = {
+        n: (_forks(a), _forks(b)) for n, (a, b) in sets.items() if "forks" in a and "forks" in b
+    }
     metrics, alarms = {}, {}
     for kind, of_sets, most, unit in (
         ("epistemic", rates, cfg.epistemic_drop, "epistemic words per 1,000 tokens"),
         ("ood", scores, cfg.ood_drop, "the out-of-domain score"),
+        ("fork", forks, cfg.fork_drop, "the fork rate"),
     ):
         drops = {name: 1 - end / start for name, (start, end) in of_sets.items() if start > 0}
         if not drops:
@@ -134,12 +139,18 @@ def check_alarms(history: Sequence[Mapping[str, Any]], cfg: config.Alarm) -> Ala
         metrics=metrics | {"alarm/raised": float(bool(alarms))},
         warnings=alarms,
         ends_run=cfg.stop and bool(alarms),
+        teacher_off=cfg.teacher_off and bool(alarms),
     )
 
 
 def _rate(figures: Mapping[str, Any]) -> float:
     """Returns the epistemic words per 1,000 tokens of a set."""
     return float(figures["epistemic"]["per_1000_tokens"])
+
+
+def _forks(figures: Mapping[str, Any]) -> float:
+    """Returns the fork rate of a set."""
+    return float(figures["forks"]["rate"])
 
 
 def _score(figures: Mapping[str, Any]) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from sdjax import config
-from sdjax.analysis import lengths, scores
+from sdjax.analysis import fork_rates, lengths, scores
 from sdjax.analysis.scores import Scores
 from sdjax.data.pipeline import drop_overlong
 from sdjax.data.rows import Skipped
@@ -31,7 +31,7 @@ from sdjax.rollout.collect import collect
 from sdjax.rollout.interface import Sampler, SamplingRequest
 from sdjax.tasks import Task
 from sdjax.tokenizer import Tokenizer
-from sdjax.training import lm_tasks, loaded_model
+from sdjax.training import answer_forks, lm_tasks, loaded_model
 
 AnswerRow = dict[str, Any]
 PUSH_S = 60.0
@@ -189,11 +189,15 @@ def answers(
         # One process compares, because another may exceed a grader's time limit.
         primary = jax.process_index() == 0
         spellings = hosts.of_first(batch.held_out.task.vote_spellings(groups) if primary else None)
-        yield [
+        rows = [
             row
             for group, spelling in zip(groups, spellings, strict=True)
             for row in _rows(batch.held_out.name, group, spelling, tokenizer)
         ]
+        if cfg.fork_rate:
+            counts = answer_forks.count(sampler, weights, groups)
+            rows = [row | more for row, more in zip(rows, counts, strict=True)]
+        yield rows
 
 
 def _rows(
@@ -256,6 +260,7 @@ def check_metric(field: str, name: str, sets: Sequence[HeldOut], cfg: config.Eva
     answer: AnswerRow = {
         **dict.fromkeys(("tokens", "thinking_tokens", "answer_tokens"), 1),
         **{"id": "", "completion": "", "finish": "stop", "correct": True},
+        **dict.fromkeys(fork_rates.COUNTS if cfg.fork_rate else (), 1),
     }
     rows = []
     for part in sets:
@@ -287,6 +292,13 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
             row(f"{of}epistemic words per 1,000 tokens", *path, "per_1000_tokens"),
         ]
 
+    def forks(of: str, *path: str) -> list[tuple[str, float | None, float | None]]:
+        ends = [before, after]
+        for key in path:
+            ends = [end[key] for end in ends]
+        measured = all("forks" in end for end in ends)
+        return [row(f"{of}fork rate", *path, "forks", "rate")] if measured else []
+
     def accuracies(first: dict, last: dict) -> list[str]:
         found = first["accuracy"].items()
         return [k for k, v in found if isinstance(v, dict) and k in last["accuracy"]]
@@ -296,6 +308,7 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
         row("mean completion tokens", "lengths", "mean"),
         row("truncated share", "lengths", "truncated"),
         *verbalization("", "epistemic"),
+        *forks(""),
         *(
             each
             for other, figures in before.get("out_of_domain", {}).items()
@@ -305,6 +318,7 @@ def changes(before: dict, after: dict) -> list[tuple[str, float | None, float | 
                     for name in accuracies(figures, after["out_of_domain"][other])
                 ),
                 *verbalization(f"{other} ", "out_of_domain", other, "epistemic"),
+                *forks(f"{other} ", "out_of_domain", other),
             )
         ),
         *(

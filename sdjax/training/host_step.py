@@ -123,6 +123,14 @@ def make_setup(
     )
 
 
+def without_teacher(setup: StepSetup) -> StepSetup:
+    """Returns the setup of the steps after alarm.teacher_off; itself where it is one already."""
+    if setup.cfg.loss.distillation == 0:
+        return setup
+    cfg = setup.cfg.without_teacher()
+    return replace(setup, cfg=cfg, functions=make_steps(cfg, setup.model))
+
+
 def make_steps(cfg: config.Train, model: LoadedModel) -> StepFunctions:
     """Returns the jitted functions of a run; compiles nothing yet."""
     tx = adamw.make(cfg.optim)

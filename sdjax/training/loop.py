@@ -52,6 +52,8 @@ def train(setup: StepSetup, progress: Progress, out: RunOutputs, stop: Stop) -> 
         while progress.step < cfg.steps and not last:
             stop.check()
             begin_round(progress.step - first)
+            setup = host_step.without_teacher(setup) if progress.teacher_off else setup
+            cfg = setup.cfg
 
             # Draw and grade completions, and write what the teacher reads.
             compiles = out.writer.say if progress.step == first else None
@@ -237,6 +239,10 @@ def end_step(
         outcome = evaluate(out, progress, weights, cfg.alarm)
         metrics, warnings = metrics | outcome.metrics, {**warnings, **outcome.warnings}
         last = last or outcome.ends_run
+        if outcome.teacher_off and not progress.teacher_off:
+            progress.teacher_off = True
+            said = f"the teacher is off from step {step + 1} on: alarm.teacher_off"
+            warnings = {**warnings, "teacher_off": said}
     out.writer.write(step, metrics)
     out.writer.warn(step, warnings)
     progress.unscored = None

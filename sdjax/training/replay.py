@@ -123,6 +123,8 @@ def run(cfg: config.Train) -> None:
     assert cfg.replay is not None
     file = storage.place(cfg.replay, "replay")
     batch = load(file)
+    if cfg.alarm.teacher_off and not batch.rows.contexts:  # after the alarm
+        cfg = cfg.without_teacher()
     saved = Checkpoints(file.parent, cfg.checkpoint)
     step = int(file.stem) if file.stem.isdigit() else -1
     if step not in saved.steps():

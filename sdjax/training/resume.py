@@ -38,6 +38,8 @@ class Progress:
     """Metrics of the last step from its end until they are written. A checkpoint has them if a
     signal came during the step's evaluation. None: they are written."""
     skips: Skips
+    teacher_off: bool = False
+    """Whether alarm.teacher_off has switched the teacher off."""
 
     @property
     def logged(self) -> int:
@@ -64,6 +66,7 @@ def start(setup: StepSetup, saved: Checkpoints) -> Progress:
         history=host["history"],
         unscored=host["unscored"],
         skips=Skips(**host["skips"]),
+        teacher_off=host.get("teacher_off", False),  # a checkpoint of an earlier version has none
     )
 
 
@@ -117,6 +120,7 @@ def host_part(progress: Progress, setup: StepSetup) -> dict[str, Any]:
         "history": progress.history,
         "unscored": progress.unscored,
         "skips": asdict(progress.skips),
+        "teacher_off": progress.teacher_off,
         "mesh": _sizes(setup.model),
         # A resumed run needs the same numbers of slots, because the free memory chose them and
         # matrix products of more or fewer rows may round differently.

@@ -10,6 +10,7 @@ from pathlib import Path
 import other_process
 import pytest
 import runs
+import tiny
 
 from sdjax.errors import UserError
 from sdjax.jobs import train_job
@@ -85,6 +86,33 @@ def test_three_steps_a_kill_and_three_steps_equal_six_to_the_byte(model, tmp_pat
     assert all(m["optim/grad_norm"] > 0 for m in metrics[1:])
     history = json.loads((whole / "evaluations.json").read_text())
     assert [row["step"] for row in history] == [0, 2, 4, 6]
+
+
+@pytest.mark.heavy
+def test_a_teacher_that_an_alarm_switched_off_stays_off_after_a_kill(tmp_path, capsys):
+    sharp = tiny.model_folder(tmp_path / "sharp", sharper=4, num_hidden_layers=1)
+    asked = {
+        "eval": {"fork_rate": True, "k": 4, "max_completion_tokens": 16},
+        "alarm": {"fork_drop": 0.05, "teacher_off": True},
+        "optim": {"lr": 1e-2},
+    }
+    whole = interrupted_equals_whole(sharp, tmp_path, "initial", **asked)
+    metrics = runs.lines(whole / "metrics.jsonl")
+    assert metrics[2]["alarm/raised"] == 1 and metrics[2]["alarm/fork_drop"] > 0.1
+    taught = ["distill/divergence" in row for row in metrics[1:]]
+    assert taught == ["loss/distillation" in row for row in metrics[1:]] == [True] * 2 + [False] * 4
+    assert ["loss/policy" in row for row in metrics[1:]] == [not with_it for with_it in taught]
+    said = "warning: step 2: the teacher is off from step 3 on: alarm.teacher_off"
+    assert capsys.readouterr().out.splitlines().count(said) == 2  # of the whole run and of parts
+    # From there on the run is one of rewards alone.
+    alone = tmp_path / "alone"
+    shutil.copytree(whole, alone)
+    shutil.rmtree(alone / "checkpoints" / "6")
+    asked |= {"loss": {"distillation": 0.0}, "alarm": {}}
+    changes = {"resume": True, "allow": ("loss.distillation",), "teacher": {"kind": "initial"}}
+    train_job.run(runs.job(sharp, alone, **asked, **changes))
+    ours, theirs = (runs.arrays(run / "checkpoints" / "6") for run in (whole, alone))
+    assert ours and all(array.tobytes() == theirs[name].tobytes() for name, array in ours.items())
 
 
 def on_eight_devices(model, kinds):

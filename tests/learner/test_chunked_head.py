@@ -2,6 +2,7 @@ import dataclasses
 import json
 import re
 
+import forked
 import jax
 import jax.numpy as jnp
 import marks
@@ -52,6 +53,13 @@ def typed(x, known=None):
     return contexts, Tokens(token=x["token"], mask=x["mask"], known=known)
 
 
+def plain_forks(logits):
+    """Returns 1.0 where the entropy is high and 1.0 where a fork is, at the logits' temperature."""
+    p = jax.nn.softmax(logits)
+    high = -jnp.sum(p * jnp.log(p), -1) >= 0.672
+    return high.astype(jnp.float32), (high & (jnp.sort(p)[..., -2] >= 0.1)).astype(jnp.float32)
+
+
 def whole(x, cfg, temperature):
     """Returns the outputs from whole logits [R, C, V] by the plainest formulas."""
     student = x["student_hidden"] @ x["student_head"] / temperature
@@ -59,6 +67,7 @@ def whole(x, cfg, temperature):
     a, b = jax.nn.log_softmax(student), jax.nn.log_softmax(teacher)
     p, q = jnp.exp(a), jnp.exp(b)
     at = x["token"][..., None]
+    (high, fork), (_, teacher_fork) = (plain_forks(temperature * y) for y in (student, teacher))
     out = TokenOutputs(
         divergence=divergences.get(cfg.divergence)(student, teacher, x["token"], cfg),
         student_logprob=jnp.take_along_axis(a, at, -1)[..., 0],
@@ -67,6 +76,9 @@ def whole(x, cfg, temperature):
         teacher_entropy=-jnp.sum(q * b, -1),
         top1_agree=(jnp.argmax(a, -1) == jnp.argmax(b, -1)).astype(jnp.float32),
         reverse_kl=jnp.sum(p * (a - b), -1),
+        student_high=high,
+        student_fork=fork,
+        teacher_fork=teacher_fork,
     )
     return jax.tree.map(lambda y: jnp.where(x["mask"], y, 0.0), out)
 
@@ -266,6 +278,36 @@ def test_without_a_teacher_only_the_student_is_described():
     token = jnp.where(jnp.arange(likeliest.shape[1]) % 2 == 0, likeliest, likeliest + 1)
     again = token_outputs(*typed({**x, "token": token}), spec)
     assert np.array_equal(again.top1_agree, (token == likeliest) & x["mask"])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_forks_are_those_at_temperature_1_of_a_float64_reference(temperature):
+    x, _ = given()
+    x |= {f"{of}_head": 3 * x[f"{of}_head"] for of in ("student", "teacher")}
+    spec = HeadSpec(loss=Loss(chunk_tokens=7), temperature=temperature)
+    alone, both = (
+        token_outputs(*typed({**x, **without}), spec)
+        for without in ({"teacher_hidden": None, "teacher_head": None}, {})
+    )
+    (high, fork), (_, of_teacher) = (
+        forked.flags(np.asarray(x[f"{of}_hidden"], np.float64) @ np.asarray(x[f"{of}_head"]))
+        for of in ("student", "teacher")
+    )
+    mask = np.asarray(x["mask"])
+    assert 0.2 < fork[mask].mean() < high[mask].mean() < 0.95 and (fork != of_teacher).any()
+    for out, wanted in ((alone, 0 * of_teacher), (both, of_teacher)):
+        np.testing.assert_array_equal(out.student_high, high & mask)
+        np.testing.assert_array_equal(out.student_fork, fork & mask)
+        np.testing.assert_array_equal(out.teacher_fork, wanted * mask)
+
+
+def test_logits_that_are_not_finite_are_no_fork_and_no_place_without_one():
+    x, _ = given()
+    x["student_hidden"] = x["student_hidden"].at[0, 0].set(jnp.nan)
+    x["mask"] = x["mask"].at[0].set(True)
+    out = token_outputs(*typed(x), HeadSpec(loss=Loss(), temperature=1.0))
+    for found in (out.student_high, out.student_fork):
+        assert np.isnan(found[0, 0]) and np.isfinite(found[0, 1:]).all()
 
 
 def test_the_heads_gradient_is_added_to_the_sums_given_and_none_goes_to_the_head():

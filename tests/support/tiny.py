@@ -94,14 +94,21 @@ def random_tensors(fields: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     return out
 
 
-def model_folder(folder: Path, family: str = "qwen3", seed: int = 0, **changes: Any) -> Path:
-    """Writes a model folder with random weights and a tokenizer, and returns it."""
+def model_folder(
+    folder: Path, family: str = "qwen3", seed: int = 0, sharper: float = 1.0, **changes: Any
+) -> Path:
+    """Writes a model folder with random weights and a tokenizer, and returns it.
+
+    `sharper` multiplies the logits: at 4 a third of the positions are forks, at 1 few are.
+    """
     write_tokenizer(folder)
     fields = config(family, **changes)
     (folder / "config.json").write_text(json.dumps(fields))
     generation = {"eos_token_id": [2, 0], "bos_token_id": 1}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     arrays = random_tensors(fields, seed)
+    if sharper != 1.0:
+        arrays["lm_head.weight"] *= np.float32(sharper)
     shapes = {name: array.shape for name, array in arrays.items()}
     shards.write(folder, shapes, "float32", arrays.values(), max_bytes=40_000)
     return folder

@@ -1,5 +1,6 @@
-"""Warnings of a step that has nothing to learn from: what they say, and when."""
+"""Warnings of a step that has nothing to learn from, and a teacher that an alarm switches off."""
 
+import re
 from dataclasses import replace
 
 import learning
@@ -8,8 +9,10 @@ import pytest
 import runs
 
 from sdjax import config
+from sdjax.jobs import train_job
 from sdjax.logs import writers
 from sdjax.records import Completion, Example, Grade, Group, TeacherPrompt
+from sdjax.teacher import contexts
 from sdjax.training import alerts
 
 
@@ -134,6 +137,39 @@ def test_a_warning_is_printed_once_for_as_long_as_it_lasts_and_again_when_it_ret
         writer.warn(5, {"flat": "flat!"})
     steps = [row["step"] for row in runs.lines(tmp_path / "warnings.jsonl")]
     assert steps == [2, 3, 4, 4, 5]
+
+
+def test_a_teacher_that_cannot_be_switched_off_is_an_error_at_the_start(tmp_path):
+    off = {"teacher_off": True}
+    for sections, says in (
+        (
+            {"alarm": off | {"stop": True}},
+            "alarm.teacher_off is True: must be False with alarm.stop",
+        ),
+        (
+            {"loss": {"distillation": 0.0}, "alarm": off},
+            "alarm.teacher_off is True: needs loss.dis",
+        ),
+        (
+            {"rollout": {"group_size": 1, "dynamic_sampling_rounds": 1}, "alarm": off}
+            | {"reprompt": {"own_success": True}, "optim": {"microbatch": 4}},
+            "dynamic_sampling_rounds is 1: must be 0 with rollout.group_size 1",
+        ),
+    ):
+        with pytest.raises(config.UserError, match=re.escape(says)):
+            learning.train_config(**sections)
+    blend = {"loss": {"distillation": 0.5}, "policy": {"credit": "contrast"}, "alarm": off}
+    cfg = replace(learning.train_config(**blend), out=str(tmp_path / "out"))
+    with pytest.raises(config.UserError, match=r"policy.credit is 'contrast': it reads what alarm"):
+        train_job.run(cfg)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_its_teacher_a_training_is_that_of_rewards_alone():
+    cfg = learning.train_config(reprompt={"regenerate": True}, alarm={"teacher_off": True})
+    without = cfg.without_teacher()
+    assert without == learning.train_config(loss={"distillation": 0.0})
+    assert contexts.used(cfg) and not contexts.used(without)
 
 
 def test_a_teacher_who_can_be_shown_nothing_is_an_error_at_the_start():

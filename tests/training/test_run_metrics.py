@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     The other task finds all 8 answers of the first evaluation right, and none of the second.
     """
     folder = tmp_path_factory.mktemp("run")
-    model = tiny.model_folder(folder / "tiny", num_hidden_layers=1)
+    model = tiny.model_folder(folder / "tiny", sharper=4, num_hidden_layers=1)
     lexicon = folder / "words.json"
     lexicon.write_text(json.dumps({"letter": [chr(c) for c in range(97, 123)], "digit": ["7"]}))
     cfg = job(
@@ -33,9 +33,9 @@ def run(tmp_path_factory):
         loss={"distillation": 0.5},
         reprompt={"regenerate": True},
         optim={"minibatches": 2, "lr": 1e-4},
-        eval={"every": 2, "k": 2, "examples": 4, "batch": 4},
+        eval={"every": 2, "k": 2, "examples": 4, "batch": 4, "fork_rate": True},
         checkpoint={"every": 3},
-        alarm={"ood_drop": 0.9, "epistemic_drop": 0.0, "stop": True},
+        alarm={"ood_drop": 0.9, "epistemic_drop": 0.0, "fork_drop": 0.0, "stop": True},
         log={"alternatives_of": 0},
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -111,12 +111,13 @@ def test_rates_are_split_by_grade_in_rollouts_and_in_evaluations(run):
     assert other["epistemic"].keys() >= {"letter", "digit"}
 
 
-def figures(rate, other_rate=1.0, score=0.5):
-    def of(per_1000, avg):
+def figures(rate, other_rate=1.0, score=0.5, forks=()):
+    def of(per_1000, avg, forks):
         accuracy = {"examples": 4, "avg@2": {"value": avg}, "pass@1": {"value": 1.0}}
-        return {"epistemic": {"per_1000_tokens": per_1000}, "accuracy": accuracy}
+        found = {"epistemic": {"per_1000_tokens": per_1000}, "accuracy": accuracy}
+        return found | ({"forks": {"rate": forks[0]}} if forks else {})
 
-    return of(rate, 0.9) | {"out_of_domain": {"far": of(other_rate, score)}}
+    return of(rate, 0.9, forks) | {"out_of_domain": {"far": of(other_rate, score, forks[1:])}}
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,27 @@ def test_an_alarm_is_raised_where_a_set_falls_by_the_share(last, drops, raised):
     assert all("\n" not in text and "alarm." in text for text in found.warnings.values())
     off = alerts.check_alarms([figures(10.0), last], config.Alarm(epistemic_drop=0, ood_drop=0))
     assert off.warnings == {} and off.metrics["alarm/ood_drop"] == pytest.approx(drops[1])
+
+
+def test_an_alarm_is_raised_where_a_fork_rate_falls_and_what_it_does_is_the_config_s():
+    start, end = figures(10.0, forks=(0.2, 0.1)), figures(10.0, forks=(0.19, 0.04))
+    for alarm, ends_run, teacher_off in (
+        (config.Alarm(), False, False),
+        (config.Alarm(stop=True), True, False),
+        (config.Alarm(teacher_off=True), False, True),
+    ):
+        found = alerts.check_alarms([start, end], alarm)
+        assert found.metrics["alarm/fork_drop"] == pytest.approx(0.6)
+        assert found.warnings == {
+            "fork_drop": "alarm: the fork rate fell by 60% from the start, 0.1 to 0.04 (far); "
+            "alarm.fork_drop is 0.5"
+        }
+        assert (found.ends_run, found.teacher_off) == (ends_run, teacher_off)
+    off = alerts.check_alarms([start, end], config.Alarm(fork_drop=0, teacher_off=True))
+    assert off.warnings == {} and not off.teacher_off and off.metrics["alarm/fork_drop"] > 0.5
+    # A resumed run may measure it in some of its evaluations only.
+    for ends in ([figures(10.0), end], [start, figures(10.0)]):
+        assert "alarm/fork_drop" not in alerts.check_alarms(ends, config.Alarm()).metrics
 
 
 def test_what_was_nothing_at_the_start_cannot_fall():

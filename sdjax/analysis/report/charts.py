@@ -71,6 +71,17 @@ CHARTS = (
         metrics={"student/entropy": "student", "distill/teacher_entropy": "teacher"},
     ),
     Chart(
+        title="Fork rate",
+        unit="share of tokens",
+        help="Positions at which several continuations stay open (docs/metrics.md): of the student "
+        "and of the teacher in training, and of held-out answers.",
+        metrics={
+            "student/fork_rate": "student",
+            "distill/teacher_fork_rate": "teacher",
+            "eval/fork_rate": "held out",
+        },
+    ),
+    Chart(
         title="Student's entropy",
         unit="nats per token",
         help="Where the tokens of epistemic words are predicted, and where all others are.",

@@ -16,7 +16,8 @@ from sdjax.analysis.report.read import RunRecord
 
 IGNORED = re.compile(
     r"(out|seed|data\.seed|resume|allow|replay|profile|steps|epochs|log_every"
-    r"|(log|checkpoint|alarm)\..*|eval\.(every|at_ends)|optim\.most_skipped)(\.class)?"
+    r"|(log|checkpoint|alarm)\.(?!teacher_off).*|eval\.(every|at_ends|fork_rate)"
+    r"|optim\.most_skipped)(\.class)?"
 )
 """Fields of a config in which runs of one family may differ: the seed, how long a run is, and what
 it keeps, shows and measures on the way."""

@@ -9,10 +9,11 @@ from typing import Any
 
 from sdjax.analysis.report.read import RunRecord
 
-ALARMS = ("epistemic_drop", "ood_drop", "alarm")
+ALARMS = ("epistemic_drop", "ood_drop", "fork_drop", "alarm")
 FALLS = {
     "alarm/epistemic_drop": "epistemic words per 1,000 tokens",
     "alarm/ood_drop": "the out-of-domain score",
+    "alarm/fork_drop": "the fork rate",
 }
 MOST = 100
 """Most spans of a run that the page shows."""

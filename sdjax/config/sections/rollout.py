@@ -180,6 +180,9 @@ class Eval(Sampling):
     """Examples sampled at the same time."""
     seed: int = 0
     """Seed of sampling."""
+    fork_rate: bool = False
+    """Count the forks of the answers too (docs/metrics.md): the positions where the model keeps
+    several continuations open. Costs one forward pass over the answers, by the local sampler."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,3 +190,12 @@ class Eval(Sampling):
         require_one("eval.k", self.k)
         require(self.examples >= 0, "eval.examples", self.examples, "must not be negative")
         require_one("eval.batch", self.batch)
+
+    def check_server(self, server: Server) -> None:
+        """Raises UserError where forks are to be counted and a server draws the answers."""
+        require(
+            server.url is None or not self.fork_rate,
+            "eval.fork_rate",
+            self.fork_rate,
+            "needs the local sampler; set the server's url None",
+        )

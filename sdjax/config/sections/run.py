@@ -179,15 +179,27 @@ class Alarm:
     ood_drop: float = 0.2
     """Warns if the score (avg@k) of an out-of-domain task falls by more than this share; 0 is
     off."""
+    fork_drop: float = 0.5
+    """Warns if the fork rate of an evaluation falls by more than this share; 0 is off. Only
+    eval.fork_rate measures it."""
     stop: bool = False
     """End the run at a warning as at its last step: with a checkpoint, an export and exit code
     0."""
+    teacher_off: bool = False
+    """Switch the teacher off at a warning: from the next step on, the run learns as with
+    loss.distillation 0. A resumed run stays so."""
 
     def __post_init__(self) -> None:
         require_finite(self, "alarm.")
-        for name in ("epistemic_drop", "ood_drop"):
+        for name in ("epistemic_drop", "ood_drop", "fork_drop"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"alarm.{name}", value, "must lie in [0, 1]; 0 is off")
+        require(
+            not (self.stop and self.teacher_off),
+            "alarm.teacher_off",
+            self.teacher_off,
+            "must be False with alarm.stop, which ends the run at the same warning",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
