@@ -94,11 +94,11 @@ def test_a_teacher_that_an_alarm_switched_off_stays_off_after_a_kill(tmp_path, c
     asked = {
         "eval": {"fork_rate": True, "k": 4, "max_completion_tokens": 16},
         "alarm": {"fork_drop": 0.05, "teacher_off": True},
-        "optim": {"lr": 1e-2},
+        "optim": {"lr": 3e-3},
     }
     whole = interrupted_equals_whole(sharp, tmp_path, "initial", **asked)
     metrics = runs.lines(whole / "metrics.jsonl")
-    assert metrics[2]["alarm/raised"] == 1 and metrics[2]["alarm/fork_drop"] > 0.1
+    assert metrics[2]["alarm/raised"] == 1 and metrics[2]["alarm/fork_drop"] >= 0.05
     taught = ["distill/divergence" in row for row in metrics[1:]]
     assert taught == ["loss/distillation" in row for row in metrics[1:]] == [True] * 2 + [False] * 4
     assert ["loss/policy" in row for row in metrics[1:]] == [not with_it for with_it in taught]
