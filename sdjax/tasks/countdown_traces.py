@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from random import Random
 
 from sdjax import config
+from sdjax.errors import UserError
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import (
     GIVE_UP,
@@ -38,6 +39,8 @@ from sdjax.tasks.countdown_search import (
 
 # A guided answer turns to the shown solution after at most this many failures.
 MOST_FAILURES = 10
+# A question whose search is not to give up is searched at most this often.
+MOST_SEARCHES = 1000
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,15 @@ def _unguided(question: Question, cfg: config.Traces, rng: Random) -> str:
 
 
 def _persistent(question: Question, cfg: config.Traces, rng: Random) -> str:
-    """Returns a search that finds the solution within the largest patience, whatever it takes."""
-    while True:
+    """Returns a search that finds the solution within the largest patience."""
+    for _ in range(MOST_SEARCHES):
         found = search(question.numbers, question.target, cfg.patience[1], Voice(cfg.doubt), rng)
         if found.solved:
             return trace(found.lines, found.path)
+    raise UserError(
+        f"patience is {cfg.patience}: {MOST_SEARCHES} searches of a question found no solution; "
+        "raise the second number, or set instructed 0"
+    )
 
 
 def _tried(question: Question, cfg: config.Traces, voice: Voice, rng: Random) -> Search:

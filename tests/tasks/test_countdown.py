@@ -19,6 +19,7 @@ from sdjax.main import load as load_config
 from sdjax.main import main
 from sdjax.models.files.resolve import resolve
 from sdjax.records import Completion, Example, Grade, Group
+from sdjax.tasks import countdown_traces
 from sdjax.tasks.countdown import Countdown, Question, draw
 from sdjax.tasks.countdown_search import Voice, direct, reaches, search, solutions, stated, terms
 from sdjax.tasks.countdown_traces import trace_row
@@ -260,6 +261,14 @@ def test_an_instruction_is_read_as_a_teacher_shows_it_and_its_search_never_gives
     )
     teacher = reprompt.messages(example, (), "", contexts["keep_trying"])
     assert traces_job.messages(told[0], CONFIG.reprompt)[:-1] == list(teacher)
+
+
+def test_a_search_that_may_not_give_up_ends_all_the_same(monkeypatch):
+    monkeypatch.setattr(countdown_traces, "MOST_SEARCHES", 1)
+    with pytest.raises(
+        UserError, match=r"^patience is \(1, 1\): 1 searches of a question found no"
+    ):
+        rows_of(50, guided=0.0, instructed=1.0, patience=(1, 1))
 
 
 def test_a_solution_is_shown_as_a_teacher_reads_it():
