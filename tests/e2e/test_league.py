@@ -22,9 +22,9 @@ SCRIPT = ROOT / "configs" / "tiny" / "league.sh"
 
 SETS = ("in domain", "large", "divide", "four")
 FLAGS = (
-    "--steps 3 --model.compute_dtype float32 --rollout.prompts_per_step 4 --rollout.group_size 4 "
-    "--rollout.max_completion_tokens 48 --optim.microbatch 8 --eval.every 1 --eval.examples 2 "
-    "--eval.k 2 --eval.batch 2 --eval.max_completion_tokens 48 --checkpoint.export False"
+    "--steps 2 --model.compute_dtype float32 --rollout.prompts_per_step 4 --rollout.group_size 4 "
+    "--rollout.max_completion_tokens 160 --optim.microbatch 8 --eval.every 1 --eval.examples 2 "
+    "--eval.k 2 --eval.batch 2 --eval.max_completion_tokens 160 --checkpoint.export False"
 )
 
 
