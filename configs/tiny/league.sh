@@ -126,7 +126,7 @@ for seed in $seeds; do
     base=$(base_of "$arm")
     # shellcheck disable=SC2086  # FLAGS are words
     job "$out/${arm}_$seed.log" "${options[@]}" --out "$out/${arm}_$seed" --seed "$seed" \
-      --data.seed "$seed" --log.progress False --log.rollouts False \
+      --data.seed "$seed" --log.progress False --log.rollouts False --eval.fork_rate \
       ${base:+--model.path "$out/bases/$base/base/model"} ${FLAGS:-} &
   done
 done

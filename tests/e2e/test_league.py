@@ -22,9 +22,9 @@ SCRIPT = ROOT / "configs" / "tiny" / "league.sh"
 
 SETS = ("in domain", "large", "divide", "four")
 FLAGS = (
-    "--steps 3 --model.compute_dtype float32 --rollout.prompts_per_step 4 --rollout.group_size 4 "
-    "--rollout.max_completion_tokens 48 --optim.microbatch 8 --eval.every 1 --eval.examples 2 "
-    "--eval.k 2 --eval.batch 2 --eval.max_completion_tokens 48 --checkpoint.export False"
+    "--steps 2 --model.compute_dtype float32 --rollout.prompts_per_step 4 --rollout.group_size 4 "
+    "--rollout.max_completion_tokens 160 --optim.microbatch 8 --eval.every 1 --eval.examples 2 "
+    "--eval.k 2 --eval.batch 2 --eval.max_completion_tokens 160 --checkpoint.export False"
 )
 
 
@@ -149,12 +149,13 @@ def test_the_tables_hold_what_the_runs_measured(writer, runs, capsys):
         assert end["unrelated"][name].startswith(f"{pooled:.2f} (")
         where = "eval" if name == "in domain" else f"ood/{name}"
         assert pooled == pytest.approx(np.mean([m[f"{where}/avg@2"] for m in both]))
-    for column, metric, scale in (
-        ("tokens", "eval/length", 1),
-        ("cut off", "eval/truncated", 1),
-        ("doubt", "eval/epistemic_per_1000_tokens", 1),
+    for column, metric in (
+        ("tokens", "eval/length"),
+        ("cut off", "eval/truncated"),
+        ("doubt", "eval/epistemic_per_1000_tokens"),
+        ("fork rate", "eval/fork_rate"),
     ):
-        values = np.array([m[metric] for m in both]) / scale
+        values = np.array([m[metric] for m in both])
         short = writer["_short"]
         wanted = f"{short(values.mean())} ({short(values.min())}-{short(values.max())})"
         assert end["unrelated"][column] == wanted
@@ -245,3 +246,4 @@ def test_one_command_trains_two_arms_and_writes_their_table(tmp_path):
     assert done.returncode == 0, done.stderr
     (end, _) = rows((out / "league.md").read_text())
     assert list(end) == ["before training", "before_drift", "unrelated_failed"]
+    assert all(row["fork rate"] for row in end.values())

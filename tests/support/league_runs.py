@@ -85,7 +85,7 @@ def metrics(
 ) -> dict[str, Any]:
     """Returns a line of metrics.jsonl; step 0 has no rollouts."""
     names: Sequence[str] = ["eval", *(f"ood/{name}" for name in SETS[1:])]
-    out: dict[str, Any] = {"step": step}
+    out: dict[str, Any] = {"step": step, "eval/fork_rate": length / 1000}
     for where, found in zip(names, by_set.values(), strict=True):
         out |= found.metrics(where)
     if step:
