@@ -102,6 +102,14 @@ def test_three_spellings_of_a_wrong_answer_outvote_two_of_the_right_one(tokenize
     assert scores.of_rows(rows).accuracy.estimates["maj@6"].value == 0.0
 
 
+def test_right_answers_within_the_tolerance_vote_together(tokenizer):
+    task, *_ = case("number")
+    texts = ("0.3333", "0.33333", "0.333333", "0.5", "0.5")
+    asked = group(task, "0.3333333333333333", texts, tokenizer)
+    rows = list(evaluation._rows("n", asked, [None] * 5, tokenizer))
+    assert scores.of_rows(rows).accuracy.estimates["maj@5"].value == 1.0
+
+
 def test_lists_and_numbers_of_an_own_grader_vote_by_value():
     def votes(*values):
         return {accuracy.vote({"prediction": value}) for value in values}
