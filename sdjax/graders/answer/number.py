@@ -51,7 +51,9 @@ _SIGN_WORD = re.compile(r"\b(?:minus|negative)\s(?=[\d.$])", re.IGNORECASE)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _THIN = re.compile(r"(?<=\d)(?:\\[,;:!]|[\u2009\u202f\u00a0~])+(?=\d{3}(?!\d))")
 _COMMA = re.compile(r"(?<=\d),\\[!](?=\s?\d{3}(?!\d))")
-_SPACE = re.compile(r"(?:\\[,;:! ]|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|&nbsp;|[~\u2009\u202f\u00a0 \t])+")
+_SPACE = re.compile(
+    r"(?:\\[,;:! ]|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|&nbsp;|[~\u2009\u202f\u00a0 \t])+"
+)
 _BOXED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])")
 _LETTERS = re.compile(r"(\\?[A-Za-z]+)$")
 _RAISED_BEFORE = re.compile(r"(?:\^|(?<=[\w)}\]])_)\{?$")
