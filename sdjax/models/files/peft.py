@@ -54,7 +54,8 @@ def export(
         rank = cfg.lora.rank
         stored = {"lora_A": a.reshape(-1, rank).T, "lora_B": b.reshape(rank, -1).T}
         for part, array in stored.items():
-            stored_as = np.ascontiguousarray(array, shards.DTYPES[dtype])
+            with np.errstate(over="ignore"):  # looked for below
+                stored_as = np.ascontiguousarray(array, shards.DTYPES[dtype])
             if not np.isfinite(stored_as.astype(np.float32)).all():
                 raise UserError(
                     f"export to {out}: {name} holds NaN or infinity as {dtype}: take an earlier "
