@@ -64,7 +64,7 @@ _SHORT_FRACTION = re.compile(r"(\\[dtc]?frac)\s?(\d)\s?(\d)")
 # What makes a number a part of an expression: a root, a function, a fraction of other things, a
 # constant or a product of unknowns. "5x" may be five times, and "5m" five metres.
 _PART_BEFORE = re.compile(
-    r"(?:(?:\\|(?<![A-Za-z]))sqrt\s?(?:\[\w+\])?\s?[({]?|[√∛∜]\(?"
+    r"(?:(?:\\|(?<![A-Za-z]))sqrt\s?(?:\[\w+\])?\s?[({]?|[√∛∜]\s?\(?"
     r"|\\(?:log|ln|lg|exp|sin|cos|tan)(?:_\w|_\{\w+\})?\s?[({]?"
     r"|\\[dtc]?frac\s?(?:\{(?:[^{}]*\}\s?\{)?[^{}]*)?)$"
 )
