@@ -128,8 +128,8 @@ class _Comparison:
         if not isinstance(ours, str) or not isinstance(theirs, str):
             return False
         # x < 1 or x > 3 is the union of two intervals.
-        for listed, other in ((ours, theirs), (theirs, ours)):
-            found, united = parts.listing(listed), parts.union(other)
+        for listed, joined in ((ours, theirs), (theirs, ours)):
+            found, united = parts.listing(listed), parts.union(joined)
             if found and united and found.brackets == "" and all(map(_is_relation, found.elements)):
                 return len(united) == len(found.elements) and self._unordered(
                     found.elements, united, depth
