@@ -109,7 +109,8 @@ class _Comparison:
         if left is None or right is None:
             alone = _of_one(left) or _of_one(right)
             if alone is not None and isinstance(ours, str) and isinstance(theirs, str):
-                return self.same(alone, theirs if left is not None else ours, depth - 1)
+                pair = (ours, alone) if left is None else (alone, theirs)
+                return self.same(*pair, depth - 1)
             return self._relation(ours, theirs, depth)
         if left.brackets != right.brackets:
             # Brackets say whether the ends belong to an interval. Other lists may leave them out.
