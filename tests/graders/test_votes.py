@@ -10,6 +10,8 @@ from ruled import CALL, CALLS, CASES
 
 from sdjax import config, graders, tasks
 from sdjax.analysis import accuracy, scores, study_scores
+from sdjax.graders import reasoning_gym_rule
+from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.io.files import to_json
 from sdjax.records import Completion, Example, Group
 from sdjax.tasks import Task
@@ -108,6 +110,15 @@ def test_right_answers_within_the_tolerance_vote_together(tokenizer):
     asked = group(task, "0.3333333333333333", texts, tokenizer)
     rows = list(evaluation._rows("n", asked, [None] * 5, tokenizer))
     assert scores.of_rows(rows).accuracy.estimates["maj@5"].value == 1.0
+
+
+def test_an_answer_that_a_generator_s_rule_finds_right_votes_with_its_gold_answer():
+    attempt = Attempt("<answer>1 + x</answer>", "x + 1", id="0")
+    votes = [
+        accuracy.vote(reasoning_gym_rule._grade(attempt, "1 + x", right).details)
+        for right in (True, False)
+    ]
+    assert votes == ["x + 1", "1 + x"]
 
 
 def test_lists_and_numbers_of_an_own_grader_vote_by_value():
