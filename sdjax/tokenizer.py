@@ -425,8 +425,11 @@ def _clock_of(day: datetime.datetime) -> str:
     It is a macro, because transformers passes no functions to a template. A macro hides the
     function of the same name, which reads the clock, however the template calls it.
     """
-    formats = [f"%-{c}" for c in "dmHIMSj"] + [f"%{c}" for c in "aAbBcdDeFHIjmMpSTuUwWxXyY"]
-    calls = "".join(f"|replace({json.dumps(f)}, {json.dumps(day.strftime(f))})" for f in formats)
+    formats = [f"%-{c}" for c in "dmHIMSj"]
+    formats += [f"%{c}" for c in "aAbBcCdDeFfgGhHIjklmMpPrRSTuUVwWxXyYzZ"]
+    # A mark stands for "%%", whose second sign begins no format.
+    written = [("%%", MARKS[0]), *((f, day.strftime(f)) for f in formats), (MARKS[0], "%")]
+    calls = "".join(f"|replace({json.dumps(a)}, {json.dumps(b)})" for a, b in written)
     # The empty value keeps a line end at the beginning of the template.
     return "{% macro strftime_now(format) %}{{ format" + calls + " }}{% endmacro %}{{ '' }}"
 

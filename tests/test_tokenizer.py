@@ -241,6 +241,8 @@ def test_a_template_that_reads_the_clock_reads_the_day_of_the_run(tmp_path):
     "call",
     [
         'strftime_now("%d %b %Y")',
+        "strftime_now('%d %b %G')",
+        "(strftime_now('%d %h %C%g%%d') | replace('%d', ''))",
         "strftime_now(format='%d %b %Y')",
         "strftime_now ('%d ' ~ '%b %Y')",
         "strftime_now(form)",

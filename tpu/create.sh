@@ -3,7 +3,7 @@
 #   tpu/create.sh [--dry-run] [--settings FILE]
 # Exit code 1: there is no slice, and no part of one is left.
 source "$(dirname "$0")/common.sh" "$@"
-check_settings PROJECT
+check_settings PROJECT RUNTIME
 
 case $MODE in
   on-demand | spot | queued | queued-spot) ;;

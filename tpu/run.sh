@@ -4,7 +4,7 @@
 #   tpu/run.sh [--dry-run] [--settings FILE]
 # Exit code: that of the training; 1 if TRIES slices were not enough; 130 if interrupted.
 source "$(dirname "$0")/common.sh" "$@"
-check_settings PROJECT BUCKET
+check_settings PROJECT BUCKET RUNTIME
 
 git -C "$ROOT" cat-file -e "HEAD:$CONFIG" 2>/dev/null || {
   say "CONFIG is $CONFIG: not in the last commit, which setup.sh copies to the slice; commit it"

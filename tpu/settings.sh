@@ -9,9 +9,10 @@ case $TYPE in
   v6e*) runtime=v2-alpha-tpuv6e ;;
   v5lite*) runtime=v2-alpha-tpuv5-lite ;;
   v4*) runtime=tpu-ubuntu2204-base ;;
-  *) runtime=v2-alpha-tpuv5 ;;
+  v5p*) runtime=v2-alpha-tpuv5 ;;
+  *) runtime= ;;
 esac
-: "${RUNTIME:=$runtime}"           # the image of TYPE
+: "${RUNTIME:=$runtime}"           # the image of TYPE; set it for a type that is not above
 : "${MODE:=spot}"                  # on-demand, spot, queued, queued-spot
 : "${BUCKET:=my-bucket}"           # survives a preemption; needs a hierarchical namespace, in ZONE's region
 : "${CONFIG:=configs/math/sdpo_qwen3_8b.py}"

@@ -8,6 +8,7 @@ It reads the bench.json of each run and names those that are missing.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -86,7 +87,9 @@ def difference(runs: Runs, mesh: str) -> float | None:
     """Returns the largest |a - b| / |b| of a mesh's losses a and one GPU's b; None without any."""
     # The lengths may differ, because a run with a profile has one more update.
     pairs = zip(_losses(runs, mesh), _losses(runs, "one"), strict=False)
-    return max((abs(a - b) / max(abs(b), 1e-30) for a, b in pairs), default=None)
+    apart = [abs(a - b) / max(abs(b), 1e-30) for a, b in pairs]
+    # max() passes over NaN.
+    return next((d for d in apart if math.isnan(d)), max(apart, default=None))
 
 
 def _losses(runs: Runs, mesh: str) -> list[float]:

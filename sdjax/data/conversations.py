@@ -5,7 +5,8 @@ A row has one of
     conversations           the same, usually of {"from", "value"}: ShareGPT's rows
     prompt and completion   each a text or a list of messages; the completion is the assistant's
 A column `system` comes before them. `reasoning_content` or `thinking` of a message stands before
-its content, between <think> tags. A turn of the assistant whose `weight` is 0 is not learned.
+its content, between <think> tags. A turn of the assistant whose `weight` is 0 is not learned, nor
+one whose `train` or `loss` is false.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from sdjax.records import Message
 
 # The columns of whole conversations, in order of preference.
 WHOLE = ("messages", "conversations")
-# The beginning of a thought at the end of a prompt: its name, its closing tag, white space.
-OPENING = re.compile(r"<(\w*(?:think|thought|reason)\w*)>(?:\s*(</\1>))?(\s*)$", re.I)
+# A tag at the end of a prompt, such as <think> or [THINK], its closing tag, and white space.
+OPENING = re.compile(r"([<\[])([^<>\[\]\s/][^<>\[\]\s]{0,40})([>\]])(?:\s*(\1/\2\3))?(\s*)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +101,13 @@ def without_opening(prompt: str, completion: str) -> str:
     opened = OPENING.search(prompt)
     if opened is None:
         return completion
+    left, name, right, closing, space = opened.groups()
     # White space may differ between the template and the data.
-    wanted = re.escape(f"<{opened[1]}>") + (rf"\s*{re.escape(opened[2])}\s*" if opened[2] else "")
+    wanted = re.escape(left + name + right) + (rf"\s*{re.escape(closing)}\s*" if closing else "")
     begun = re.match(rf"\s*{wanted}", completion)
     if begun is None:
         return completion
-    space = "" if opened[2] else opened[3]
+    space = "" if closing else space
     return completion[begun.end() :].removeprefix(space)
 
 

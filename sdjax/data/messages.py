@@ -21,7 +21,9 @@ SPEAKERS = {
     "bard": "assistant", "observation": "tool",
 }  # fmt: skip
 # Where data sets keep an assistant's thinking beside its answer.
-THINKING = ("reasoning_content", "thinking")
+THINKING = ("reasoning_content", "reasoning", "thinking")
+# Fields of a message that say whether it is learned.
+LEARNED = ("weight", "train", "loss")
 # Columns, and fields of a message, that change what a conversation says.
 UNREADABLE_COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "tools", "functions")
 UNREADABLE_FIELDS = ("tool_calls", "function_call", "tool_call_id", "name", *UNREADABLE_COLUMNS)
@@ -29,7 +31,7 @@ UNREADABLE_FIELDS = ("tool_calls", "function_call", "tool_call_id", "name", *UNR
 
 @dataclass(frozen=True)
 class Turn:
-    """A message, and whether its data set wants it learned (`weight` 1, or none)."""
+    """A message, and whether its data set wants it learned (no field of LEARNED is 0 or false)."""
 
     message: Message
     learned: bool
@@ -106,13 +108,14 @@ def _turn(where: str, message: Any) -> Turn:
         raise RowError(f"{where}is {type(message).__name__}, not an object")
     role, text = _role(where, message)
     _refuse(message, UNREADABLE_FIELDS, where)
-    weight = message.get("weight")
-    if weight not in (None, 0, 1):
-        raise RowError(f"{where}'weight' is {weight!r}: must be 0 or 1")
+    weights = {name: message.get(name) for name in LEARNED}
+    for name, weight in weights.items():
+        if weight not in (None, 0, 1):
+            raise RowError(f"{where}'{name}' is {weight!r}: must be 0 or 1")
     thought, content = _thought(where, role, message), _content(where, text, message.get(text))
     if thought and content.lstrip().startswith("<think>"):
         raise RowError(f"{where}has its thinking twice: in '{text}' and beside it")
-    return Turn(Message(role=role, content=thought + content), learned=weight != 0)
+    return Turn(Message(role=role, content=thought + content), learned=0 not in weights.values())
 
 
 def _role(where: str, message: dict[str, Any]) -> tuple[str, str]:
@@ -149,7 +152,8 @@ def _thought(where: str, role: str, message: dict[str, Any]) -> str:
     if not found:
         return ""
     (name, text), *others = found.items()
-    if role != "assistant" or others:
+    # Some servers write one thought under two names.
+    if role != "assistant" or any(other != text for _, other in others):
         raise RowError(f"{where}'{name}' belongs to no other field or role than the assistant's")
     thought = checked_text(text, f"{where}'{name}'").strip()
     return f"<think>\n{thought}\n</think>\n\n"

@@ -134,4 +134,6 @@ def _grade(attempt: Attempt, answer: str | None, score: bool | pool.Lost) -> Gra
     details = {"prediction": answer, "truncated": attempt.truncated}
     if isinstance(score, pool.Lost):
         details["lost"] = score.reason
+    if correct and attempt.answer and answer != attempt.answer:
+        details["vote"] = attempt.answer  # the rule takes several spellings
     return Grade(reward=float(correct), correct=correct, details=details)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from sdjax import config, tasks
+from sdjax import config, own_functions, tasks
 from sdjax.analysis import epistemic
 from sdjax.config.sections.target import SOLUTION
 from sdjax.data.pipeline import LISTED, drop_overlong
@@ -124,6 +124,7 @@ def _prepare(
     if cfg.data.limit:
         examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
     _check_solutions(cfg, examples)
+    _check_feedback(cfg, task, examples)
     evaluation.check_same_examples(task.name, examples)
     sets = evaluation.held_out(
         task, others, cfg.eval, model.tokenizer, limit, thinking, field=LONGEST_PROMPT
@@ -141,6 +142,31 @@ def _prepare(
             "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval
         )
     return task, model, examples, sets
+
+
+def _check_feedback(cfg: config.Train, task: Task, examples: Sequence[Example]) -> None:
+    """Raises UserError if a teacher is to read feedback alone and the task's rule never gives any.
+
+    It asks a rule of sdjax only. What a grader or a reward of the user says is known at step 1.
+    """
+    alone = [
+        x
+        for x in contexts.used(cfg).values()
+        if x.feedback and x.demonstration == "none" and not (x.instruction or x.always)
+    ]
+    own = own_functions.is_named(str(getattr(cfg.task, "grader", "")))
+    foreign = not type(cfg.task).__module__.startswith("sdjax.")
+    if not alone or own or foreign or cfg.task.all_rewards():
+        return
+    # A rule that gives feedback gives some to an answer that is missing, vague or cut off.
+    texts = ["", "I am not sure.", "I am not sure."]
+    grades = task.grade_many(texts, [examples[0]] * len(texts), [False, False, True])
+    if not any(grade.feedback.strip() for grade in grades):
+        raise UserError(
+            "reprompt.feedback is True: the rule of the task gives no feedback, so no teacher "
+            "knows more than the student; set reprompt.demonstration to 'random', or choose "
+            "another rule with task.grader"
+        )
 
 
 def _check_solutions(cfg: config.Train, examples: Sequence[Example]) -> None:

@@ -2,6 +2,7 @@ r"""Questions from any rows: your own files, a data set of the hub, rows made fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,8 +12,8 @@ from sdjax.data import hub_sets
 from sdjax.data.rows import RowError, Skipped, answer_field, convert_rows
 from sdjax.data.sources import SUFFIXES, read_rows
 from sdjax.errors import UserError
-from sdjax.graders import RULES
-from sdjax.graders.answer import number
+from sdjax.graders import RULES, tool_calls
+from sdjax.graders.answer import expression, number
 from sdjax.graders.workers.grade_batch import Grader
 from sdjax.own_functions import Function
 from sdjax.records import Example
@@ -36,6 +37,15 @@ SHORT = 100
 OPTIONS, ANSWER, NO_ANSWER = "has options", "has an answer", "has no answer"
 ELSEWHERE = ("code", "code_reference", "reasoning_gym")
 """Rules whose answers only their own tasks write."""
+FORMS = {
+    "number": "one number",
+    "choice": "one letter",
+    "choice_reference": "one capital letter",
+    "expression": "numbers and their target, such as 3 4 5 = 17",
+    "tooluse": "a JSON list of calls",
+    "tooluse_reference": "a JSON list of calls",
+}
+"""What the answer of a row must be, for the rules that cannot read every text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +116,10 @@ def _read(
             answer, solution = letter(row, cfg.answer_path(row), choices), None
             listed = "\n".join(f"{x}: {option}" for x, option in choices.items())
             messages = with_last(messages, lambda question: f"{question}\n\n{listed}")
+        if answer and not _reads(cfg.grader, answer):
+            raise RowError(
+                f"the answer is {answer[:40]!r}: the rule {cfg.grader} takes {FORMS[cfg.grader]}"
+            )
         kind = OPTIONS if choices else ANSWER if answer else NO_ANSWER
         kinds.setdefault(kind, f"{source}:{row_number}")
         added = _instruction(cfg, row, kind)
@@ -140,6 +154,24 @@ def _answer(row: dict[str, Any], cfg: Questions) -> tuple[str, str | None]:
             raise
         worked = row.get("solution")
         return "", worked if isinstance(worked, str) and worked.strip() else None
+
+
+def _reads(rule: str, answer: str) -> bool:
+    """Returns whether a rule can find any completion right that states this answer."""
+    try:
+        if rule == "number":
+            return number.canonical(answer) is not None
+        if rule == "choice":
+            return re.fullmatch(r"\s*[A-Za-z]\s*", answer) is not None
+        if rule == "choice_reference":
+            return re.fullmatch("[A-Z]", answer) is not None
+        if rule == "expression":
+            return expression.FORM.fullmatch(answer) is not None
+        if rule.startswith("tooluse"):
+            tool_calls.expected_calls(answer)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return True
 
 
 def _instruction(cfg: Questions, row: dict[str, Any], kind: str) -> str:

@@ -66,7 +66,7 @@ def _read(
         answer = value if isinstance(value, str) else json.dumps(value)
         try:
             tool_calls.expected_calls(answer)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RowError(f"field '{name}' holds no list of calls ({error!r})") from None
         messages = cfg.prompt(row, QUESTIONS)
         return Example(

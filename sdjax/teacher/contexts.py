@@ -41,7 +41,7 @@ def known(cfg: config.Train) -> dict[str, config.Reprompt]:
 def used(cfg: config.Train) -> dict[str, config.Reprompt]:
     """Returns the contexts that the loss reads, those of the target first; {} without a teacher.
 
-    Raises UserError for a name that is no context.
+    Raises UserError for a name that is no context, and for a context that shows nothing.
     """
     share = cfg.loss.distillation
     of_target = targets.contexts(cfg.target) if share > 0 else ()
@@ -53,7 +53,19 @@ def used(cfg: config.Train) -> dict[str, config.Reprompt]:
                 f"target names {name!r}: must be one of {', '.join(every)}; or add it to contexts"
             )
         out[name] = every[name]
+        _check(out[name], f"contexts.{name}" if name in cfg.contexts else "reprompt")
     return out
+
+
+def _check(section: config.Reprompt, at: str) -> None:
+    config.require(
+        section.shows,
+        f"{at}.demonstration",
+        section.demonstration,
+        f"needs {at}.feedback or {at}.instruction, or no teacher knows more than the student",
+    )
+    shown = section.demonstration != "none"
+    section.check_shown(demonstrations=shown, feedback=section.feedback, at=at)
 
 
 def build(

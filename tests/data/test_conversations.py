@@ -41,6 +41,26 @@ def said(found):
             "",
         ),
         (
+            {"messages": [ASK, SAY | {"reasoning": "t"}]},
+            [(["q"], "<think>\nt\n</think>\n\na")],
+            "",
+        ),
+        (
+            {"messages": [ASK, SAY | {"reasoning": "t", "reasoning_content": "t"}]},
+            [(["q"], "<think>\nt\n</think>\n\na")],
+            "",
+        ),
+        (
+            {"messages": [ASK, SAY | {"train": False}, MORE, LAST | {"train": True}]},
+            [(["q", "a", "r"], "b")],
+            "",
+        ),
+        (
+            {"messages": [ASK, SAY | {"loss": False}, MORE, LAST | {"loss": None}]},
+            [(["q", "a", "r"], "b")],
+            "",
+        ),
+        (
             {"messages": [ASK, SAY | {"weight": 0}, MORE, LAST | {"weight": 1}]},
             [(["q", "a", "r"], "b")],
             "",
@@ -90,6 +110,7 @@ def test_the_last_turn_that_is_learned_is_the_last_one_with_weight(tmp_path):
     ("row", "says"),
     [
         ({"messages": [ASK, SAY | {"weight": 0.5}]}, "message 2: 'weight' is 0.5: must be 0 or 1"),
+        ({"messages": [ASK, SAY | {"train": "no"}]}, "message 2: 'train' is 'no': must be 0 or 1"),
         ({"messages": [ASK, SAY | {"weight": 0}]}, "has no turn of the assistant with a text to"),
         ({"messages": [ASK, SAY], "weight": 2.0}, "field 'weight' is 2.0: rows have no weights"),
         ({"messages": [ASK, SAY], "tools": [{"name": "f"}]}, "field 'tools' is not supported"),

@@ -20,6 +20,12 @@ from sdjax.data.conversations import without_opening
         ("assistant\n<think>\n\n</think>\n\n", "<think>a</think>5", "<think>a</think>5"),
         ("assistant\n", "<think>a</think>5", "<think>a</think>5"),
         ("assistant\n", "\n5", "\n5"),
+        ("[/INST][THINK]", "[THINK]a[/THINK]5", "a[/THINK]5"),
+        ("assistant\n<|begin_of_thought|>\n", "<|begin_of_thought|>\na", "a"),
+        ("assistant\n<scratchpad>\n", "<scratchpad>a</scratchpad>5", "a</scratchpad>5"),
+        ("assistant\n<answer>", "<answer>5</answer>", "5</answer>"),
+        ("<|assistant|>\n", "<think>a", "<think>a"),
+        ("[INST] q [/INST]", "[/INST] a", "[/INST] a"),
         ("say <think>\nassistant\n", "<think>a", "<think>a"),
     ],
 )

@@ -196,6 +196,14 @@ def test_the_image_is_that_of_the_slice(type_, image):
     assert shipped(TYPE=type_, RUNTIME="own")[1] == "own"
 
 
+def test_a_type_whose_image_is_not_known_is_refused_before_a_slice_is_created(call):
+    for name in ("run.sh", "create.sh"):
+        done = call(name, TYPE="tpu7x-8")
+        assert done.returncode == 2 and done.calls == [], done.stderr
+        assert "RUNTIME is ''" in done.stderr
+    assert call("create.sh", TYPE="tpu7x-8", RUNTIME="own").returncode == 0
+
+
 def test_a_wrong_argument_and_a_wrong_mode_are_named(call):
     assert "unknown argument --dry" in call("create.sh", "--dry").stderr
     done = call("create.sh", MODE="cheap")

@@ -348,7 +348,38 @@ PRINTED_POWERS = {
     ("2e-1", "-1+2e"): True,
     ("e-1", "e-1"): True,
 }
-CASES = SEPARATORS | UNITS | NAMES | STRUCTURES | SPELLINGS | SIZES
+FURTHER = {
+    ("4 a", "4"): False,
+    ("4", "4 a"): False,
+    ("4 each", "4"): True,
+    (r"x>3 \text{ or } x<1", r"(-\infty,1)\cup(3,\infty)"): True,
+    (r"x\le1, x>3", r"(-\infty,1)\cup(3,\infty)"): False,
+    (r"(-\infty,1)\cup(3,\infty)", r"x<1 \text{ or } x>3"): True,
+    (r"\{x \mid x > 3\}", r"(3,\infty)"): True,
+    (r"\{x \in \mathbb{R} : x \ge 3\}", r"(3,\infty)"): False,
+    ("x=2 or x=-2", r"x=\pm2"): True,
+    ("x=2", r"x=\pm2"): False,
+    (r"x=1\pm\sqrt2", r"1+\sqrt{2}, 1-\sqrt{2}"): True,
+    (r"\{0\}", "0"): True,
+    ("0", r"\{0\}"): True,
+    (r"\{0\}", r"\emptyset"): False,
+    ("2^{1000}", "2^{1000}+1"): False,
+    ("2^{1000}", "4^{500}"): True,
+    ("100!", "100!+1"): False,
+    (r"{5\choose 2}", "10"): True,
+    (r"\cos 60^\circ", "1/2"): True,
+    (r"\cos 60^\circ", r"\cos 60"): False,
+    (r"\tan(45^\circ)", "1"): True,
+    ("f^{-1}(x)=x/2", "x/2"): True,
+    ("f^{-1}(x)=x/2", "f(x)=x/2"): False,
+    ("{-}5", "-5"): True,
+    ("\u20145", "-5"): True,
+    ("-CHF 5", "-5"): True,
+    ("5 CHF", "5 EUR"): False,
+    ("HK\\$5", "5"): True,
+    ("-\u20bd5", "5"): False,
+}
+CASES = SEPARATORS | UNITS | NAMES | STRUCTURES | SPELLINGS | SIZES | FURTHER
 CASES |= GLUED_UNITS | THOUSANDS | SYSTEMS | PRINTED_POWERS
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdjax.graders.answer import choice, number, regions
+from sdjax.graders.answer import choice, expression, number, regions
 
 NUMBERS = [
     ("<answer>- 5</answer>", "-5", True),
@@ -79,6 +79,46 @@ NUMBERS = [
     ("step 5 -- 3", "3", True),
     (r"\boxed{2^x}", "2", False),
     ("1" * 5000, "1", False),
+    # A part of an expression is no number.
+    (r"\boxed{\sqrt{2}}", "2", False),
+    ("<answer>√2</answer>", "2", False),
+    (r"\boxed{5\pi}", "5", False),
+    ("<answer>5π</answer>", "5", False),
+    (r"\boxed{\frac{5}{x}}", "5", False),
+    (r"\boxed{\frac{x}{5}}", "5", False),
+    (r"\boxed{\log_2 8}", "8", False),
+    ("<answer>6xy</answer>", "6", False),
+    ("<answer>5k</answer>", "5", False),
+    ("<answer>52_8</answer>", "52", False),
+    (r"\boxed{\sqrt{16} = 4}", "4", True),
+    ("<answer>5x</answer>", "5", True),
+    ("<answer>5m</answer>", "5", True),
+    ("<answer>5cm</answer>", "5", True),
+    ("the answer is _5_", "5", True),
+    # Powers of ten, fractions and thousands in further spellings.
+    ("<answer>10^3</answer>", "1000", True),
+    ("<answer>10³</answer>", "1000", True),
+    (r"\boxed{10^{-3}}", "0.001", True),
+    ("6.02 x 10^23", "6.02e23", True),
+    ("<answer>3½</answer>", "3.5", True),
+    ("<answer>3½</answer>", "3", False),
+    ("<answer>½</answer>", "0.5", True),
+    (r"\boxed{\frac72}", "3.5", True),
+    (r"\boxed{\frac72}", "72", False),
+    ("<answer>1_234</answer>", "1234", True),
+    ("<answer>1_234</answer>", "1", False),
+    (r"\boxed{1\thinspace000}", "1000", True),
+    # Money and signs.
+    ("US$5", "5", True),
+    ("<answer>-US$5</answer>", "-5", True),
+    ("HK$1,234.50", "1234.5", True),
+    ("<answer>-CHF 5</answer>", "-5", True),
+    ("<answer>-kr 5</answer>", "5", False),
+    ("<answer>-₽5</answer>", "-5", True),
+    ("<answer>-₩5</answer>", "5", False),
+    ("<answer>-\u200b5</answer>", "-5", True),
+    ("<answer>\u20145</answer>", "-5", True),
+    ("a pause \u2014 5", "5", True),
 ]
 CHOICES = [
     ("Answer: I think B", "B"),
@@ -233,6 +273,21 @@ CHOICES = [
     ("Answer: A - may rise", "A"),
     ("<answer>B. Can be x</answer>", "B"),
     ("Answer: B. Wait", "B"),
+    ("<answer>A\nB</answer>", None),
+    ("<answer>A\n(B)\n</answer>", None),
+    ("<answer>B\nA is wrong</answer>", "B"),
+    ("<answer>B, I guess</answer>", "B"),
+    ("<answer>B I think</answer>", "B"),
+    ("<answer>B, I</answer>", None),
+]
+EXPRESSIONS = [
+    ("3*4+5 = 17.", True),
+    ("Answer: 3*4+5.", True),
+    (r"\boxed{3 \times 4 + 5}", True),
+    (r"\boxed{(3 \cdot 4) + 5 = 17}", True),
+    (r"<answer>$\left(3 \times 4\right) + 5$</answer>", True),
+    ("3*4+5 = 18.", False),
+    (r"\boxed{3 \timesx 4 + 5}", False),
 ]
 
 
@@ -244,6 +299,11 @@ def test_a_number_has_its_sign_power_and_fraction(text, gold, right):
 @pytest.mark.parametrize(("text", "letter"), CHOICES)
 def test_a_letter_is_read_with_the_words_around_it(text, letter):
     assert choice.predicted(text, truncated=False) == letter
+
+
+@pytest.mark.parametrize(("text", "right"), EXPRESSIONS)
+def test_an_expression_is_read_in_latex_and_with_a_full_stop(text, right):
+    assert expression.grade(text, "3 4 5 = 17").correct is right
 
 
 @pytest.mark.parametrize(

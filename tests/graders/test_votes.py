@@ -10,6 +10,8 @@ from ruled import CALL, CALLS, CASES
 
 from sdjax import config, graders, tasks
 from sdjax.analysis import accuracy, scores, study_scores
+from sdjax.graders import reasoning_gym_rule
+from sdjax.graders.workers.grade_batch import Attempt
 from sdjax.io.files import to_json
 from sdjax.records import Completion, Example, Group
 from sdjax.tasks import Task
@@ -100,6 +102,23 @@ def test_three_spellings_of_a_wrong_answer_outvote_two_of_the_right_one(tokenize
     rows = list(evaluation._rows("m", asked, spellings, tokenizer))
     assert [accuracy.vote(r["details"]) for r in rows] == [answer] * 2 + ["2x"] * 3 + ["7"]
     assert scores.of_rows(rows).accuracy.estimates["maj@6"].value == 0.0
+
+
+def test_right_answers_within_the_tolerance_vote_together(tokenizer):
+    task, *_ = case("number")
+    texts = ("0.3333", "0.33333", "0.333333", "0.5", "0.5")
+    asked = group(task, "0.3333333333333333", texts, tokenizer)
+    rows = list(evaluation._rows("n", asked, [None] * 5, tokenizer))
+    assert scores.of_rows(rows).accuracy.estimates["maj@5"].value == 1.0
+
+
+def test_an_answer_that_a_generator_s_rule_finds_right_votes_with_its_gold_answer():
+    attempt = Attempt("<answer>1 + x</answer>", "x + 1", id="0")
+    votes = [
+        accuracy.vote(reasoning_gym_rule._grade(attempt, "1 + x", right).details)
+        for right in (True, False)
+    ]
+    assert votes == ["x + 1", "1 + x"]
 
 
 def test_lists_and_numbers_of_an_own_grader_vote_by_value():

@@ -20,7 +20,7 @@ from sums import job
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.jobs import export_job, train_job
-from sdjax.models.files import tensors, weights
+from sdjax.models.files import peft, tensors, weights
 from sdjax.models.network import lora, transformer
 from sdjax.models.network.layer import LayerWeights
 
@@ -189,10 +189,10 @@ def test_a_run_exports_the_merged_model_and_the_adapters_for_peft(run):
     model, out = run
     merged = {k: v for f in (out / "model").glob("*.safetensors") for k, v in load_file(f).items()}
     base = {k: v for f in model.glob("*.safetensors") for k, v in load_file(f).items()}
-    peft = load_file(out / "model_adapter" / "adapter_model.safetensors")
+    adapters = load_file(out / "model_adapter" / "adapter_model.safetensors")
     said = json.loads((out / "model_adapter" / "adapter_config.json").read_text())
     assert merged.keys() == base.keys() and said["base_model_name_or_path"] == str(model)
-    assert len(peft) == 2 * 2 * 7 and set(said["target_modules"]) == {
+    assert len(adapters) == 2 * 2 * 7 and set(said["target_modules"]) == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     }
     assert said["revision"] is None
@@ -201,12 +201,22 @@ def test_a_run_exports_the_merged_model_and_the_adapters_for_peft(run):
     for name, array in base.items():
         stem = f"base_model.model.{name.removesuffix('.weight')}"
         want = array.astype(ml_dtypes.bfloat16).astype(np.float32)
-        if f"{stem}.lora_A.weight" in peft:
-            added = peft[f"{stem}.lora_B.weight"] @ peft[f"{stem}.lora_A.weight"]
+        if f"{stem}.lora_A.weight" in adapters:
+            added = adapters[f"{stem}.lora_B.weight"] @ adapters[f"{stem}.lora_A.weight"]
             assert np.abs(added).max() > 0
             want = want + scale * added
         got = merged[name].astype(np.float32)
         np.testing.assert_allclose(got, want, rtol=2**-8, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float32"), (1e5, "float16")])
+def test_adapters_that_are_not_finite_are_not_exported(model, tmp_path, value, dtype):
+    cfg = weights.read_config(model, compute_dtype="float32", lora=config.Lora(rank=2))
+    params = weights.load(model, cfg)
+    params[lora.NAME] = jax.tree.map(lambda x: jnp.full_like(x, value), params[lora.NAME])
+    with pytest.raises(UserError, match=rf"holds NaN or infinity as {dtype}: take an earlier"):
+        peft.export(params, cfg, "base", model, tmp_path / "adapter", dtype=dtype)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.heavy

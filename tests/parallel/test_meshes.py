@@ -73,6 +73,18 @@ def test_the_table_says_how_much_faster_two_are_and_how_far_their_losses_part(tm
     assert cells(said, "losses of 2 updates")[2:5] == ["0.0e+00", "5.0e-02", "1.0e-03"]
 
 
+def test_a_loss_that_is_not_finite_is_no_small_difference(tmp_path, capsys):
+    few = {"sequences": 8, "phases": ("update",)}
+    write(
+        tmp_path,
+        losses_one=made(1.0, devices=1, losses=[2.0, -4.0], **few),
+        losses_data=made(0.5, devices=2, losses=[2.0, float("nan")], **few),
+        losses_fsdp=made(0.5, devices=2, losses=[float("inf"), -4.0], **few),
+    )
+    mesh_compare.main([str(tmp_path)])
+    assert cells(capsys.readouterr().out, "losses of 2 updates")[2:4] == ["nan", "inf"]
+
+
 def test_a_run_that_is_missing_is_one_line_and_a_gap(tmp_path, capsys):
     write(tmp_path, one=made(8.0, 64, 1), fsdp=made(4.0, 64, 2))
     (tmp_path / "data").mkdir()

@@ -52,6 +52,13 @@ SETTINGS = [
         ["--reprompt.regenerate", "--loss.distillation", "0"],
         ["reprompt.regenerate is True", "loss.distillation over 0"],
     ),
+    # A teacher that cannot know more than the student.
+    (["--reprompt.demonstration", "solution"], ["none of the 4 training examples has a solution"]),
+    (
+        ["--reprompt.demonstration", "none", "--reprompt.feedback", "--task.grader",
+         "choice_reference"],
+        ["reprompt.feedback is True", "the rule of the task gives no feedback"],
+    ),
     # Fields that do not exist.
     (["--optim.rl", "1"], ["--optim.rl", "--optim.lr"]),
     (["--loss"], ["--loss"]),

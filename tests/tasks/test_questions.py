@@ -97,6 +97,22 @@ def test_the_rule_can_be_named(tmp_path):
     assert task.grade("It is 2.", task.train[0], truncated=False).correct
 
 
+@pytest.mark.parametrize(
+    ("rule", "answer", "right"),
+    [
+        ("number", "$1,234.50", "1234.5"),
+        ("number", "1/3", "1/3"),
+        ("choice", "b", "B"),
+        ("expression", "3 4 5 = 17", "3*4+5"),
+        ("tooluse", '[{"Action": "f", "Action_Input": {}}]', "Action: f\nAction Input: {}"),
+        ("math", "12 apples", r"\boxed{12}"),
+    ],
+)
+def test_an_answer_that_the_named_rule_reads_can_be_given(rule, answer, right, tmp_path):
+    task = load(tmp_path, [{"prompt": "q", "answer": answer}], grader=rule)
+    assert task.grade(right, task.train[0], truncated=False).correct
+
+
 def test_rows_are_held_out_and_columns_that_nobody_reads_are_named(tmp_path):
     rows = [{"question": f"{i}+1?", "answer": i + 1, "level": 3} for i in range(10)]
     task = load(tmp_path, rows, held_out=3)
@@ -155,6 +171,20 @@ def test_rows_for_an_own_reward_need_no_answer(tmp_path):
             "task.grader is 'number': the rows have no answers",
         ),
         ([], {"train": ""}, "task.train is '': name a source"),
+        (
+            [{"prompt": "q", "answer": "12 apples"}],
+            {"grader": "number"},
+            "rows.jsonl:1: the answer is '12 apples': the rule number takes one number",
+        ),
+        (
+            [{"prompt": "q", "answer": "x", "choices": ["x", "y"]}],
+            {"grader": "number"},
+            "the answer is 'A': the rule number takes one number",
+        ),
+        ([{"prompt": "q", "answer": "12"}], {"grader": "choice"}, "choice takes one letter"),
+        ([{"prompt": "q", "answer": "b"}], {"grader": "choice_reference"}, "one capital letter"),
+        ([{"prompt": "q", "answer": "17"}], {"grader": "expression"}, "such as 3 4 5 = 17"),
+        ([{"prompt": "q", "answer": "f(1)"}], {"grader": "tooluse"}, "takes a JSON list of calls"),
     ],
 )
 def test_what_cannot_be_asked_or_graded_is_refused_in_one_line(tmp_path, rows, fields, says):

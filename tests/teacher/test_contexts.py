@@ -250,6 +250,32 @@ def test_an_unknown_context_names_the_known_ones():
         contexts.used(made)
 
 
+@pytest.mark.parametrize(
+    ("context", "says"),
+    [
+        (
+            config.Demonstration(template="{prompt} Again."),
+            r"contexts\.own\.template is .*{solution}",
+        ),
+        (
+            config.Feedback(template="{prompt}{solution}"),
+            r"contexts\.own\.template is .*{feedback}",
+        ),
+        (config.Demonstration(demonstration="none"), r"contexts\.own\.demonstration is 'none'"),
+    ],
+)
+def test_a_context_that_shows_the_teacher_nothing_is_refused_by_its_place(context, says):
+    with pytest.raises(UserError, match=says):
+        contexts.used(cfg(contexts={"own": context}, target=config.Target(context="own")))
+
+
+def test_a_template_without_a_demonstration_is_refused_for_a_built_in_context_too():
+    base = config.Reprompt(demonstration="none", feedback=True, template="{prompt}{feedback}")
+    assert list(contexts.used(cfg(reprompt=base))) == ["solution"]
+    with pytest.raises(UserError, match=r"reprompt\.template is .*needs {solution}"):
+        contexts.used(cfg(reprompt=base, target=config.Target(context="wrong")))
+
+
 @pytest.mark.parametrize("name", ["student", "solution"])
 def test_two_names_are_taken(name):
     with pytest.raises(UserError, match=f"contexts is '{name}'"):

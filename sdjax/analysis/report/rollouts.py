@@ -142,6 +142,7 @@ def _spaced(groups: Sequence[Sequence[int]], limit: int) -> list[int]:
 def shown(run: RunRecord, number: int, keep: Sequence[bool], lexicon: str) -> Iterator[Shown]:
     """Yields the kept rollouts of a run; `number` is the run's number in the report."""
     sibling, last = 0, None
+    # A run that goes on has more rows by now than were counted.
     for (file, line, row), kept in zip(_rows(run), keep, strict=False):
         key = (row["step"], row.get("id"))
         sibling = sibling + 1 if key == last else 0

@@ -108,12 +108,15 @@ class Reprompt:
         require_one("reprompt.demonstrations", self.demonstrations)
         require_one("reprompt.max_tokens", self.max_tokens)
 
-    def check_shown(self, *, demonstrations: bool, feedback: bool) -> None:
-        """Raises UserError if the template leaves out what it has to show."""
+    def check_shown(self, *, demonstrations: bool, feedback: bool, at: str = "reprompt") -> None:
+        """Raises UserError if the template leaves out what it has to show.
+
+        `at` is the place of the section in the config.
+        """
         for wanted, name in ((demonstrations, "{solution}"), (feedback, "{feedback}")):
             require(
                 not wanted or name in self.template,
-                "reprompt.template",
+                f"{at}.template",
                 self.template,
                 f"needs {name}, or its reader knows no more than the student",
             )

@@ -31,7 +31,7 @@ _WORDS = (
 _LEAD = rf"[\W_]{{0,9}}(?:(?i:{_WORDS})\b[\W_]{{1,9}}){{0,9}}"
 _NEXT = (
     r"[\W_]{0,9}\b(?:or|and)\b[\W_]{0,9}(?:option\s)?[A-Z]\b"
-    r"|[)\]*_ ]{0,9}[,;/&][\s(]{0,9}[A-Z](?![\w'])"
+    r"|[)\]*_ ]{0,9}[,;/&][\s(]{0,9}(?!I\s[a-z])[A-Z](?![\w'])"
 )
 _ALONE = re.compile(rf"{_LEAD}([A-Za-z])[\W_]*")
 _VERBS = (
@@ -45,7 +45,7 @@ _GOOD = (
 _LABEL = re.compile(
     rf"{_LEAD}([A-Z]|(?<![^\W_])[a-hj](?=[.)]))(?![\w'])(?!{_NEXT})[*_\"'}}\]]*(?:\s*[.):;](?=\W)|"
     r"\s*\n|\s+[\d(\[{\u2014\u2013|=-]|,\s|\s+(?:because|since|as|is\s"
-    rf"{_GOOD}|it\sis\b))"
+    rf"{_GOOD}|it\sis\b|I\s(?:think|guess|believe|suppose)\b))"
     r"(?s:.*)"
 )
 # "B (text) or C (text)".
@@ -59,7 +59,9 @@ _DENIED = (
     r"|[)\]*_\s,;.:\u2014\u2013-]{0,9}\b(?i:no|wait|actually|sorry|correction|scratch\sthat)"
     r"(?:[,.;:!\u2014\u2013-]|\s(?i:wait|actually|no)\b|\s\(?[A-H]\b)"
 )
-_SECOND_LABEL = re.compile(r"(?:\b(?:or|and)\b|[,;/\n])[\s(*]{0,9}[A-Z][.):*]\s")
+_SECOND_LABEL = re.compile(
+    r"(?:\b(?:or|and)\b|[,;/\n])[\s(*]{0,9}[A-Z][.):*]\s|\n[\s(*]{0,9}[A-Z][.)*]{0,3}\s{0,9}(?:\n|$)"
+)
 # "A" and "I" are words too, if a word follows that does not give a reason.
 _REASON = "because|since|as|is|for|by|due|given|with|which|where|and|or"
 _LETTER = rf"([B-HJ-Z]|[AI](?!\s{{1,9}}(?!(?:{_REASON})\b)[a-z]))(?![\w'])"

@@ -19,8 +19,12 @@ from sdjax.graders.answer.regions import after_thinking, stated_answer
 from sdjax.records import Grade
 
 MAX_TEXT, MAX_DIGITS = 200, 6
+FORM = re.compile(r"\d+(?: \d+)* = -?\d+", re.ASCII)
+"""An answer, as the function `answer` writes it."""
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))", re.ASCII)
 _SIGNS = str.maketrans("−–×·÷:", "--**//")
+_COMMANDS = {"times": "*", "cdot": "*", "div": "/", "left": "", "right": ""}
+_COMMAND = re.compile(rf"\\({'|'.join(_COMMANDS)})(?![A-Za-z])")
 _RANK = {"+": 1, "-": 1, "*": 2, "/": 2}
 
 
@@ -93,12 +97,13 @@ def _apply(operation: str, a: Fraction | None, b: Fraction | None) -> Fraction |
 
 
 def stated(text: str) -> str:
-    """Returns the part of a completion that holds its expression."""
+    """Returns the part of a completion that holds its expression, with plain signs for LaTeX's."""
     found = stated_answer(text)
     if found is None:
         lines = after_thinking(text[-10_000:]).strip().splitlines()
         found = lines[-1] if lines else ""
-    return found.removeprefix("Answer:").strip()
+    plain = _COMMAND.sub(lambda m: _COMMANDS[m.group(1)], found.removeprefix("Answer:"))
+    return plain.strip(" \t\n$.")
 
 
 def grade(text: str, answer: str, *, truncated: bool = False) -> Grade:

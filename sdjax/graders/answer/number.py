@@ -10,9 +10,11 @@ text is accidental.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from fractions import Fraction
 
+from sdjax.graders.answer import currency
 from sdjax.graders.answer import tolerance as tolerances
 from sdjax.graders.answer.regions import after_thinking, stated_answer
 from sdjax.records import Grade
@@ -23,14 +25,18 @@ _MAX_LENGTH = 1000
 
 # 1,234 and 1{,}234 are one number; "17, 92" and "17,92" are two.
 _DIGITS = r"(?:\d{1,3}(?:(?:,|\{,\})\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-_MONEY = r"(?:\\?\$|[€£¥₹]|USD\s?|EUR\s?|GBP\s?|Rs\.?\s?)"
+_MONEY = (
+    rf"(?:(?:(?<![A-Za-z])(?:{'|'.join(currency.DOLLARS)}))?\\?\$|[{currency.SIGNS}]"
+    rf"|(?:{'|'.join(currency.CODES)}|kr)\s?|Rs\.?\s?)"
+)
 _NUMBER = re.compile(
     rf"(?P<sign>[-+]\s?)?(?:{_MONEY}\s?(?P<inner>[-+]\s?)?)?"
     r"(?:(?:(?P<whole>\d+)\s?)?\\[dtc]?frac\{(?P<top>-?\d+)\}\{(?P<bottom>-?\d+)\}"
     r"|(?:(?P<mixed>\d+) )?(?<!/)(?P<a>\d+)\s?/\s?(?P<b>\d+)(?!\d|/|\.\d)"
+    r"|10\s?\^\s?(?:\{(?P<ten>[-+]?\d+)\}|(?P<tens>[-+]?\d+))(?![\w.])"
     rf"|(?P<decimal>{_DIGITS})"
-    r"(?:\s?(?:\\times|\\cdot|[×*·])\s?10\s?\^\s?(?:\{(?P<power>[-+]?\d+)\}|(?P<raised>[-+]?\d+))"
-    r"|[eE](?P<e>[-+]?\d+)(?!\w))?(?P<more>\s?\^\s?[\w{({])?)",
+    r"(?:\s?(?:\\times|\\cdot|[×*·xX])\s?10\s?\^\s?(?:\{(?P<power>[-+]?\d+)\}|(?P<raised>[-+]?\d+))"
+    r"|[eE](?P<e>[-+]?\d+)(?!\w))?(?P<more>(?:\s?\^\s?|_)[\w{({])?)",
     re.ASCII,
 )
 _SIGNS = str.maketrans(dict.fromkeys("\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d", "-"))
@@ -45,9 +51,26 @@ _SIGN_WORD = re.compile(r"\b(?:minus|negative)\s(?=[\d.$])", re.IGNORECASE)
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _THIN = re.compile(r"(?<=\d)(?:\\[,;:!]|[\u2009\u202f\u00a0~])+(?=\d{3}(?!\d))")
 _COMMA = re.compile(r"(?<=\d),\\[!](?=\s?\d{3}(?!\d))")
-_SPACE = re.compile(r"(?:\\[,;:! ]|\\q?quad(?![a-zA-Z])|&nbsp;|[~\u2009\u202f\u00a0 \t])+")
+_SPACE = re.compile(
+    r"(?:\\[,;:! ]|\\(?:q?quad|thinspace|enspace)(?![a-zA-Z])|&nbsp;|[~\u2009\u202f\u00a0 \t])+"
+)
 _BOXED_THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/])")
 _LETTERS = re.compile(r"(\\?[A-Za-z]+)$")
+_RAISED_BEFORE = re.compile(r"(?:\^|(?<=[\w)}\]])_)\{?$")
+_INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_UNDERSCORE = re.compile(r"(?<=\d)_(?=\d{3}(?!\d))")
+_VULGAR = re.compile("[¼½¾⅐-⅞]")
+_SHORT_FRACTION = re.compile(r"(\\[dtc]?frac)\s?(\d)\s?(\d)")
+# What makes a number a part of an expression: a root, a function, a fraction of other things, a
+# constant or a product of unknowns. "5x" may be five times, and "5m" five metres.
+_PART_BEFORE = re.compile(
+    r"(?:(?:\\|(?<![A-Za-z]))sqrt\s?(?:\[\w+\])?\s?[({]?|[√∛∜]\s?\(?"
+    r"|\\(?:log|ln|lg|exp|sin|cos|tan)(?:_\w|_\{\w+\})?\s?[({]?"
+    r"|\\[dtc]?frac\s?(?:\{(?:[^{}]*\}\s?\{)?[^{}]*)?)$"
+)
+_PART_AFTER = re.compile(
+    r"\s?(?:\\pi(?![A-Za-z])|π|\\sqrt|[√∛∜])|(?:[xyzabnk]{2,3}|[yzabnkKMB])(?![A-Za-z])"
+)
 
 
 def canonical(text: str) -> str | None:
@@ -67,33 +90,37 @@ def is_plain(text: str) -> bool:
 
 
 def numbers(text: str) -> list[str | None]:
-    """Returns the numbers in a text, in order, in their shortest spelling; None for "2^x".
+    r"""Returns the numbers in a text, in order, in their shortest spelling.
 
     A minus sign belongs to a number unless a digit, letter or closing bracket joins it on the left.
+    A number that is only a part of an expression, as in "2^x" and "\sqrt{2}", is None.
     """
-    found = (_value(match, signed) for match, signed in _matches(_plain(text)))
-    return [None if value is None else _spelling(value) for value in found]
+    return [None if value is None else _spelling(value) for value in _values(_plain(text))]
 
 
 def _plain(text: str) -> str:
     """Returns a text with plain signs and spaces, and without thin spaces inside a number."""
+    text = _VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m.group()), text)
+    text = _INVISIBLE.sub("", text).replace("\N{FRACTION SLASH}", "/")
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda m: "^" + m.group().translate(_RAISED), text)
+    text = _SHORT_FRACTION.sub(r"\1{\2}{\3}", _UNDERSCORE.sub("", text))
     text = _THIN.sub("", _COMMA.sub("", text.translate(_SIGNS).translate(_WIDE)))
     text = _SIGN_WORD.sub("-", _SPACE.sub(" ", text))
     return _WRAPPED.sub(r"-\g<number> ", _WRAPPED_SIGN.sub("-", text))
 
 
-def _matches(text: str) -> Iterator[tuple[re.Match[str], bool]]:
-    """Yields each number of a text, and whether the sign before it is its own."""
+def _values(text: str) -> Iterator[Fraction | None]:
+    """Yields the value of each number of a plain text, None for a part of an expression."""
     for match in _NUMBER.finditer(text):
         start = match.start()
         before = text[max(start - 40, 0) : start]
-        if before.endswith(("^", "^{", "_", "_{")):
+        if _RAISED_BEFORE.search(before):
             continue  # the exponent of a unit, the index of a variable
         letters = _LETTERS.search(before)
         if match["sign"] is None and letters and not letters[1].startswith("\\"):
             continue  # CO2, x1
-        yield match, not _joins(before)
+        part = _PART_BEFORE.search(before) or _PART_AFTER.match(text, match.end())
+        yield None if part else _value(match, not _joins(before))
 
 
 def _joins(before: str) -> bool:
@@ -112,10 +139,13 @@ def _value(match: re.Match[str], signed: bool = True) -> Fraction | None:
     part = match.groupdict()
     if len(match.group()) > _MAX_LENGTH:
         return None
-    exponent = int(part["power"] or part["raised"] or part["e"] or 0)
+    ten = part["ten"] or part["tens"]
+    exponent = int(ten or part["power"] or part["raised"] or part["e"] or 0)
     if part["more"] or abs(exponent) > _MAX_EXPONENT:
         return None
-    if part["decimal"] is not None:
+    if ten is not None:
+        value = Fraction(10) ** exponent
+    elif part["decimal"] is not None:
         value = Fraction(re.sub(r"[,{}]", "", part["decimal"])) * Fraction(10) ** exponent
     else:
         top, bottom = int(part["top"] or part["a"]), int(part["bottom"] or part["b"])
@@ -154,7 +184,9 @@ def grade(
     tolerance = tolerances.checked(tolerance)
     stated = stated_answer(text)
     if stated is not None:
-        value = _plain(stated.rpartition("=")[2][:_MAX_LENGTH])
+        # Nothing but a sign begins an answer with a long dash.
+        value = _plain(stated.rpartition("=")[2].strip()[:_MAX_LENGTH])
+        value = re.sub("^\N{EM DASH}", "-", value)
         found = numbers(_BOXED_THOUSANDS.sub(lambda m: m.group().replace(" ", ""), value))
         prediction = found[0] if len(found) == 1 else None
     elif truncated:
@@ -164,6 +196,8 @@ def grade(
         prediction = found[-1] if found else None
     gold = canonical(answer)
     correct = prediction is not None and gold is not None and _same(prediction, gold, tolerance)
+    # Right answers vote together, also where the tolerance makes them right.
+    vote = {"vote": gold} if correct and prediction != gold else {}
     feedback = ""
     if prediction is None:
         feedback = (
@@ -175,7 +209,7 @@ def grade(
         reward=float(correct),
         correct=correct,
         feedback=feedback,
-        details={"prediction": prediction, "truncated": truncated},
+        details={"prediction": prediction, "truncated": truncated} | vote,
     )
 
 

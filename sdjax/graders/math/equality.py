@@ -107,7 +107,11 @@ class _Comparison:
         if left is None and right is None and isinstance(ours, str) and isinstance(theirs, str):
             return self._single(ours, theirs, depth)
         if left is None or right is None:
-            return self._relation(ours, theirs)
+            alone = _of_one(left) or _of_one(right)
+            if alone is not None and isinstance(ours, str) and isinstance(theirs, str):
+                pair = (ours, alone) if left is None else (alone, theirs)
+                return self.same(*pair, depth - 1)
+            return self._relation(ours, theirs, depth)
         if left.brackets != right.brackets:
             # Brackets say whether the ends belong to an interval. Other lists may leave them out.
             if left.brackets and right.brackets:
@@ -120,10 +124,17 @@ class _Comparison:
             return self._unordered(left.elements, right.elements, depth)
         return self._in_order(left.elements, right.elements, depth)
 
-    def _relation(self, ours: str | parts.Listing, theirs: str | parts.Listing) -> bool:
+    def _relation(self, ours: str | parts.Listing, theirs: str | parts.Listing, depth: int) -> bool:
         """Compares a list with what is none: an inequality or a set may stand for an interval."""
         if not isinstance(ours, str) or not isinstance(theirs, str):
             return False
+        # x < 1 or x > 3 is the union of two intervals.
+        for listed, joined in ((ours, theirs), (theirs, ours)):
+            found, united = parts.listing(listed), parts.union(joined)
+            if found and united and found.brackets == "" and all(map(_is_relation, found.elements)):
+                return len(united) == len(found.elements) and self._unordered(
+                    found.elements, united, depth
+                )
         if "\\mathbb{R}" in (tight(ours), tight(theirs)):
             other = parts.listing(ours) or parts.listing(theirs)
             return other is not None and _is_everything(other)
@@ -181,6 +192,11 @@ class _Comparison:
                 hundredth if theirs.percent else 1
             )
         return not _finite(theirs.value) and rounds_to(ours.text, theirs.value)
+
+
+def _of_one(found: parts.Listing | None) -> str | None:
+    """Returns the element of a set that has only one, else None."""
+    return found.elements[0] if found is not None and len(found.elements) == 1 else None
 
 
 def _values(found: Sequence[parts.Named], text: str) -> str | parts.Listing:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from sdjax.graders.answer import currency
+
 # Longer texts are cut, because they are not answers and some patterns below are slow on them.
 MAX_LENGTH = 2000
 # Stands for a comma that may separate thousands or two answers, as in "58,500".
 COMMA = "\u2063"
 
-MINUS_SIGNS = "\u2212\u2013\u2012\u2010\u2011\ufe63\uff0d"
-CURRENCY = "$€£¥₹"
+MINUS_SIGNS = "\u2212\u2013\u2014\u2012\u2010\u2011\ufe63\uff0d"
 _SYMBOLS = {
     "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/", "\u2215": "/",
     "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u03c0": r"\pi ",
@@ -27,7 +28,7 @@ _TRANSLATION = str.maketrans(
     _SYMBOLS
     | {chr(k): chr(v) for k, v in _FULL_WIDTH.items()}
     | dict.fromkeys(MINUS_SIGNS, "-")
-    | dict.fromkeys(CURRENCY.replace("$", ""), "")
+    | dict.fromkeys(currency.SIGNS, "")
 )
 _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉"
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
@@ -57,7 +58,10 @@ _PAIRS = re.compile(
 # 1e+16 as a program prints it; "2e-1" may be an expression in Euler's number.
 _PRINTED_POWER = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]\+?(-?)0*(\d{2,3})(?![\w.])")
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)")
-_MONEY = re.compile(r"(?<![a-zA-Z\\])(?:US\s?(?=\\?\$)|(?:USD|EUR|GBP)\s?(?=[-\d.]))")
+_MONEY = re.compile(
+    rf"(?<![a-zA-Z\\])(?:(?:US\s|{'|'.join(currency.DOLLARS)})(?=\\?\$\s?[-\d.])"
+    rf"|(?:{'|'.join(currency.CODES)})\s?(?=[-\d.]))"
+)
 _SYSTEM = re.compile(
     r"(?:\\left)?\s{0,9}(?:\\\{|\\lbrace)?\s{0,9}"
     r"\\begin\s{0,9}\{(cases|array|aligned|align\*?|gathered|gather\*?|split)\}"
@@ -71,6 +75,15 @@ _CONJUNCTION = re.compile(
     r"|\b(?:and|or)\b)\s*"
 )
 _OVER = re.compile(r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}")
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}")
+_LONE_MINUS = re.compile(r"\{\s?-\s?\}(?=\s?[\d.\\a-z])")
+# An angle in degrees is a part of a function; alone, its sign does not matter.
+_ANGLE = re.compile(
+    r"\\(sin|cos|tan|cot|sec|csc)\s?(\(?)\s?(\d+(?:\.\d+)?)\s?\^\s?(?:\\circ(?![a-z])|\{\s?\\circ\s?\})"
+)
+_BUILDER = re.compile(
+    r"\\\{\s?([a-zA-Z])\s?(?:\\in\s?\\mathbb\{R\}\s?)?(?:\\mid|\\vert|\\colon|[:|])\s?(.*?)\s?\\\}"
+)
 _ARGUMENTS = re.compile(r"\\(frac|binom|sqrt)(?![a-zA-Z])")
 _SHORT_INDEX = re.compile(r"_\s*(\w)(?!\w)|_\s*\{\s*(?:\\text\s*\{)?\s*(\w+)\s*\}{1,2}")
 _SYNONYMS = (
@@ -119,9 +132,10 @@ def spell(answer: str) -> str:
     text = _SPACING.sub(" ", _NOTHING.sub("", text))
     for pattern, replacement in _SYNONYMS:
         text = pattern.sub(replacement, text)
-    text = _OVER.sub(r"\\frac{\1}{\2}", text)
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _OVER.sub(r"\\frac{\1}{\2}", text))
+    text = _ANGLE.sub(_radians, _LONE_MINUS.sub("-", text))
     text = re.sub(r"(?<!\\)\\[()\[\]]", " ", text)
-    text = unwrapped(_ends(text))
+    text = _condition(unwrapped(_ends(text)))
     text = _conjunctions(_marked(text))
     text = with_arguments(text)
     text = _SHORT_INDEX.sub(lambda m: "_{" + (m.group(1) or m.group(2)) + "}", text)
@@ -136,6 +150,19 @@ def tight(text: str) -> str:
     return re.sub(
         r"(?<![a-zA-Z\d]) | (?![a-zA-Z\d])|(?<=\d) (?=[a-zA-Z])|(?<=[a-zA-Z]) (?=\d)", "", text
     )
+
+
+def _radians(match: re.Match[str]) -> str:
+    function, opened, degrees = match.groups()
+    angle = rf"\frac{{{degrees}\pi}}{{180}}"
+    return rf"\{function}({angle}" + ("" if opened else ")")
+
+
+def _condition(text: str) -> str:
+    r"""Returns the inequality of a set that is described by one, such as \{x \mid x > 3\}."""
+    match = _BUILDER.fullmatch(text)
+    holds = match is not None and re.search(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])", match.group(2))
+    return match.group(2) if match and holds else text
 
 
 def unwrapped(text: str) -> str:

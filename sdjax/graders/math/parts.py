@@ -12,7 +12,7 @@ _CLOSING = {")": 1, "]": 1, "}": 1}
 _BRACKETS = (("\\{", "\\}", "{}"), ("(", ")", "()"), ("[", "]", "[]"), ("(", "]", "(]"),
              ("[", ")", "[)"), ("{", "}", "{}"))  # fmt: skip
 _NAME = re.compile(
-    r"\\?[a-zA-Z]+(?:_\{\w+\})?'*(?:\((?:[a-zA-Z,]*|-?[\d.]+)\))?|\\(?:angle|triangle|overline)\s*\{?[A-Z]+\}?"
+    r"\\?[a-zA-Z]+(?:_\{\w+\})?(?:'*|\^\{-1\})(?:\((?:[a-zA-Z,]*|-?[\d.]+)\))?|\\(?:angle|triangle|overline)\s*\{?[A-Z]+\}?"
 )
 _AT_NUMBER = re.compile(r"[^()]+\(-?[\d.]+\)")
 _FUNCTION = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))|y")
@@ -106,6 +106,8 @@ def named(text: str) -> list[Named]:
             return [Named(tight(name), value) for name, value in pairs]
         return [Named("", text)]
     first = found[0].name
+    if any(one.name for one in found):
+        found = [Named(one.name, value) for one in found for value in _both_signs([one.value])]
     if first and len(found) > 1 and not any(one.name or "=" in one.value for one in found[1:]):
         return [Named(first, one.value) for one in found]
     return found

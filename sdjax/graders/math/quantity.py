@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from sdjax.graders.answer import currency
 from sdjax.graders.math.latex import FONT_NAMES, tight, unwrapped
 
 _MAX_EXPONENT = 5000
@@ -30,11 +31,14 @@ _UNITS = {
     "mph": "mph", "kmh": "kmh kph",
 }  # fmt: skip
 _MEANING = {word: unit for unit, words in _UNITS.items() for word in words.split()}
+_MEANING |= {code: code.lower() for code in currency.CODES}
 _SEVERAL = {"mph": {"mi", "h"}, "kmh": {"km", "h"}}
 _POWERS = frozenset("23")
 _POWER_WORDS = {"square": "2", "squared": "2", "sq": "2", "cubic": "3", "cubed": "3"}
 _IGNORED = set("unit per a an the of in each st nd rd th".split())
 _PERCENT = {"percent", "pct"}
+# Alone they are no unit: "4 a" may be a product.
+_FILLING = set("a an the of".split())
 # These join a number without a space; a product of two variables looks like the others.
 _JOINED = set(
     "in cm dm mm km mi kg mg lb lbs oz ft yd mph kph kmh ml mL gal cup Hz kHz MHz kJ kW kWh kPa "
@@ -118,6 +122,8 @@ def _without_unit(text: str) -> tuple[str, set[str]]:
 def _are_unit(words: list[str], core: str, *, apart: bool) -> bool:
     """Returns whether plain words after `core` are its unit, and not a product of variables."""
     if not all(map(_is_unit, words)) or not re.search(r"\d", core):
+        return False
+    if _FILLING.issuperset(words):
         return False
     if apart and max(map(len, words)) > 1:
         return True

@@ -105,6 +105,8 @@ def _same_constant(
         return tolerances.close(value, exact, tolerance)
     difference = sympy.Abs((a - b).evalf(_DIGITS, maxn=_CANCELLED))
     size = sympy.Abs(b.evalf(_DIGITS, maxn=_CANCELLED))
+    if a.is_integer and b.is_integer:
+        return bool(difference <= max(size * tolerance, 0.5))
     if difference <= max(size * max(_NOTHING, tolerance), _NOTHING**3):
         return True
     value = b.evalf(_DIGITS)

@@ -54,9 +54,13 @@ def export(
         rank = cfg.lora.rank
         stored = {"lora_A": a.reshape(-1, rank).T, "lora_B": b.reshape(rank, -1).T}
         for part, array in stored.items():
-            stored_as = np.ascontiguousarray(array, shards.DTYPES[dtype])
+            with np.errstate(over="ignore"):  # looked for below
+                stored_as = np.ascontiguousarray(array, shards.DTYPES[dtype])
             if not np.isfinite(stored_as.astype(np.float32)).all():
-                raise UserError(f"export to {out}: {name} is not finite in {dtype}: say float32")
+                raise UserError(
+                    f"export to {out}: {name} holds NaN or infinity as {dtype}: take an earlier "
+                    "checkpoint, or a type with a larger range"
+                )
             arrays[f"base_model.model.{name}.{part}.weight"] = stored_as
     if jax.process_index() != 0:
         return
