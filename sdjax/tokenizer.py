@@ -40,6 +40,11 @@ MEANING = re.compile(r"think|thought|reason|answer|solution|tool|function|python
 MARKUP = re.compile(r"[<\[]\S+[>\]]")
 CLOCK = re.compile(r"\bstrftime_now\b")
 LONGEST_EXACT = 1000  # tokens; the exact split needs a time that grows with their square
+PROBE = (
+    "Wait, 12.5% of 3,000 is 375.0; so x^2 + \\frac{1}{2} = \\boxed{7}.\n\n"
+    "\tdef f(a: int) -> str:  return f'{a!r}'\n日本語 naïve Ω 🙂 <think> </think>"
+)
+"""A text whose tokens differ where the rules of a tokenizer do."""
 BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # a token that stands for a byte
 # Characters that no text should have (Unicode, "noncharacters"). One marks text of the data.
 MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))

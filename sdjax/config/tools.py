@@ -38,8 +38,8 @@ class Sweep:
     newest checkpoint."""
     allow: tuple[str, ...] = ()
     """With resume: fields, or whole sections, in which the run may differ from here on, such as
-    optim.lr or eval. Also data, held_out, tokenizer, template, weights and revision, which stand
-    for what the run has read. See docs/command-line.md."""
+    optim.lr or eval. Also data, held_out, tokenizer, template, weights, revision and teacher, which
+    stand for what the run has read. See docs/command-line.md."""
 
     def __post_init__(self) -> None:
         require_finite(self)
@@ -167,6 +167,8 @@ class Bench:
             self.prompts,
             "needs numbers of at least 1",
         )
+        kind, need = self.teacher.kind, "is not measured: the teacher has the student's sizes"
+        require(kind != "model", "teacher.kind", kind, need)
         for name in ("group_size", "prompt_tokens", "reprompt_tokens", "batches", "repeats"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         require(

@@ -35,8 +35,8 @@ class Train:
     beginning."""
     allow: tuple[str, ...] = ()
     """With resume: fields, or whole sections, in which the run may differ from here on, such as
-    optim.lr or eval. Also data, held_out, tokenizer, template, weights and revision, which stand
-    for what the run has read. See docs/command-line.md."""
+    optim.lr or eval. Also data, held_out, tokenizer, template, weights, revision and teacher, which
+    stand for what the run has read. See docs/command-line.md."""
     replay: str | None = None
     """Repeat one saved update: OUT/nonfinite/STEP.npz, written by optim.most_skipped. Prints its
     loss, its gradient's norm and the first value that is not finite."""
@@ -82,6 +82,9 @@ class Train:
             remedy = "is a name of its own: the prompt" if name == STUDENT else "is reprompt"
             require(name not in self.contexts, "contexts", name, f"{remedy}; give another name")
         require_seed("seed", self.seed)
+        scale = self.teacher.adapter_scale
+        need = "needs adapters: set lora.rank over 0"
+        require(scale == 1 or self.lora.rank > 0, "teacher.adapter_scale", scale, need)
         require(
             self.rollout.server.url is None or not self.lm_eval.tasks,
             "lm_eval.tasks",
@@ -115,13 +118,15 @@ class Train:
             self.rollout.dynamic_sampling_rounds,
             "must be 0 with rollout.group_size 1: no group's rewards can differ",
         )
+        # A teacher of the student's prompt alone needs nothing to show, and no sibling.
+        shows = self.loss.distillation > 0 and not self.target.is_plain
         require(
-            self.loss.distillation == 0 or self.reprompt.shows,
+            not shows or self.reprompt.shows,
             "reprompt.demonstration",
             self.reprompt.demonstration,
             "needs reprompt.feedback, or no teacher knows more than the student",
         )
-        if self.loss.distillation > 0:
+        if shows:
             shown = self.reprompt.demonstration != "none"
             self.reprompt.check_shown(demonstrations=shown, feedback=self.reprompt.feedback)
         require(
@@ -130,7 +135,7 @@ class Train:
             self.reprompt.regenerate,
             "needs loss.distillation over 0: without a teacher nobody reads the answer",
         )
-        if self.loss.distillation > 0 and self.reprompt.demonstration not in ("solution", "none"):
+        if shows and self.reprompt.demonstration not in ("solution", "none"):
             require(
                 self.rollout.group_size >= 2 or self.reprompt.own_success or self.reprompt.feedback,
                 "rollout.group_size",

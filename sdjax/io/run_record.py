@@ -71,6 +71,7 @@ EXPLAINED = {
     "template": ("model",),
     "weights": ("model",),
     "revision": ("model",),
+    "teacher": ("teacher",),
 }
 """Each fingerprint, with the fields that change what it stands for. Beside a change of such a field
 it need not be named."""

@@ -16,7 +16,7 @@ from sdjax.config.load import load, override
 from sdjax.errors import TooLarge, UserError
 from sdjax.io import run_dir
 from sdjax.io.files import write_text
-from sdjax.models.files import published, weights
+from sdjax.models.files import published
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel import hosts
 from sdjax.parallel import mesh as meshes
@@ -169,10 +169,7 @@ def model_config(train: config.Train) -> ModelConfig:
         "attention": source.attention,
         "lora": train.lora if train.lora.rank else None,
     }
-    if source.path in published.names() and not Path(source.path).exists():
-        return published.read_config(source.path, **runtime)
-    folder = weights.resolve(source.path, source.revision, files=("config.json",))
-    return weights.read_config(folder, **runtime)
+    return published.config_of(source.path, source.revision, "model.path", **runtime)
 
 
 def _attention(source: config.Model, piece: Slice) -> Any:

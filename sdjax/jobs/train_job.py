@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import jax
+import numpy as np
 
 from sdjax import config, own_functions, tasks
 from sdjax.analysis import epistemic
@@ -12,11 +14,12 @@ from sdjax.config.sections.target import SOLUTION
 from sdjax.data.pipeline import LISTED, drop_overlong
 from sdjax.errors import UserError
 from sdjax.io import run_dir
+from sdjax.learner import batch
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.logs import trackers
 from sdjax.objectives import divergences, learn_from, token_weights
 from sdjax.parallel import hosts
-from sdjax.records import Example
+from sdjax.records import Example, Group
 from sdjax.tasks import Task
 from sdjax.teacher import contexts
 from sdjax.training import (
@@ -33,6 +36,7 @@ from sdjax.training import (
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
 
+NO_TOKENS = np.zeros(0, np.int32)
 LONGEST_PROMPT = "rollout.max_prompt_tokens"
 
 
@@ -90,11 +94,12 @@ def _prepare(
         trackers.check(cfg.log)
         publish.Destination.of(cfg.checkpoint).check()
     lm_tasks.check(cfg.lm_eval)
-    task = tasks.load(cfg.task, cfg.data)
+    task = tasks.load(_with_columns(cfg), cfg.data)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(
         cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora, between
     )
+    model = loaded_model.with_teachers(model, cfg)
     completion = cfg.rollout.max_completion_tokens
     loaded_model.check_context(model.cfg, LONGEST_PROMPT, cfg.rollout.max_prompt_tokens, completion)
     # With regeneration the model answers the reprompts, and it cannot exceed its context.
@@ -125,6 +130,7 @@ def _prepare(
         examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
     _check_solutions(cfg, examples)
     _check_feedback(cfg, task, examples)
+    _check_routes(cfg, examples)
     evaluation.check_same_examples(task.name, examples)
     sets = evaluation.held_out(
         task, others, cfg.eval, model.tokenizer, limit, thinking, field=LONGEST_PROMPT
@@ -167,6 +173,23 @@ def _check_feedback(cfg: config.Train, task: Task, examples: Sequence[Example]) 
             "knows more than the student; set reprompt.demonstration to 'random', or choose "
             "another rule with task.grader"
         )
+
+
+def _with_columns(cfg: config.Train) -> config.TaskConfig:
+    """Returns the task's config, which keeps the columns that a teacher's route reads."""
+    return replace(cfg.task, keep_columns=True) if cfg.teacher.route else cfg.task
+
+
+def _check_routes(cfg: config.Train, examples: Sequence[Example]) -> None:
+    """Raises UserError if the column of teacher.route names no model in a row.
+
+    Of a data set that is too large to be listed it looks at the first rows only. Every step checks
+    the rows that it reads.
+    """
+    if cfg.teacher.route:
+        looked = (examples[i] for i in range(min(len(examples), LISTED // 100)))
+        rows = [Group(example=each, prompt=NO_TOKENS, completions=(), grades=()) for each in looked]
+        batch.routes(rows, cfg.teacher)
 
 
 def _check_solutions(cfg: config.Train, examples: Sequence[Example]) -> None:

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from sdjax.learner.batch import Batch, Rows, places, rows_with
-from sdjax.learner.chunked_head import Contexts, HeadSpec, logits
+from sdjax.learner.chunked_head import Contexts, HeadSpec, Tokens, logits
 from sdjax.learner.objective import Objective, contexts_of
 from sdjax.learner.state import TrainState
 from sdjax.learner.update import teacher_on_device
@@ -121,22 +121,26 @@ def make_alternatives(
 
         def block(of: Rows) -> Alternatives:
             contexts, spec = contexts_of(graphdef, objective, params, teacher, of)
-            return _of_contexts(contexts, of.sample >= 0, spec, k)
+            tokens = Tokens(token=of.token, mask=of.sample >= 0, route=of.route)
+            return _of_contexts(contexts, tokens, spec, k)
 
         return jax.lax.map(block, rows)
 
     return jax.jit(score, out_shardings=rules.replicated(mesh), compiler_options=AS_WRITTEN)
 
 
-def _of_contexts(contexts: Contexts, mask: jax.Array, spec: HeadSpec, k: int) -> Alternatives:
+def _of_contexts(contexts: Contexts, tokens: Tokens, spec: HeadSpec, k: int) -> Alternatives:
     """Returns the alternatives of a block of rows, [R, C, k]."""
-    hidden, heads = contexts.arrays(mask)
-    rows, tokens, _ = contexts.student.hidden.shape
+    hidden, heads = contexts.arrays(tokens.mask)
+    rows, width = tokens.token.shape
     k = min(k, contexts.student.head.shape[0 if spec.vocab_first else 1])
-    size = min(CHUNK, rows * tokens)
+    size = min(CHUNK, rows * width)
+    route = None if tokens.route is None else tokens.route[..., None]
 
-    def at(chunk: dict[str, jax.Array]) -> Alternatives:
-        student, teacher, _ = logits(chunk, heads, spec)
+    def at(chunk: tuple[dict[str, jax.Array], jax.Array | None]) -> Alternatives:
+        of, of_route = chunk
+        routed = None if of_route is None else of_route[:, 0]
+        student, teacher, _ = logits(of, heads, spec, routed)
         return Alternatives(
             student=_likeliest(student, k),
             teacher=None if teacher is None else _likeliest(teacher, k),
@@ -147,9 +151,9 @@ def _of_contexts(contexts: Contexts, mask: jax.Array, spec: HeadSpec, k: int) ->
         return jnp.pad(flat, ((0, -len(flat) % size), (0, 0))).reshape(-1, size, x.shape[-1])
 
     def join(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, k)[: rows * tokens].reshape(rows, tokens, k)
+        return x.reshape(-1, k)[: rows * width].reshape(rows, width, k)
 
-    return jax.tree.map(join, jax.lax.map(at, jax.tree.map(split, hidden)))
+    return jax.tree.map(join, jax.lax.map(at, jax.tree.map(split, (hidden, route))))
 
 
 def _likeliest(x: jax.Array, k: int) -> Likeliest:

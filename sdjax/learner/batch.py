@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sdjax.config import Loss, Optim, Policy
+from sdjax.config import Loss, Optim, Policy, Teacher
 from sdjax.config.sections.target import STUDENT
+from sdjax.errors import UserError
 from sdjax.objectives import credits
 from sdjax.objectives.policy_gradient import advantages, overlong_shaped
 from sdjax.parallel.rules import bucket
@@ -72,6 +73,7 @@ class Rows:
     sampler_logprobs: _Array  # float32[M, R, C]
     old_logprobs: _Array | None  # float32[M, R, C]; None: those of the params being updated
     epistemic: _Array  # bool[M, R, C]
+    route: _Array | None = None  # int32[M, R, C], which model teaches; None: there is only one
 
 
 @jax.tree_util.register_dataclass
@@ -86,6 +88,7 @@ class Samples:
     correct: _Array  # bool[B]
     unlikely_below: _Array  # float32[B], the log-probability under which a token is unlikely
     length: _Array  # int32[B]
+    route: _Array | None = None  # int32[B], the number of its teacher among Teacher.models
 
 
 @jax.tree_util.register_dataclass
@@ -143,6 +146,7 @@ def samples_of(
     loss: Loss,
     policy: Policy,
     longest: int,
+    teacher: Teacher | None = None,
 ) -> Samples:
     """Returns the facts about each completion of an update that the learner reads, on the host.
 
@@ -155,6 +159,7 @@ def samples_of(
             where it is under 1. A policy.credit may be for all.
         policy: Says how rewards become advantages.
         longest: Tokens that a completion may have.
+        teacher: Says which of several models teaches a completion; None: there is only one.
     """
     grades = [x for g in groups for x in g.grades]
     group = np.array([i for i, g in enumerate(groups) for _ in g.grades], np.int32)
@@ -179,7 +184,26 @@ def samples_of(
         correct=np.array([x.correct for x in grades], bool),
         unlikely_below=np.full(len(grades), low, np.float32),
         length=length,
+        route=None if teacher is None or not teacher.route else routes(groups, teacher),
     )
+
+
+def routes(groups: Sequence[Group], teacher: Teacher) -> np.ndarray:
+    """Returns int32[B]: the number of each completion's teacher among `teacher.models`.
+
+    Raises UserError for a row whose column names none.
+    """
+    numbers = {value: number for number, value in enumerate(teacher.models)}
+    out = []
+    for group in groups:
+        value = str(group.example.columns.get(teacher.route))
+        if value not in numbers:
+            raise UserError(
+                f"teacher.route is {teacher.route!r}: the row {group.example.id} has the value "
+                f"{value!r} there; teacher.models has {', '.join(numbers)}"
+            )
+        out += [numbers[value]] * len(group.completions)
+    return np.array(out, np.int32)
 
 
 def pack(
@@ -228,6 +252,7 @@ def pack(
         sampler_logprobs=layout.array(logprobs, 0.0, np.float32),
         old_logprobs=None,
         epistemic=layout.array([epistemic[i] for i in learned], False, np.bool_),
+        route=None if samples.route is None else _of_tokens(samples.route[learned], tokens, layout),
     )
     filled = -(-len(layout.rows) // optim.microbatch)
     widths = [x.packed.tokens.shape[-1] for x in packed.values()]
@@ -238,6 +263,12 @@ def pack(
         microbatches=np.int32(filled),
         padding=np.float32(1.0 - sizes[:, 1:].sum() / computed if filled else 0.0),
     )
+
+
+def _of_tokens(values: np.ndarray, tokens: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
+    """Returns int32[M, R, C]: each completion's value at each of its tokens; -1 elsewhere."""
+    each = [np.full(len(t), value) for t, value in zip(tokens, values, strict=True)]
+    return layout.array(each, -1, np.int32)
 
 
 def places(batch: Batch) -> np.ndarray:

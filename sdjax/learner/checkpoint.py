@@ -36,7 +36,7 @@ from flax import nnx
 from sdjax import config
 from sdjax.errors import UserError, WriteError, writing
 from sdjax.io import lease
-from sdjax.learner.state import TrainState
+from sdjax.learner.state import TrainState, without_others
 from sdjax.parallel import hosts
 
 log = logging.getLogger(__name__)
@@ -164,8 +164,8 @@ class Checkpoints:
     ) -> None:
         """Starts a save; the arrays of the state are copied before this returns.
 
-        Frozen parameters are not saved, because the run loads them from the model. A step that has
-        a checkpoint is not saved a second time.
+        Parameters that never change are not saved: the run loads them from their model. A step
+        that has a checkpoint is not saved a second time.
 
         Args:
             step: The steps that are done.
@@ -183,7 +183,7 @@ class Checkpoints:
         path = self._folder / str(step)
         if hosts.of_first(jax.process_index() == 0 and _stays(path, unscored=unscored)):
             return
-        state = replace(state, frozen=None)
+        state = replace(without_others(state), frozen=None)
         with self._writing(path):
             self._prune()
             flags = {"passing": passing, "unscored": unscored}
@@ -245,9 +245,10 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state, placed as `like` (abstract, with shardings), and the JSON part.
 
-        The state has no frozen parameters. Raises UserError where the checkpoint does not fit.
+        The state has no parameters that never change. Raises UserError where the checkpoint does
+        not fit.
         """
-        like = replace(like, frozen=None)
+        like = replace(without_others(like), frozen=None)
         path = self.path(step)
         try:
             restored = self._saver.restore(
@@ -457,7 +458,12 @@ def _summed(path: epath.Path) -> tuple[int, str]:
 
 
 def abstract(state: TrainState, shardings: TrainState) -> TrainState:
-    """Returns the shapes, dtypes and shardings of a state, which `restore` needs."""
+    """Returns the shapes, dtypes and shardings of a state, which `restore` needs.
+
+    Models that only teach are left out.
+    """
     return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        without_others(state),
+        without_others(shardings),
     )

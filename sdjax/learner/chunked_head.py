@@ -51,7 +51,7 @@ class Context:
     hidden: jax.Array
     """[R, C, D]: hidden states at the positions that predict the tokens."""
     head: jax.Array
-    """[D, V], or with HeadSpec.vocab_first [V, D]."""
+    """[D, V], or [V, D] as HeadSpec says."""
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +88,8 @@ class Tokens:
     """bool: False where there is no token."""
     known: Any = None
     """A pytree of arrays that the loss reads. They get no gradient."""
+    route: jax.Array | None = None
+    """int32: which of HeadSpec.teachers teaches the token; None: there is only one."""
 
 
 SDPO = Target()
@@ -103,6 +105,11 @@ class HeadSpec:
     """Logits are divided by it."""
     vocab_first: bool = False
     """Heads are [V, D], as an embedding that is the head too: transposing it would copy it."""
+    turned: tuple[str, ...] = ()
+    """The contexts of a model whose head lies the other way: [D, V] with vocab_first, or [V, D]."""
+    teachers: tuple[str, ...] = ()
+    """Several models that teach, by name. Contexts.teachers then has an entry `of_teacher(context,
+    name)` for each of them and each context, in place of the context's."""
     target: Target | None = SDPO
     """How the contexts make the target; None: nothing is distilled."""
     credited: tuple[str, ...] = ()
@@ -226,8 +233,8 @@ def _without_gradient(
     def shard(hidden: dict, heads: dict, tokens: Tokens) -> tuple[jax.Array, TokenOutputs]:
         def chunk(total: jax.Array, arrays: Any) -> tuple[jax.Array, TokenOutputs]:
             hidden, tokens = arrays
-            student, *of_teacher = logits(hidden, heads, spec)
-            added, outputs = _chunk_loss(student, of_teacher, tokens, spec, loss)
+            student, *others = logits(hidden, heads, spec, tokens.route)
+            added, outputs = _chunk_loss(student, others, tokens, spec, loss)
             return total + added, outputs
 
         split = partial(_split, chunk_tokens=spec.loss.chunk_tokens)
@@ -260,9 +267,9 @@ def _loss_and_gradient(
 
         def chunk(carry: Any, arrays: Any) -> tuple[Any, Any]:
             (total, head_grad), (hidden, tokens) = carry, arrays
-            student, *of_teacher = logits(hidden, heads, spec)
+            student, *others = logits(hidden, heads, spec, tokens.route)
             (added, outputs), logits_grad = jax.value_and_grad(_chunk_loss, has_aux=True)(
-                student, of_teacher, tokens, spec, loss
+                student, others, tokens, spec, loss
             )
             # In the compute dtype, because the two products below run at its speed.
             logits_grad = (logits_grad / spec.temperature).astype(head.dtype)
@@ -313,19 +320,19 @@ token_loss.defvjp(_loss_and_gradient, _loss_backward)
 
 def _chunk_loss(
     student: jax.Array,
-    of_teacher: Sequence[Any],
+    others: Sequence[Any],
     tokens: Tokens,
     spec: HeadSpec,
     loss: TokenLoss,
 ) -> tuple[jax.Array, TokenOutputs]:
     """Returns the loss of a chunk and its outputs [c], from logits float32[c, V].
 
-    The gradient by the student's logits is that of the loss. `of_teacher` has the logits of the
+    The gradient by the student's logits is that of the loss. `others` has the logits of the
     target, or None, and those of the credited contexts by name.
     """
     divergence = jnp.zeros(tokens.token.shape)
     # The one place that stops the gradient to the teacher.
-    teacher, credited = jax.lax.stop_gradient(of_teacher)
+    teacher, credited = jax.lax.stop_gradient(others)
     if teacher is not None:
         divergence = DIVERGENCES[spec.loss.divergence](student, teacher, tokens.token, spec.loss)
     logprob = log_prob(student, tokens.token)
@@ -397,17 +404,34 @@ def _share(holds: jax.Array, of_logits: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(of_logits), holds.astype(jnp.float32), jnp.nan)
 
 
+def of_teacher(context: str, teacher: str) -> str:
+    """Returns the name of what one of several teachers says in a context."""
+    return f"{context}/{teacher}" if teacher else context
+
+
 def logits(
-    hidden: dict[str, jax.Array], heads: dict[str, jax.Array], spec: HeadSpec
+    hidden: dict[str, jax.Array],
+    heads: dict[str, jax.Array],
+    spec: HeadSpec,
+    route: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
     """Returns logits of the student, the target and each credited context, float32[c, V].
 
     The temperature is applied. `hidden` has [c, D] and `heads` the head of each context by name.
-    The target's are None where no teacher runs or nothing is distilled. Where LIVE is there, the
-    target's first context is the mixture with it.
+    Their D may differ. Rows of a teacher's head beyond the student's V stand for no token and are
+    left out. The target's are None where no teacher runs or nothing is distilled. Where LIVE is
+    there, the target's first context is the mixture with it. With `route`, int32[c], each token has
+    the logits of the teacher that it names.
     """
-    over = (1, 1 if spec.vocab_first else 0)
-    of = {n: _product(x, heads[n], over) / spec.temperature for n, x in hidden.items()}
+    of, vocab = {}, heads[STUDENT].shape[0 if spec.vocab_first else 1]
+    for name, x in hidden.items():
+        vocab_first = spec.vocab_first != (name in spec.turned)
+        product = _product(x, heads[name], (1, 1 if vocab_first else 0))
+        if product.shape[1] > vocab:
+            product = product[:, :vocab]
+        of[name] = product / spec.temperature
+    if route is not None:
+        of = {STUDENT: of[STUDENT]} | _routed(of, spec.teachers, route)
     if spec.target is None or len(of) == 1:
         return of[STUDENT], None, {name: of[name] for name in spec.credited if name in of}
     if LIVE in of:
@@ -415,6 +439,19 @@ def logits(
         of[first] = (1.0 - spec.mix) * of[first] + spec.mix * of[LIVE]
     target = targets.make(of, spec.target)
     return of[STUDENT], target, {name: of[name] for name in spec.credited}
+
+
+def _routed(
+    of: dict[str, jax.Array], teachers: Sequence[str], route: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns the logits of each context, at each token those of its own teacher."""
+    out = {}
+    for name in dict.fromkeys(key.partition("/")[0] for key in of if key != STUDENT):
+        out[name] = of[of_teacher(name, teachers[0])]
+        for number, teacher in enumerate(teachers[1:], 1):
+            other = of[of_teacher(name, teacher)]
+            out[name] = jnp.where(route[:, None] == number, other, out[name])
+    return out
 
 
 def _product(x: jax.Array, y: jax.Array, over: tuple[int, int]) -> jax.Array:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +25,13 @@ from sdjax.learner.chunked_head import (
     HeadSpec,
     TokenOutputs,
     Tokens,
+    of_teacher,
     token_loss,
     token_outputs,
 )
-from sdjax.learner.state import TrainState
+from sdjax.learner.state import Others, TrainState
 from sdjax.models.network import lora
-from sdjax.models.network.transformer import head_matrix, hidden_states
+from sdjax.models.network.transformer import Transformer, head_matrix, hidden_states
 from sdjax.objectives import credits, learn_from, policy_gradient, targets, token_weights
 
 
@@ -167,7 +167,7 @@ def microbatch_loss(
     contexts, spec = contexts_of(
         graphdef, objective, whole, state.teacher_params, rows, gradients.layers
     )
-    tokens = Tokens(token=rows.token, mask=rows.sample >= 0)
+    tokens = Tokens(token=rows.token, mask=rows.sample >= 0, route=rows.route)
     if objective.needs_whole_completions:
         outputs = token_outputs(contexts, tokens, spec, gradients.head)
         loss = jnp.sum(jnp.where(tokens.mask, per_token(outputs, known), 0.0))
@@ -324,7 +324,7 @@ def contexts_of(
     graphdef: nnx.GraphDef,
     objective: Objective,
     params: nnx.State,
-    teacher_params: nnx.State | None,
+    teacher_params: nnx.State | Others | None,
     rows: Rows,
     layer_sums: lora.Trained | None = None,
 ) -> tuple[Contexts, HeadSpec]:
@@ -334,43 +334,95 @@ def contexts_of(
         graphdef: The model's structure.
         objective: What is minimised.
         params: The parameters of the whole student.
-        teacher_params: The teacher's own, on the device; None where it has the student's.
+        teacher_params: The teacher's own, on the device, or other models that teach; None where it
+            has the student's.
         rows: The rows of one microbatch, [R, ...].
         layer_sums: The sums that the gradients of the student's layers are added to.
     """
-    student, kind = nnx.merge(graphdef, params), objective.teacher.kind
-    read: dict[str, tuple[Any, ContextRows, lora.Trained | None]]
+    student = nnx.merge(graphdef, params)
+    read: dict[str, tuple[Transformer, ContextRows, lora.Trained | None]]
     read = {STUDENT: (student, rows.student, layer_sums)}
+    turned: tuple[str, ...] = ()
     if rows.contexts:
-        own = params if teacher_params is None else teacher_params
-        # A teacher of adapters alone shares the rest of the model with the student.
-        if teacher_params is not None and hasattr(student, lora.NAME):
-            own = lora.joined(teacher_params, params)
-        teacher = nnx.merge(graphdef, jax.lax.stop_gradient(own))
-        if kind in ("initial", "trust_region") and hasattr(teacher, lora.NAME):
-            del teacher.adapters
-        read |= {name: (teacher, rows.contexts[name], None) for name in objective.contexts}
-        if kind == "trust_region" and objective.targets:
+        for at, teacher in _teachers(graphdef, objective.teacher, params, teacher_params).items():
+            names = {of_teacher(name, at): name for name in objective.contexts}
+            read |= {key: (teacher, rows.contexts[name], None) for key, name in names.items()}
+            if teacher.cfg.tie_embeddings != student.cfg.tie_embeddings:
+                turned += tuple(names)
+        if objective.teacher.kind == "trust_region" and objective.targets:
             live = nnx.merge(graphdef, jax.lax.stop_gradient(params))
             read[LIVE] = (live, rows.contexts[objective.targets[0]], None)
-    contexts = {}
+    contexts, routed = {}, tuple(objective.teacher.models)
     for name, (model, of, sums) in read.items():
-        packed = of.packed
-        hidden = hidden_states(model, packed.tokens, packed.positions, packed.segment_ids, sums)
-        # The states that predict completion tokens, [R, C, D].
-        hidden = jnp.take_along_axis(hidden, of.index[..., None], axis=1)
+        hidden = _predicting(model, of, sums, _taught(rows, routed, name))
         contexts[name] = Context(hidden=hidden, head=head_matrix(model))
     policy = objective.loss.distillation < 1
     spec = HeadSpec(
         loss=objective.loss,
         temperature=objective.temperature,
         vocab_first=student.cfg.tie_embeddings,
+        turned=turned,
         target=objective.target if objective.targets else None,
         credited=objective.credit.contexts if policy and rows.contexts else (),
+        teachers=routed,
         mix=objective.teacher.mix,
         of_logprob=policy,
     )
     return Contexts(student=contexts.pop(STUDENT), teachers=contexts), spec
+
+
+def _taught(rows: Rows, teachers: tuple[str, ...], name: str) -> jax.Array | None:
+    """Returns bool[]: whether one of several teachers teaches a completion of the microbatch.
+
+    None where the context `name` is not one that belongs to one of several.
+    """
+    _, several, teacher = name.partition("/")
+    if not several or rows.route is None:
+        return None
+    return jnp.any(rows.route == teachers.index(teacher))
+
+
+def _predicting(
+    model: Transformer, of: ContextRows, sums: lora.Trained | None, runs: jax.Array | None
+) -> jax.Array:
+    """Returns the hidden states that predict completion tokens, [R, C, D].
+
+    Where `runs`, bool[], is False, the model does not run: they are 0.
+    """
+
+    def states() -> jax.Array:
+        packed = of.packed
+        hidden = hidden_states(model, packed.tokens, packed.positions, packed.segment_ids, sums)
+        return jnp.take_along_axis(hidden, of.index[..., None], axis=1)
+
+    if runs is None:
+        return states()
+    shape = jax.eval_shape(states)
+    return jax.lax.cond(runs, states, lambda: jnp.zeros(shape.shape, shape.dtype))
+
+
+def _teachers(
+    graphdef: nnx.GraphDef,
+    cfg: config.Teacher,
+    params: nnx.State,
+    teacher_params: nnx.State | Others | None,
+) -> dict[str, Transformer]:
+    """Returns the models that read the teacher's contexts, without gradient; "" if it is one."""
+    if isinstance(teacher_params, dict):
+        return {
+            name: nnx.merge(other.graphdef, jax.lax.stop_gradient(other.params))
+            for name, other in teacher_params.items()
+        }
+    own = params if teacher_params is None else teacher_params
+    # A teacher of adapters alone shares the rest of the model with the student.
+    if teacher_params is not None and lora.NAME in params:
+        own = lora.joined(teacher_params, params)
+    if cfg.adapter_scale != 1 and lora.NAME in own:
+        own = lora.scaled(own, cfg.adapter_scale)
+    teacher = nnx.merge(graphdef, jax.lax.stop_gradient(own))
+    if cfg.kind in ("initial", "trust_region") and hasattr(teacher, lora.NAME):
+        del teacher.adapters
+    return {"": teacher}
 
 
 def token_sums(objective: Objective, micro: Batch, outputs: TokenOutputs, known: Known) -> Sums:

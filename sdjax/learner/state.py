@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from operator import methodcaller
 
 import jax
@@ -15,6 +15,22 @@ from jax.sharding import Mesh
 from sdjax.config import Teacher
 from sdjax.models.network import lora
 from sdjax.parallel import rules
+
+STORED = ("initial", "ema", "refreshed", "trust_region")
+"""The kinds of teachers whose parameters are a copy of the student's of some step."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class OtherModel:
+    """A model that only teaches. Its parameters never change, and checkpoints leave them out."""
+
+    graphdef: nnx.GraphDef = field(metadata={"static": True})
+    params: nnx.State
+
+
+Others = dict[str, OtherModel]
+"""The models that only teach, by the value of Teacher.route; "" for a single one."""
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +44,7 @@ class TrainState:
     """The trained parameters, float32."""
     frozen: nnx.State | None
     """The parameters that are not trained; None where all are."""
-    teacher_params: nnx.State | None
+    teacher_params: nnx.State | Others | None
     """None where the teacher has the student's parameters, or those without adapters."""
     opt_state: optax.OptState
 
@@ -38,10 +54,28 @@ class TrainState:
         return params if self.frozen is None else lora.joined(params, self.frozen)
 
 
+def without_others(state: TrainState) -> TrainState:
+    """Returns a state, or its shardings, without models that only teach: what a run changes."""
+    own = None if isinstance(state.teacher_params, dict) else state.teacher_params
+    return replace(state, teacher_params=own)
+
+
 def shardings(
-    params: nnx.State, tx: optax.GradientTransformation, cfg: Teacher, mesh: Mesh
+    params: nnx.State,
+    tx: optax.GradientTransformation,
+    cfg: Teacher,
+    mesh: Mesh,
+    others: Others | None = None,
 ) -> TrainState:
-    """Returns the sharding of every leaf of the state, given abstract params."""
+    """Returns the sharding of every leaf of the state, given abstract params.
+
+    Args:
+        params: The student's.
+        tx: The optimizer.
+        cfg: Says whether the teacher's parameters are a copy, and where they are kept.
+        mesh: The mesh of devices.
+        others: The models that teach, with abstract params, for kind "model".
+    """
     params, frozen = lora.split(params)
     of_params = rules.param_shardings(params, mesh)
     scalar = rules.replicated(mesh)
@@ -52,7 +86,13 @@ def shardings(
         of_params,
         transform_non_params=lambda _: scalar,
     )
+    of_teacher: nnx.State | Others | None
     of_teacher = of_params if _has_own_params(cfg, frozen is not None) else None
+    if others:
+        of_teacher = {
+            name: replace(other, params=rules.param_shardings(other.params, mesh))
+            for name, other in others.items()
+        }
     if cfg.location == "host":
         of_teacher = jax.tree.map(methodcaller("with_memory_kind", "pinned_host"), of_teacher)
     return TrainState(
@@ -67,7 +107,10 @@ def shardings(
 def initialiser(
     tx: optax.GradientTransformation, cfg: Teacher, state_shardings: TrainState
 ) -> Callable[[nnx.State], TrainState]:
-    """Returns the jitted function from loaded params to the state of step 0."""
+    """Returns the jitted function from loaded params to the state of step 0.
+
+    It leaves out models that only teach, which the caller loads and adds.
+    """
 
     def init(params: nnx.State) -> TrainState:
         params, frozen = lora.split(params)
@@ -79,7 +122,7 @@ def initialiser(
             opt_state=tx.init(params),
         )
 
-    return jax.jit(init, donate_argnums=0, out_shardings=state_shardings)
+    return jax.jit(init, donate_argnums=0, out_shardings=without_others(state_shardings))
 
 
 def _has_own_params(cfg: Teacher, adapters: bool) -> bool:
@@ -87,7 +130,7 @@ def _has_own_params(cfg: Teacher, adapters: bool) -> bool:
 
     With `adapters` only those are trained, so an initial teacher is the model without them.
     """
-    return cfg.kind == "ema" if adapters else cfg.kind != "live"
+    return cfg.kind in (("ema", "refreshed") if adapters else STORED)
 
 
 def _initial_teacher(params: nnx.State, cfg: Teacher, adapters: bool) -> nnx.State | None:
@@ -98,8 +141,19 @@ def _initial_teacher(params: nnx.State, cfg: Teacher, adapters: bool) -> nnx.Sta
     """
     if not _has_own_params(cfg, adapters):
         return None
-    dtype = jnp.float32 if cfg.kind == "ema" else jnp.dtype(cfg.dtype)
+    dtype = jnp.float32 if cfg.kind == "ema" or adapters else jnp.dtype(cfg.dtype)
     return jax.tree.map(lambda p: jnp.array(p, dtype, copy=True), params)
+
+
+def refreshed_teacher(
+    teacher: nnx.State, params: nnx.State, step: jax.Array, every: int
+) -> nnx.State:
+    """Returns the teacher of kind "refreshed" after `step` steps: the student's, if they are due.
+
+    It is the teacher as it was if `every` does not divide `step`, int32[].
+    """
+    due = step % every == 0
+    return jax.tree.map(lambda t, p: jnp.where(due, p.astype(t.dtype), t), teacher, params)
 
 
 def moved_teacher(teacher: nnx.State, params: nnx.State, rate: float) -> nnx.State:

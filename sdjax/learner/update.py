@@ -35,7 +35,7 @@ from sdjax.learner.objective import (
     microbatch_loss,
     update_metrics,
 )
-from sdjax.learner.state import TrainState, moved_teacher
+from sdjax.learner.state import Others, TrainState, moved_teacher, refreshed_teacher
 from sdjax.models.network import lora
 from sdjax.models.network.transformer import head_matrix, trained_layers
 from sdjax.parallel import rules
@@ -190,18 +190,20 @@ def make_score(
 def make_after_step(
     cfg: config.Teacher, state_shardings: TrainState
 ) -> Callable[[TrainState], TrainState]:
-    """Returns the jitted end of a step: it counts the step and moves the EMA teacher."""
+    """Returns the jitted end of a step: it counts the step and moves a teacher that moves."""
 
     def after_step(state: TrainState) -> TrainState:
         teacher = state.teacher_params
-        if cfg.kind == "ema" and teacher is not None:
+        if isinstance(teacher, nnx.State) and cfg.kind == "ema":
             teacher = moved_teacher(teacher, state.params, cfg.ema_rate)
+        elif isinstance(teacher, nnx.State) and cfg.kind == "refreshed":
+            teacher = refreshed_teacher(teacher, state.params, state.step + 1, cfg.every)
         return replace(state, step=state.step + 1, teacher_params=teacher)
 
     return jax.jit(after_step, donate_argnums=0, out_shardings=state_shardings)
 
 
-def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | None:
+def teacher_on_device(state: TrainState, state_shardings: TrainState) -> nnx.State | Others | None:
     """Returns the teacher's parameters in device memory, inside a jitted function.
 
     None where the teacher has the student's.

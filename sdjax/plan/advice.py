@@ -55,11 +55,11 @@ def _ways(w: Workload) -> Iterator[tuple[str, Workload]]:
             "--loss.chunk_tokens 512",
             _with(w, loss=replace(cfg.loss, chunk_tokens=512)),
         )
-    if cfg.teacher.kind in ("initial", "trust_region"):
+    if cfg.teacher.kind in ("initial", "trust_region", "model"):
         if cfg.teacher.location == "device":
             host = replace(cfg.teacher, location="host")
             yield "--teacher.location host (in rollouts)", _with(w, teacher=host)
-        if cfg.teacher.dtype == "float32":
+        if cfg.teacher.dtype == "float32" and cfg.teacher.kind != "model":
             half = replace(cfg.teacher, dtype="bfloat16")
             yield "--teacher.dtype bfloat16", _with(w, teacher=half)
     yield from _meshes(w)

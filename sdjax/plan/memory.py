@@ -84,8 +84,8 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
     tokens, dtype = w.rows * w.student / mesh.tensor, sizes.itemsize(model)
     vocab = model.vocab_size / mesh.tensor
     chunk = min(w.cfg.loss.chunk_tokens, w.rows * w.completion)
-    heads = 1 + w.teachers
-    head = model.embed * vocab
+    head, others = model.embed * vocab, w.teachers * sum(m.embed for m in w.taught_by)
+    heads = w.teachers * sum(m.embed * m.vocab_size for m in w.taught_by) / mesh.tensor
     rows_split = mesh.data * mesh.fsdp > 1
     own = 0.0 if model.lora else 4 * head * (1 + rows_split / mesh.fsdp)
     by_use = held | {
@@ -96,14 +96,16 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
         # the sum over shards. Without shards the gradient is added directly to the gradients; the
         # CPU compiler then keeps one copy more than the GPU compiler. Each shard also holds whole
         # copies of the head in the compute dtype.
-        "head": head * dtype * heads + own,
+        "head": dtype * (head + heads) + own,
         "logits": LOGITS * 4 * chunk * vocab
-        + 2 * heads * dtype * w.rows * w.completion * model.embed,
+        + 2 * dtype * w.rows * w.completion * (model.embed + others),
     }
     if tpu:
         by_use["a layer"] = TPU_LAYER * model.mlp * w.rows * w.student / mesh.tensor
     else:  # the logits are freed before the layers are differentiated
         by_use["a layer"] = max(by_use["a layer"] - by_use["logits"], 0.0)
+    if w.cfg.teacher.kind == "model":
+        by_use["a layer"] = max(by_use["a layer"], *(_teacher_layer(w, m) for m in w.taught_by))
     if model.lora:  # merged matrices of a layer in float32 and rounded, and one gradient
         by_use["a layer"] += (8 + dtype) * sizes.layer_params(model) / mesh.tensor
     if tpu:
@@ -152,7 +154,12 @@ def _state(w: Workload, *, teacher_on_device: bool) -> dict[str, float]:
     each = trained(model) / shards
     own = 4 if teacher.dtype == "float32" else 2
     # With adapters, an initial teacher is the model without them and needs no memory.
-    size = {"live": 0, "ema": 4}.get(teacher.kind, 0 if model.lora else own)
+    size: float = {"live": 0, "ema": 4}.get(teacher.kind, 0 if model.lora else own)
+    if teacher.kind == "refreshed" and model.lora:
+        size = 4
+    if teacher.kind == "model":
+        others = sum(sizes.itemsize(m) * params(m) for m in w.taught_by)
+        size = others / trained(model) if w.teachers else 0
     frozen = sizes.itemsize(model) * params(model) / shards if model.lora else 0
     held = {"parameters": 4 * each + frozen, "Adam": 8 * each}
     return held | ({"teacher": size * each} if teacher_on_device and size else {})
@@ -169,6 +176,13 @@ def _kept(w: Workload) -> float:
     between = dtype * (2 * m.embed + 3 * heads + kv + m.mlp) + 4 * m.mlp
     more = {"full": 0.0, "dots": products, "none": products + between}[m.remat]
     return m.num_layers * (stream + more)
+
+
+def _teacher_layer(w: Workload, m: ModelConfig) -> float:
+    """Returns the bytes while a layer of `m` reads the teacher's rows, with its weights."""
+    tensor, dtype, tokens = w.mesh.tensor, sizes.itemsize(m), w.rows * w.teacher
+    widest = (4 + dtype) * m.embed + (2 * dtype + 4) * m.mlp
+    return (tokens * widest + dtype * sizes.layer_params(m)) / tensor
 
 
 def _layer(w: Workload) -> float:

@@ -24,7 +24,7 @@ from sdjax.errors import UserError, writing
 from sdjax.learner import adamw, state, update
 from sdjax.learner import batch as batches
 from sdjax.learner.objective import Objective
-from sdjax.models.network.model_config import LayerKind
+from sdjax.models.network.model_config import LayerKind, ModelConfig
 from sdjax.models.network.transformer import Transformer
 from sdjax.parallel import mesh as meshes
 from sdjax.parallel import rules
@@ -103,8 +103,15 @@ def train_step(work: Workload, mesh: jax.sharding.Mesh) -> Compiled:
     """Compiles one update with a batch of the longest rows."""
     cfg, graphdef, abstract = _model(work)
     tx = adamw.make(cfg.optim)
-    shardings = state.shardings(abstract, tx, cfg.teacher, mesh)
+    others = {}
+    if cfg.teacher.kind == "model":
+        for name, model in zip(cfg.teacher.paths, work.taught_by, strict=True):
+            graph, params = nnx.split(_abstract(model))
+            others[name] = state.OtherModel(graphdef=graph, params=params)
+    shardings = state.shardings(abstract, tx, cfg.teacher, mesh, others)
     init = state.initialiser(tx, cfg.teacher, shardings)
+    start = jax.eval_shape(init, abstract)
+    start = replace(start, teacher_params=others) if others else start
     batch = abstract_batch(work)
     with jax.set_mesh(mesh):
         return _compiled(
@@ -112,7 +119,7 @@ def train_step(work: Workload, mesh: jax.sharding.Mesh) -> Compiled:
             update.make_train_step(
                 graphdef, Objective.of(cfg), cfg.optim, shardings, cfg.model.remat
             ),
-            _placed(jax.eval_shape(init, abstract), shardings),
+            _placed(start, shardings),
             _placed(batch, update.batch_shardings(batch, mesh)),
             loops=work.microbatches,
         )
@@ -228,6 +235,7 @@ def abstract_batch(work: Workload) -> batches.Batch:
         sampler_logprobs=known,
         old_logprobs=known if cfg.optim.minibatches > 1 else None,
         epistemic=array(m, r, work.completion, dtype=jnp.bool_),
+        route=of_token if cfg.teacher.route else None,
     )
     update = work.completions // cfg.optim.minibatches
     samples = batches.Samples(
@@ -238,6 +246,7 @@ def abstract_batch(work: Workload) -> batches.Batch:
         correct=array(update, dtype=jnp.bool_),
         unlikely_below=array(update, dtype=jnp.float32),
         length=array(update),
+        route=array(update) if cfg.teacher.route else None,
     )
     return batches.Batch(
         rows=rows, samples=samples, microbatches=array(), padding=array(dtype=jnp.float32)
@@ -245,8 +254,11 @@ def abstract_batch(work: Workload) -> batches.Batch:
 
 
 def _model(work: Workload) -> tuple[config.Train, nnx.GraphDef, nnx.State]:
-    model = nnx.eval_shape(lambda: Transformer(work.model, rngs=nnx.Rngs(0)))
-    return work.cfg, *nnx.split(model)
+    return work.cfg, *nnx.split(_abstract(work.model))
+
+
+def _abstract(model: ModelConfig) -> Transformer:
+    return nnx.eval_shape(lambda: Transformer(model, rngs=nnx.Rngs(0)))
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

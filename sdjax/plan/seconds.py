@@ -6,6 +6,7 @@ Work on the host, such as grading and reprompts, is not counted.
 from __future__ import annotations
 
 from sdjax.models import flops as sizes
+from sdjax.models.network.model_config import ModelConfig
 from sdjax.plan import memory, traffic
 from sdjax.plan.slices import Slice
 from sdjax.plan.workload import Workload
@@ -36,7 +37,7 @@ def by_phase(w: Workload, piece: Slice, overlap: float | None = None) -> dict[st
     student = w.row_tokens(w.mean_prompt, w.student)
     if updates > 1:
         head = sizes.head(round(n * w.mean_completion), w.model.embed, w.model.vocab_size)
-        parts["old log-probabilities"] = (n * _forward(w, student) + head) / flops
+        parts["old log-probabilities"] = (n * _forward(w.model, student) + head) / flops
     moved = traffic.update(w)
     # Rows of padding alone do not run, so packed rows count only as far as tokens fill them.
     filled = min(student / w.student, 1.0) if w.cfg.optim.row_tokens else 1.0
@@ -77,21 +78,22 @@ def _prefill(w: Workload) -> float:
     return calls * w.prefill_rows * sizes.forward(w.model, [w.prompt])
 
 
-def _forward(w: Workload, tokens: float) -> float:
+def _forward(model: ModelConfig, tokens: float) -> float:
     """Returns the operations of one forward pass over the tokens that one completion adds to the
     rows."""
-    return sizes.forward(w.model, [round(tokens)])
+    return sizes.forward(model, [round(tokens)])
 
 
 def _update(w: Workload, student: float) -> float:
     """Returns the operations of a step's updates, including recomputation and padding."""
     again = {"full": 1.0, "dots": 0.2, "none": 0.0}[w.model.remat]
-    one = (3 + again) * _forward(w, student)
+    one = (3 + again) * _forward(w.model, student)
     if w.teachers:
-        one += w.teachers * _forward(w, w.row_tokens(w.mean_reprompt, w.teacher))
-    head = sizes.distilled_head(
-        round(w.mean_completion), w.model.embed, w.model.vocab_size, w.teachers
-    )
+        read = w.row_tokens(w.mean_reprompt, w.teacher)
+        one += w.teachers * sum(_forward(m, read) for m in w.taught_by)
+    tokens = round(w.mean_completion)
+    head = sizes.distilled_head(tokens, w.model.embed, w.model.vocab_size, 0)
+    head += w.teachers * sum(sizes.head(tokens, m.embed, m.vocab_size) for m in w.taught_by)
     return w.completions * (one + head)
 
 

@@ -38,17 +38,21 @@ def update(w: Workload) -> dict[str, float]:
     fsdp, data, tensor = (_share(n) for n in (mesh.fsdp, mesh.data, mesh.tensor))
     layers = model.num_layers * sizes.layer_params(model) / mesh.tensor
     head = model.vocab_size * model.embed / mesh.tensor
-    passes = (1 if model.remat == "none" else 2) + teachers
-    weights = item * fsdp * (layers * passes + head * (1 + teachers))
+    passes = 1 if model.remat == "none" else 2
+    of_teacher = sum(
+        m.num_layers * sizes.layer_params(m) + m.vocab_size * m.embed for m in w.taught_by
+    )
+    weights = item * fsdp * (layers * passes + head + teachers * of_teacher / mesh.tensor)
     gradients = fsdp * (item * layers + 4 * head)
     replicas = 2 * data * (item * layers + 2 * 4 * head) / mesh.fsdp
-    exchanged = 2 * (item + 4) * model.embed * tensor * model.num_layers
-    tokens = w.rows * (3 * w.student + teachers * w.teacher)
+    entries = w.rows * 3 * w.student * model.embed * model.num_layers
+    read = w.rows * teachers * w.teacher
+    entries += read * sum(m.embed * m.num_layers for m in w.taught_by)
     parts = {
         "weights": weights,
         "gradients": gradients,
         "replicas": replicas,
-        "activations": exchanged * tokens,
+        "activations": 2 * (item + 4) * tensor * entries,
     }
     return {name: size * w.microbatches for name, size in parts.items()}
 

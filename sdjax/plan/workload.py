@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sdjax import config
 from sdjax.errors import UserError
+from sdjax.models.files import published
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel.rules import bucket
 from sdjax.rollout.engine.generation import MOST_SLOTS, Schedule
@@ -58,6 +61,9 @@ class Workload:
 
     cfg: config.Train
     model: ModelConfig
+    taught_by: tuple[ModelConfig, ...]
+    """The models that read the teacher's rows: others with teacher.kind "model", of which each is
+    taken to read all rows."""
     mesh: MeshSizes
     prompt: int
     """Tokens of the longest prompt, padded as prefill pads it."""
@@ -127,6 +133,13 @@ def make(
     roll, optim = cfg.rollout, cfg.optim
     shards = mesh.batch_shards
     check(cfg, model, mesh)
+    taught_by: tuple[ModelConfig, ...] = (model,)
+    if cfg.teacher.kind == "model" and contexts.used(cfg):
+        runtime = {"compute_dtype": model.compute_dtype, "attention": model.attention}
+        paths = cfg.teacher.paths.values()
+        taught_by = tuple(_teacher(path, cfg.teacher.revision, **runtime) for path in paths)
+        for teacher in taught_by:
+            check(cfg, teacher, mesh)
     completion = roll.max_completion_tokens
     longest = [roll.max_prompt_tokens + completion]
     if read := contexts.used(cfg):
@@ -142,6 +155,7 @@ def make(
     return Workload(
         cfg=cfg,
         model=model,
+        taught_by=taught_by,
         mesh=mesh,
         prompt=width,
         student=bucket(longest[0]),
@@ -156,6 +170,13 @@ def make(
         mean_prompt=min(mean_prompt, roll.max_prompt_tokens),
         mean_completion=min(mean_completion, roll.max_completion_tokens),
     )
+
+
+@functools.cache  # because a search makes hundreds of workloads
+def _teacher(path: str, revision: str | None, **runtime: Any) -> ModelConfig:
+    """Returns the model that teaches, from its config.json alone."""
+    found = published.config_of(path, revision, "teacher.path", **runtime)
+    return replace(found, frozen=True)
 
 
 def check(cfg: config.Train, model: ModelConfig, mesh: MeshSizes) -> None:

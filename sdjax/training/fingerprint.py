@@ -18,15 +18,10 @@ from sdjax.data.pipeline import LISTED
 from sdjax.io import progress
 from sdjax.learner.supervised import Conversation
 from sdjax.records import Example
-from sdjax.tokenizer import Tokenizer
+from sdjax.tokenizer import PROBE, Tokenizer
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.loaded_model import LoadedModel
 
-PROBE = (
-    "Wait, 12.5% of 3,000 is 375.0; so x^2 + \\frac{1}{2} = \\boxed{7}.\n\n"
-    "\tdef f(a: int) -> str:  return f'{a!r}'\n日本語 naïve Ω 🙂 <think> </think>"
-)
-"""A text whose tokens differ where the rules of a tokenizer do."""
 SAMPLES, SAMPLE = 16, 4096
 """Parts of each file of weights that are read, and the bytes of a part. Training changes all."""
 SOME = 1000
@@ -46,6 +41,9 @@ def of_run(
     if jax.process_index() != 0:
         return {}
     out = {"data": _of_rows(examples)} if len(examples) else {}
+    if model.teachers:
+        files = (part for each in model.teachers.values() for part in _of_weights(each.folder))
+        out["teacher"] = f"sha256 {_digest(files)}"
     if sets:
         out["held_out"] = ", ".join(f"{part.name}: {_of_rows(part.examples)}" for part in sets)
     return out | _of_model(model)

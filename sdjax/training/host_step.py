@@ -131,10 +131,17 @@ def without_teacher(setup: StepSetup) -> StepSetup:
     return replace(setup, cfg=cfg, functions=make_steps(cfg, setup.model))
 
 
+def of_state(cfg: config.Train, model: LoadedModel) -> TrainState:
+    """Returns the sharding of every leaf of a run's state."""
+    others = {name: teacher.other for name, teacher in model.teachers.items()}
+    tx = adamw.make(cfg.optim)
+    return state.shardings(model.abstract, tx, cfg.teacher, model.mesh, others)
+
+
 def make_steps(cfg: config.Train, model: LoadedModel) -> StepFunctions:
     """Returns the jitted functions of a run; compiles nothing yet."""
     tx = adamw.make(cfg.optim)
-    shardings = state.shardings(model.abstract, tx, cfg.teacher, model.mesh)
+    shardings = of_state(cfg, model)
     objective, graphdef = objectives.Objective.of(cfg), model.graphdef
     return StepFunctions(
         init=state.initialiser(tx, cfg.teacher, shardings),
@@ -249,7 +256,7 @@ def _pack_updates(
         part = groups[start : start + size]
         read = {name: of[start : start + size] for name, of in inputs.contexts.items()}
         longest = cfg.rollout.max_completion_tokens
-        samples = batches.samples_of(part, read, cfg.loss, cfg.policy, longest)
+        samples = batches.samples_of(part, read, cfg.loss, cfg.policy, longest, cfg.teacher)
         marked = epistemic_tokens[start * per_group : (start + size) * per_group]
         pad_id = model.tokenizer.pad_id
         packed = batches.pack(part, read, samples, marked, cfg.optim, pad_id)

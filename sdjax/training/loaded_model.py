@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ from sdjax.parallel import mesh as meshes
 from sdjax.rollout.engine import sampler as samplers
 from sdjax.rollout.interface import Sampler
 from sdjax.tokenizer import Tokenizer
+from sdjax.training import teacher_model
+from sdjax.training.teacher_model import TeacherModel
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,8 @@ class LoadedModel:
     """Whether the config, and not the model, names the chat template."""
     between: Callable[[], None]
     """Called often while sampling and exporting. What it raises ends that."""
+    teachers: Mapping[str, TeacherModel] = field(default_factory=dict)
+    """The models of a teacher of kind "model", by the value of its route; {}: there is none."""
 
     def dated(self, job: J) -> J:
         """Returns a job's config with the day that the chat template reads, if it reads one."""
@@ -180,6 +184,18 @@ def open_model(
         own_template=source.chat_template is not None or source.chat_template_name is not None,
         between=between,
     )
+
+
+def with_teachers(model: LoadedModel, cfg: config.Train) -> LoadedModel:
+    """Returns a model with those that teach it, if the training has others; reads no weights.
+
+    Raises UserError if one does not fit the student or the mesh.
+    """
+    teachers = teacher_model.open_teachers(cfg, model.cfg, model.tokenizer)
+    for teacher in teachers.values():
+        check_divisible(teacher.cfg, model.mesh, whose="the teacher's")
+        _check_attention(teacher.cfg)
+    return replace(model, teachers=teachers)
 
 
 def _tokenizer(source: config.Model, rows: int) -> Tokenizer:
@@ -293,10 +309,16 @@ def check_vocabulary(cfg: ModelConfig, name: str, tokens: int) -> None:
         )
 
 
-def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh, tensor: str = "mesh.tensor") -> None:
+def check_divisible(
+    cfg: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    tensor: str = "mesh.tensor",
+    whose: str = "the model's",
+) -> None:
     """Raises UserError where the mesh does not divide the model's sizes.
 
-    `tensor` is the config field that sets the size of the mesh's tensor axis.
+    `tensor` is the config field that sets the size of the mesh's tensor axis. `whose` says which
+    model it is.
     """
     for name, size, axis in (
         ("attention heads", cfg.num_heads, "tensor"),
@@ -308,5 +330,5 @@ def check_divisible(cfg: ModelConfig, mesh: jax.sharding.Mesh, tensor: str = "me
         if size % mesh.shape[axis]:
             raise UserError(
                 f"{tensor if axis == 'tensor' else 'mesh.fsdp'} is {mesh.shape[axis]}: must divide "
-                f"the model's {name}, {size}"
+                f"{whose} {name}, {size}"
             )

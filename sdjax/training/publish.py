@@ -178,7 +178,8 @@ def _method(public: Mapping[str, Any]) -> tuple[str, str]:
     if public["class"] == "SFT":
         return "sft", "finetuning on conversations"
     share = public["loss"]["distillation"]
-    kind = f"divergence {public['loss']['divergence']}, teacher {public['teacher']['kind']}"
+    teacher = public["teacher"].get("path") or public["teacher"]["kind"]
+    kind = f"divergence {public['loss']['divergence']}, teacher {teacher}"
     sdpo = f"SDPO (arXiv:2601.20802), {kind}"
     if share == 1:
         return "sdpo", sdpo

@@ -30,7 +30,7 @@ from sdjax.learner.objective import NO_SUMS, Objective, microbatch_loss
 from sdjax.learner.state import TrainState
 from sdjax.models.files import tensors
 from sdjax.parallel import hosts, rules
-from sdjax.training import loaded_model, resume
+from sdjax.training import host_step, loaded_model, resume
 from sdjax.training.host_step import StepResult, StepSetup
 from sdjax.training.loaded_model import LoadedModel
 from sdjax.training.resume import Progress
@@ -98,7 +98,7 @@ def load(file: Any) -> Batch:
 PARTS: dict[str, type] = {
     "rows": Rows, "samples": Samples, "student": ContextRows, "packed": Packed
 }  # fmt: skip
-OPTIONAL = ("old_logprobs", "segment_ids")
+OPTIONAL = ("old_logprobs", "segment_ids", "route")
 
 
 def _part(cls: type, by_path: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:
@@ -133,16 +133,16 @@ def run(cfg: config.Train) -> None:
         )
     saved.check(step)
     model = loaded_model.open_model(cfg.model, cfg.mesh, lora=cfg.lora)
-    tx = adamw.make(cfg.optim)
-    shardings = states.shardings(model.abstract, tx, cfg.teacher, model.mesh)
-    init = states.initialiser(tx, cfg.teacher, shardings)
+    model = loaded_model.with_teachers(model, cfg)
+    shardings = host_step.of_state(cfg, model)
+    init = states.initialiser(adamw.make(cfg.optim), cfg.teacher, shardings)
     train_step = update.make_train_step(
         model.graphdef, Objective.of(cfg), cfg.optim, shardings, cfg.model.remat
     )
     with jax.set_mesh(model.mesh):
         like = jax.eval_shape(init, model.abstract)
         state, host = saved.restore(step, abstract(like, shardings))
-        state = resume.with_base(state, model, host)
+        state = resume.with_teachers(resume.with_base(state, model, host), model, shardings)
         placed = hosts.place(batch, update.batch_shardings(batch, model.mesh))
         first = next(_not_finite(batch, placed, state, model, shardings, cfg), "nothing")
         _, metrics, _ = train_step(state, placed)
@@ -175,7 +175,10 @@ def _not_finite(
         if array.dtype == np.float32 and not np.isfinite(array).all():
             at = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             yield f"the batch's {name} at {list(at)}"
-    for whose, params in (("student", state.params), ("teacher", state.teacher_params)):
+    teacher: Any = state.teacher_params
+    if isinstance(teacher, dict):
+        teacher = {name: other.params for name, other in teacher.items()}
+    for whose, params in (("student", state.params), ("teacher", teacher)):
         for name in tensors.not_finite(params) if params is not None else ():
             yield f"the {whose}'s parameter {name}"
 

@@ -91,7 +91,7 @@ def restore(
     """
     newest = saved.begin(resume=resume)
     if newest is None:
-        return 0, init(model.load()), None
+        return 0, with_teachers(init(model.load()), model, shardings), None
     like = jax.eval_shape(init, model.abstract)
     state, host = saved.restore(newest, abstract(like, shardings))
     if bad := tensors.not_finite(state.params):
@@ -99,7 +99,7 @@ def restore(
             f"checkpoint {saved.path(newest)}: its parameters hold NaN or infinity (in "
             f"{_listed(bad)}): remove it to go on from an earlier one, or choose another --out"
         )
-    return newest, with_base(state, model, host), host
+    return newest, with_teachers(with_base(state, model, host), model, shardings), host
 
 
 def done(out: str) -> int:
@@ -187,6 +187,15 @@ def with_base(state: TrainState, model: LoadedModel, host: dict[str, Any]) -> Tr
     if model.cfg.lora is None:
         return state
     return replace(state, frozen=load_base(model, host))
+
+
+def with_teachers(state: TrainState, model: LoadedModel, shardings: TrainState) -> TrainState:
+    """Returns a state with the models that teach, where the teacher is another model."""
+    placed = shardings.teacher_params
+    if not isinstance(placed, dict):
+        return state
+    loaded = {n: each.load(model.mesh, placed[n]) for n, each in model.teachers.items()}
+    return replace(state, teacher_params=loaded)
 
 
 def load_base(model: LoadedModel, host: dict[str, Any]) -> nnx.State:

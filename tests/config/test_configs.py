@@ -19,6 +19,7 @@ from sdjax.learner import adamw, state, update
 from sdjax.learner.objective import Objective
 from sdjax.models.files import published, weights
 from sdjax.models.network.transformer import Transformer
+from sdjax.training import teacher_model
 
 FAMILY = {"Qwen/Qwen3-8B": "qwen3", "Qwen/Qwen3-1.7B": "qwen3"}
 """Models that differ only in sizes, and in the head, which only the smaller model ties."""
@@ -83,9 +84,13 @@ def test_the_train_step_of_a_config_traces(name):
     else:
         model_cfg = weights.read_config(weights.resolve(cfg.model.path), **runtime)
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(model_cfg, rngs=nnx.Rngs(0))))
-    tx, mesh = adamw.make(cfg.optim), learning.make_mesh()
-    shardings = state.shardings(abstract, tx, cfg.teacher, mesh)
+    tx, mesh, others = adamw.make(cfg.optim), learning.make_mesh(), {}
+    if cfg.teacher.kind == "model":
+        teacher = published.read_config(cfg.teacher.path, **runtime)
+        others = {"": teacher_model.of_config(teacher).other}
+    shardings = state.shardings(abstract, tx, cfg.teacher, mesh, others)
     before = jax.eval_shape(state.initialiser(tx, cfg.teacher, shardings), abstract)
+    before = dataclasses.replace(before, teacher_params=others) if others else before
     batch = learning.pack(cfg)
     if cfg.optim.minibatches > 1:
         score = update.make_score(graphdef, Objective.of(cfg), mesh)

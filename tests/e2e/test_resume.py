@@ -24,6 +24,12 @@ KINDS = {
     "on the host": {"teacher": {"kind": "initial", "location": "host"}},
     "ema": {"teacher": {"kind": "ema", "ema_rate": 0.3}, "log": {"alternatives": 5}},
     "trust_region": {"teacher": {"kind": "trust_region", "mix": 0.2}},
+    "refreshed": {"teacher": {"kind": "refreshed", "every": 2}},
+    "another model": {"teacher": {"kind": "model"}, "target": {"context": "plain"}},
+    "another model of adapters": {
+        "teacher": {"kind": "model", "location": "host"},
+        "lora": {"rank": 2},
+    },
     "several contexts": {"target": {"rule": "pointwise_information"}},
     "regenerated": {"reprompt": {"regenerate": True, "success_threshold": 0.9}},
     "grpo": {"loss": {"distillation": 0.0}, "optim": {"minibatches": 2}},
@@ -56,6 +62,10 @@ def kill_in(patch, name, call, after):
 def interrupted_equals_whole(model, folder, kind, **changes):
     """Runs a config whole, and in two parts with a kill in step 5 of 6."""
     changes |= KINDS[kind]
+    if changes.get("teacher", {}).get("kind") == "model":
+        wide = {"hidden_size": 48, "num_attention_heads": 6, "vocab_size": tiny.VOCABULARY + 24}
+        other = tiny.model_folder(folder / "teacher", "llama", seed=1, **wide)
+        changes["teacher"] = changes["teacher"] | {"path": str(other)}
     whole, parts = folder / "whole", folder / "parts"
     train_job.run(runs.job(model, whole, **changes))
     with pytest.MonkeyPatch.context() as patch:
@@ -70,7 +80,10 @@ def interrupted_equals_whole(model, folder, kind, **changes):
 
 # "initial" stands under "on the host" too; GRPO has no teacher's state, as live, and runs below.
 SLOW = ("live", "initial", "grpo")
-HEAVY = ("trust_region", "several contexts", "on the host", "regenerated")
+HEAVY = (
+    *("trust_region", "refreshed", "another model", "another model of adapters"),
+    *("several contexts", "on the host", "regenerated"),
+)
 
 
 def rare(kind):
@@ -86,6 +99,9 @@ def test_three_steps_a_kill_and_three_steps_equal_six_to_the_byte(model, tmp_pat
     assert all(m["optim/grad_norm"] > 0 for m in metrics[1:])
     history = json.loads((whole / "evaluations.json").read_text())
     assert [row["step"] for row in history] == [0, 2, 4, 6]
+    if kind.startswith("another model"):
+        assert not [n for n in runs.arrays(whole / "checkpoints" / "6") if "teacher" in n]
+        assert all(m["distill/divergence"] > 0 for m in metrics[1:])
 
 
 @pytest.mark.heavy

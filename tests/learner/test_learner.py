@@ -213,6 +213,24 @@ def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never(kind, rate)
     assert int(learner.state.step) == 1
 
 
+def test_a_refreshed_teacher_is_the_student_of_the_last_step_that_was_due():
+    cfg = learning.train_config(
+        teacher={"kind": "refreshed", "every": 2, "dtype": "float32"}, optim={"lr": 0.01}
+    )
+    learner = learning.Learner(cfg, learning.make_mesh())
+    known = learner.params()
+    for step in range(1, 5):
+        learner.update(learning.pack(cfg))
+        with jax.set_mesh(learner.mesh):
+            learner.state = learner.after(learner.state)
+        if step % 2 == 0:
+            moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), learner.params(), known)
+            assert max(jax.tree.leaves(moved)) > 0
+            known = learner.params()
+        teacher = jax.device_get(learner.state.teacher_params)
+        jax.tree.map(np.testing.assert_array_equal, teacher, known)
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["initial", pytest.param("trust_region", marks=pytest.mark.slow)])
 def test_a_teacher_kept_on_the_host_gives_the_same_update_and_stays_there(kind):

@@ -54,6 +54,28 @@ def step_of(params, mesh=(1, 1, 1), **sections):
     return metrics, jax.tree.map(lambda a, b: a - np.asarray(b), one.params(), params), one
 
 
+def taught(kind, scale, doubled=False):
+    """Returns what the teacher says of each token, where the student's adapters may be doubled."""
+    how = {"teacher": {"kind": kind}}
+    if scale != 1:
+        how["teacher"]["adapter_scale"] = scale
+    one = learner(**how)
+    if doubled:
+        twice = lora.scaled(one.state.params, 2.0)
+        one.state = replace(one.state, params=twice)
+    one.update(learning.pack(one.cfg))
+    return one.record.teacher_logprob
+
+
+@pytest.mark.heavy
+def test_the_teachers_adapters_are_scaled_and_the_students_are_not():
+    one = taught("live", 1)
+    twice = taught("live", 2.0)
+    np.testing.assert_allclose(twice, taught("live", 1, doubled=True), rtol=1e-5, atol=1e-6)
+    assert np.abs(twice - one).max() > 0.01
+    np.testing.assert_allclose(taught("live", 0.0), taught("initial", 1), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(("loss", "remat"), [({}, "full"), ({"distillation": 0.0}, "dots")])
 def test_adapters_get_the_gradient_of_the_low_rank_product(loss, remat):

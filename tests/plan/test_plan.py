@@ -42,6 +42,34 @@ def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape)
     assert memory.update(w).total == pytest.approx(compiled.total, rel=0.15)
 
 
+def test_another_model_that_teaches_has_its_bytes_and_its_time(tmp_path):
+    sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 6}
+    heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}
+    fields = tiny.config("llama", **sizes, **heads, vocab_size=16_384)
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    own = step_of(training(teacher={"kind": "live"}), model())
+    other = step_of(training(teacher={"kind": "model", "path": str(tmp_path)}), model())
+    compiled = programs.train_step(other, meshes.over(jax.devices()[:1], (1, 1, 1)))
+    assert memory.update(other).total == pytest.approx(compiled.total, rel=0.15)
+    entries = memory.params(*other.taught_by)
+    assert memory.update(other).by_use["teacher"] == 4 * entries > 4 * 6 * 1024 * 3072
+    assert memory.rollout(other).by_use["teacher"] == 4 * entries
+    on_host = training(teacher={"kind": "model", "path": str(tmp_path), "location": "host"})
+    assert "teacher" not in memory.rollout(step_of(on_host, model())).by_use
+    piece = slices.parse("h100:1")
+    one, two = (seconds.by_phase(w, piece) for w in (own, other))
+    assert two["update"] > 1.2 * one["update"] and two["decode"] == one["decode"]
+    assert (
+        traffic.update(step_of(on_host, model(), (1, 2, 1)))["weights"]
+        > 1.5
+        * (
+            traffic.update(step_of(training(teacher={"kind": "live"}), model(), (1, 2, 1)))[
+                "weights"
+            ]
+        )
+    )
+
+
 def test_bytes_of_a_gpu_and_seconds_of_a_step_are_near_those_measured():
     # Measured on one H100: dev/log/2026-11-performance.md.
     from sdjax.models.files import published

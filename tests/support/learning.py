@@ -18,6 +18,8 @@ from sdjax.parallel import mesh as meshes
 from sdjax.parallel import rules
 from sdjax.records import Completion, Example, Grade, Group, TeacherPrompt
 from sdjax.tasks.largest_number import LargestNumber
+from sdjax.teacher import contexts
+from sdjax.training import teacher_model
 
 CFG = ModelConfig(
     family="llama",
@@ -77,7 +79,8 @@ def groups(seed=0, prompts=4, size=4):
             completions.append(Completion(tokens=t, logprobs=logprobs, text="", finish="stop"))
             correct = p > 0 and (g + p) % 3 == 0
             grades.append(Grade(reward=float(correct), correct=correct))
-        example = Example(id=str(p), messages=(), answer="", task="random")
+        columns = {"subject": "ab"[p % 2]}
+        example = Example(id=str(p), messages=(), answer="", task="random", columns=columns)
         out.append(
             Group(
                 example=example,
@@ -110,14 +113,14 @@ def pack(cfg, of_groups=None, of_reprompts=None):
     of_groups = groups() if of_groups is None else of_groups
     of_reprompts = reprompts(of_groups) if of_reprompts is None else of_reprompts
     rng = np.random.default_rng(2)
-    read = {"solution": of_reprompts} if cfg.loss.distillation > 0 else {}
+    read = {name: of_reprompts for name in contexts.used(cfg)}
     marked = [rng.random(len(c.tokens)) < 0.2 for g in of_groups for c in g.completions]
     return packed(cfg, of_groups, read, marked)
 
 
 def packed(cfg, of_groups, contexts, epistemic):
     """Returns the batch of groups with reprompts by context, and these tokens marked epistemic."""
-    samples = batches.samples_of(of_groups, contexts, cfg.loss, cfg.policy, 32)
+    samples = batches.samples_of(of_groups, contexts, cfg.loss, cfg.policy, 32, cfg.teacher)
     return batches.pack(of_groups, contexts, samples, epistemic, cfg.optim, 0)
 
 
@@ -127,9 +130,9 @@ def by_completion(batch, values):
     return [None if a < 0 else values.reshape(-1)[a:b] for a, b in ends.tolist()]
 
 
-def random_params(abstract):
+def random_params(abstract, seed=0):
     """Returns params drawn by numpy: compiling a random initialisation takes longer than a test."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
 
     def one(path, x):
         mean, std = (1.0, 0.1) if "norm" in jax.tree_util.keystr(path) else (0.0, 0.2)
@@ -139,15 +142,17 @@ def random_params(abstract):
 
 
 @functools.cache
-def programs(aim, optim, remat, mesh, model_cfg):
+def programs(aim, optim, remat, mesh, model_cfg, teachers=()):
     """Returns what a learner compiles, so that learners of one kind compile it once."""
     graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Transformer(model_cfg, rngs=nnx.Rngs(0))))
     tx = adamw.make(optim)
-    shardings = state.shardings(abstract, tx, aim.teacher, mesh)
+    others = {name: teacher_model.of_config(cfg).other for name, cfg in teachers}
+    shardings = state.shardings(abstract, tx, aim.teacher, mesh, others)
     return SimpleNamespace(
         graphdef=graphdef,
         abstract=abstract,
         shardings=shardings,
+        others=others,
         objective=aim,
         step=update.make_train_step(graphdef, aim, optim, shardings, remat),
         score=update.make_score(graphdef, aim, mesh),
@@ -157,17 +162,25 @@ def programs(aim, optim, remat, mesh, model_cfg):
 
 
 class Learner:
-    """A tiny model with its state and jitted steps on a mesh."""
+    """A tiny model with its state and jitted steps on a mesh, and models that teach, if any."""
 
-    def __init__(self, cfg, mesh, model_cfg=CFG):
+    def __init__(self, cfg, mesh, model_cfg=CFG, teachers=()):
         self.cfg, self.mesh = cfg, mesh
         aim = objective.Objective.of(cfg)
-        vars(self).update(vars(programs(aim, cfg.optim, cfg.model.remat, mesh, model_cfg)))
+        made = programs(aim, cfg.optim, cfg.model.remat, mesh, model_cfg, teachers)
+        vars(self).update(vars(made))
         params = jax.device_put(
             random_params(self.abstract), rules.param_shardings(self.abstract, mesh)
         )
         with jax.set_mesh(mesh):
             self.state = self.initial(params)
+        if self.others:
+            drawn = {
+                name: replace(other, params=random_params(other.params, seed))
+                for seed, (name, other) in enumerate(self.others.items(), 1)
+            }
+            drawn = jax.device_put(drawn, self.shardings.teacher_params)
+            self.state = replace(self.state, teacher_params=drawn)
 
     def update(self, batch):
         """Returns the metrics of one update on a host batch."""

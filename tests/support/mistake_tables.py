@@ -43,6 +43,26 @@ SETTINGS = [
         ["--teacher.kind", "ema", "--teacher.location", "host"],
         ["teacher.location is 'host'", "must be 'device'"],
     ),
+    (["--teacher.kind", "model"], ["teacher.path is ''", "needs a folder"]),
+    (["--teacher.path", "x"], ["teacher.path is 'x'", "teacher.kind 'model' only, not 'initial'"]),
+    (
+        ["--teacher.kind", "model", "--teacher.path", "no/such"],
+        ["teacher.path is 'no/such'", "no such folder"],
+    ),
+    (
+        ["--teacher.kind", "model", "--teacher.path", "x", "--loss.distillation", "0"],
+        ["teacher.kind is 'model'", "loss.distillation over 0"],
+    ),
+    (["--teacher.adapter_scale", "2"], ["teacher.adapter_scale is 2.0", "live, ema or refreshed"]),
+    (
+        ["--teacher.kind", "live", "--teacher.adapter_scale", "2"],
+        ["teacher.adapter_scale is 2.0", "set lora.rank over 0"],
+    ),
+    (
+        ["--teacher.kind", "model", "--teacher.path", "x", "--teacher.route", "subject"],
+        ["teacher.route is 'subject'", "need each other"],
+    ),
+    (["--teacher.kind", "refreshed", "--teacher.every", "0"], ["teacher.every is 0", "at least 1"]),
     (["--reprompt.demonstration", "none"], ["reprompt.demonstration is 'none'", "feedback"]),
     (
         ["--reprompt.regenerate", "--reprompt.demonstration", "none", "--reprompt.feedback"],

@@ -46,6 +46,9 @@ class TaskConfig:
     run ends. zero: this part of the reward is 0, and the completion is not correct by it."""
     judge: Judge = field(default_factory=Judge)
     """The model behind a server that gives the reward `judge`."""
+    keep_columns: bool = False
+    """Keep all columns of the rows with their questions, also where no own function reads them.
+    teacher.route does so by itself."""
 
     def __post_init__(self) -> None:
         name = own_functions.name_of(self.reward, "task.reward")
@@ -94,9 +97,9 @@ class TaskConfig:
         return {self.reward: 1.0} if self.reward else self.rewards
 
     def keeps_columns(self) -> bool:
-        """Returns whether a reward or a grader of the user reads the columns of the rows."""
+        """Returns whether a reward, a grader of the user or a teacher's route reads the columns."""
         named = own_functions.is_named(str(getattr(self, "grader", "")))
-        return named or bool(self.all_rewards().keys() - {"grader"})
+        return self.keep_columns or named or bool(self.all_rewards().keys() - {"grader"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,11 @@ class Target:
         """The contexts that the section names for its rule."""
         return (self.context,) if self.rule == "context" else tuple(self.of_weights())
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the teacher reads nothing but the student's prompt."""
+        return set(self.named) - {STUDENT} == {PLAIN}
+
     def of_weights(self) -> Mapping[str, float]:
         """Returns the weights that are not 0."""
         return {name: float(weight) for name, weight in self.weights.items() if weight}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sdjax.config.checks import require, require_finite, require_one
@@ -168,29 +168,76 @@ class Instruction(Reprompt):
 class Teacher:
     """Which weights the teacher has."""
 
-    kind: Literal["initial", "live", "ema", "trust_region"] = "initial"
+    kind: Literal["initial", "live", "ema", "refreshed", "trust_region", "model"] = "initial"
     """initial: the weights at the start of the run. live: the student's weights. ema: a moving
-    average of the student's weights. trust_region: the initial weights, with logits mixed with the
-    student's logits on the reprompt."""
+    average of the student's weights. refreshed: a copy of the student's weights, made anew every
+    `every` steps. trust_region: the initial weights, with logits mixed with the student's logits on
+    the reprompt. model: those of another model, which `path` names."""
+    path: str = ""
+    """kind=model: the other model, given as model.path is. It needs the student's vocabulary and
+    tokenizer; its sizes and its family may differ. Its weights are kept in model.compute_dtype and
+    split over the devices as the student's. With target.context "plain" it reads the student's
+    prompt (on-policy distillation, arXiv:2306.13649)."""
+    revision: str | None = None
+    """kind=model: branch, tag or commit of a hub id; None is the default branch."""
+    models: dict[str, str] = field(default_factory=dict)
+    """kind=model: several models in place of `path`, each by the value of the column `route` whose
+    rows it teaches, such as {"algebra": "runs/a/model", "geometry": "runs/b/model"}."""
+    route: str = ""
+    """kind=model: the column of the data set's rows that chooses among `models`."""
+    every: int = 10
+    """kind=refreshed: steps from one copy of the student's weights to the next."""
+    adapter_scale: float = 1.0
+    """With lora.rank and kind live, ema or refreshed: the teacher's adapters are multiplied by it.
+    0 is the model without adapters; over 1 the teacher is ahead of the student."""
     ema_rate: float = 0.05
     """kind=ema: share of the student's weights added after each step."""
     mix: float = 0.05
     """kind=trust_region: the student's share of the logits."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the stored weights of an initial or trust_region teacher. An ema teacher is
-    float32."""
+    """Type of the stored weights of an initial, refreshed or trust_region teacher. An ema teacher
+    and copies of adapters are float32."""
     location: Literal["device", "host"] = "device"
-    """Where an initial or trust_region teacher's weights are kept. host: in the host's memory; they
-    move to the devices during updates, which frees device memory during rollouts and
+    """Where the weights of an initial, trust_region or model teacher are kept. host: in the host's
+    memory; they move to the devices during updates, which frees device memory during rollouts and
     evaluations."""
 
     def __post_init__(self) -> None:
         require_finite(self, "teacher.")
         require(0 <= self.ema_rate <= 1, "teacher.ema_rate", self.ema_rate, "must lie in [0, 1]")
         require(0 <= self.mix <= 1, "teacher.mix", self.mix, "must lie in [0, 1]")
+        require_one("teacher.every", self.every)
+        named = "needs a folder, a hub id, a .gguf file or package:NAME with teacher.kind 'model'"
+        given = bool(self.path.strip()) or bool(self.models)
+        require(self.kind != "model" or given, "teacher.path", self.path, named)
+        once = "teacher.path is set too; set one of the two"
+        require(not (self.path and self.models), "teacher.models", self.models, once)
+        both = "teacher.models and teacher.route need each other"
+        require(bool(self.models) == bool(self.route), "teacher.route", self.route, both)
+        blank = "needs a value of the column, and a model, in each entry"
+        whole = all(name and path.strip() for name, path in self.models.items())
+        require(whole, "teacher.models", self.models, blank)
+        alone = "is read with teacher.path only"
+        require(not self.models or not self.revision, "teacher.revision", self.revision, alone)
+        scaled = self.adapter_scale == 1 or self.kind in ("live", "ema", "refreshed")
+        need = f"needs a teacher of kind live, ema or refreshed, not {self.kind!r}"
+        require(scaled, "teacher.adapter_scale", self.adapter_scale, need)
+        unread = f"is read with teacher.kind 'model' only, not {self.kind!r}"
+        for name in ("path", "revision", "models", "route"):
+            value = getattr(self, name)
+            require(self.kind == "model" or not value, f"teacher.{name}", value, unread)
         require(
-            self.location == "device" or self.kind in ("initial", "trust_region"),
+            self.location == "device" or self.kind in ("initial", "trust_region", "model"),
             "teacher.location",
             self.location,
             f"must be 'device' for teacher.kind {self.kind!r}, whose weights change",
         )
+
+    def __hash__(self) -> int:
+        values = vars(self) | {"models": tuple(self.models.items())}
+        return hash(tuple(values.items()))
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The models that teach with kind "model", by the value of `route`; "" for a single one."""
+        return self.models or {"": self.path}

@@ -12,6 +12,7 @@ from typing import Any
 
 from sdjax.errors import UserError
 from sdjax.models.families import registry
+from sdjax.models.files import weights
 from sdjax.models.network.model_config import ModelConfig
 
 FOLDER = Path(__file__).parents[1] / "shapes"
@@ -31,3 +32,15 @@ def read_config(name: str, **runtime: Any) -> ModelConfig:
     if name not in names():
         raise UserError(f"model.path is {name!r}: no shape known; known are {', '.join(names())}")
     return registry.from_hf(json.loads((FOLDER / f"{name}.json").read_text()), **runtime)
+
+
+def config_of(path: str, revision: str | None, field: str, **runtime: Any) -> ModelConfig:
+    """Returns the model that a config names, from its config.json alone.
+
+    `field` is the config's field that names it, for messages. `runtime` is as in `read_config`. A
+    hub id with a known shape is not asked for.
+    """
+    if path in names() and not Path(path).exists():
+        return read_config(path, **runtime)
+    folder = weights.resolve(path, revision, files=("config.json",), field=field)
+    return weights.read_config(folder, **runtime)

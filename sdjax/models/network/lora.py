@@ -78,6 +78,17 @@ def joined(params: nnx.State, frozen: nnx.State | None) -> nnx.State:
     return params if frozen is None else nnx.merge_state(frozen, params)
 
 
+def scaled(params: nnx.State, scale: float) -> nnx.State:
+    """Returns all params of a model, with the products of its adapters multiplied by `scale`."""
+
+    def one(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+        if path[0] != NAME or not str(path[-1]).endswith("_b"):
+            return variable
+        return variable.replace(scale * variable.get_value())
+
+    return nnx.from_flat_state([(path, one(path, v)) for path, v in nnx.to_flat_state(params)])
+
+
 def without_adapters(params: nnx.State, cfg: ModelConfig) -> nnx.State:
     """Returns a model's params with its adapters added to its matrices, in the compute dtype."""
     trained, frozen = split(params)

@@ -92,6 +92,8 @@ class ModelConfig:
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
     lora: Lora | None = None
     """Adapters. With them all other parameters are frozen."""
+    frozen: bool = False
+    """Whether no parameter is ever trained, as of a teacher."""
 
     def __post_init__(self) -> None:
         assert len(self.layers) == self.num_layers, (self.num_layers, self.layers)
@@ -109,4 +111,5 @@ class ModelConfig:
 
         Adapters are float32.
         """
-        return "float32" if self.lora is None else self.compute_dtype
+        trained = self.lora is None and not self.frozen
+        return "float32" if trained else self.compute_dtype
