@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,15 @@ from sdjax.errors import UserError
 from sdjax.io import progress, run_dir
 from sdjax.io.files import write_text
 from sdjax.learner import batch as batches
-from sdjax.learner import update
 from sdjax.learner.context_gap import make_context_gap
 from sdjax.learner.objective import Objective
-from sdjax.parallel import hosts
+from sdjax.parallel import hosts, rules
 from sdjax.parallel import mesh as meshes
 from sdjax.plan import context_cost, slices, workload
 from sdjax.plan.context_cost import ContextCost
 from sdjax.plan.slices import Slice
 from sdjax.plan.workload import MeshSizes
-from sdjax.records import Example, Group, TeacherPrompt
+from sdjax.records import Completion, Example, Group, TeacherPrompt
 from sdjax.rollout.collect import collect
 from sdjax.rollout.interface import SamplingRequest
 from sdjax.tasks import Task
@@ -57,13 +57,9 @@ def run(cfg: config.Preflight) -> None:
     folder = run_dir.claim_folder(cfg.out, cfg, resume=False, fingerprints=fingerprints)
     with jax.set_mesh(model.mesh), run_dir.pushed(folder):
         asked = _Asked.of(train, task, model, examples)
-        student = asked.answers([group.prompt for group in asked.repeated], "without a context")
-        figures: dict[str, ContextFigures] = {}
-        costs: dict[str, ContextCost | None] = {}
-        for name, section in read.items():
-            prompts = asked.reprompts(section)
-            figures[name] = asked.figures(name, prompts, student)
-            costs[name] = _cost(asked, name, prompts, piece, mesh)
+        shown = {name: asked.reprompts(section) for name, section in read.items()}
+        student, figures = _figures(asked, shown)
+        costs = {name: _cost(asked, name, prompts, piece, mesh) for name, prompts in shown.items()}
         if jax.process_index() == 0:
             _report(folder.local, cfg, asked, student, figures, costs)
 
@@ -175,9 +171,6 @@ class _Asked:
             model.tokenizer.encode_prompt(e.messages, enable_thinking=thinking) for e in examples
         ]
         groups = asked.drawn(prompts, examples, train.rollout.group_size, SHOWN, "groups")
-        bad = sum(not np.isfinite(grade.reward) for group in groups for grade in group.grades)
-        if bad:
-            raise UserError(f"task: {bad} rewards are not finite; mend the reward or the grader")
         return replace(asked, groups=groups)
 
     def drawn(
@@ -203,9 +196,9 @@ class _Asked:
             )
 
     @property
-    def repeated(self) -> list[Group]:
-        """The group of each completion."""
-        return [group for group in self.groups for _ in group.completions]
+    def completions(self) -> list[tuple[Group, Completion]]:
+        """The completions that contexts show, each with its group."""
+        return [(group, one) for group in self.groups for one in group.completions]
 
     def reprompts(self, section: config.Reprompt) -> list[TeacherPrompt]:
         """Returns what the teacher reads for each completion in a context."""
@@ -219,81 +212,98 @@ class _Asked:
         )
         return [one for of_group in built for one in of_group]
 
-    def answers(self, prompts: Sequence[np.ndarray], what: str) -> AskedAnswers:
-        """Returns one answer to each of the prompts, which stand for the completions in order."""
-        examples = [group.example for group in self.repeated]
-        given = self.drawn(prompts, examples, 1, ASKED, what)
-        first = [group.completions[0] for group in given]
-        words = [sum(epistemic.count(c.text, self.train.lexicon).values()) for c in first]
+    def answers(self, prompts: Sequence[Sequence[np.ndarray | None]]) -> list[AskedAnswers]:
+        """Returns one answer to each prompt, whose places are those of the completions.
 
-        def by_question(values: Sequence[float]) -> np.ndarray:
-            return np.array(values).reshape(len(self.groups), self.train.rollout.group_size)
-
-        return AskedAnswers(
-            correct=by_question([group.grades[0].correct for group in given]),
-            tokens=by_question([len(c.tokens) for c in first]),
-            doubt=by_question(words),
-            cut=by_question([c.finish == "length" for c in first]),
-        )
-
-    def figures(
-        self, name: str, prompts: Sequence[TeacherPrompt], student: AskedAnswers
-    ) -> ContextFigures:
-        """Returns the figures of a context, given what the teacher reads for each completion."""
-        taught = np.array([one.distilled for one in prompts]).reshape(student.correct.shape)
-        if taught.any(1).sum() < context_figures.LEAST_QUESTIONS:
-            return context_figures.of_context(taught, student)
-        # All are asked, so that every context runs the same programs; the others do not count.
-        teacher = self.answers([one.tokens for one in prompts], f"context {name}")
-        with progress.waiting(f"comparing, context {name}"):
-            gaps = self.gaps(name, prompts)
-        return context_figures.of_context(taught, student, teacher, gaps)
-
-    def gaps(self, name: str, prompts: Sequence[TeacherPrompt]) -> Gaps:
-        """Returns how far the student is from the teacher on the completions that it can teach.
-
-        Raises UserError if a divergence is not finite.
+        `prompts` has one for each completion, or None, in each of several contexts. All are drawn
+        together, because each draw alone would compile programs of its own.
         """
-        train, model, groups = self.train, self.model, self.groups
+        every = [(number, i) for number, of in enumerate(prompts) for i in range(len(of))]
+        every = [(number, i) for number, i in every if prompts[number][i] is not None]
+        groups = [group for group, _ in self.completions]
+        given = self.drawn(
+            [p for of in prompts for p in of if p is not None],
+            [groups[i].example for _, i in every],
+            1,
+            ASKED,
+            f"{len(every):,} answers",
+        )
+        shape = (len(prompts), len(self.groups), self.train.rollout.group_size)
+        correct, tokens, doubt, cut = (np.zeros(shape, t) for t in (bool, int, int, bool))
+        for (number, i), group in zip(every, given, strict=True):
+            (one,), at = group.completions, (number, *divmod(i, shape[-1]))
+            correct[at], tokens[at] = group.grades[0].correct, len(one.tokens)
+            doubt[at] = sum(epistemic.count(one.text, self.train.lexicon).values())
+            cut[at] = one.finish == "length"
+        parts = zip(correct, tokens, doubt, cut, strict=True)
+        return [AskedAnswers(correct=c, tokens=t, doubt=d, cut=e) for c, t, d, e in parts]
+
+    def gaps(self, prompts: Sequence[Sequence[TeacherPrompt]]) -> list[Gaps]:
+        """Returns how far the student is from the teacher on what each of several contexts teaches.
+
+        `prompts` has one for each completion in each context, which teaches one at least. Raises
+        UserError if a divergence is not finite.
+        """
+        train, model, size = self.train, self.model, self.train.rollout.group_size
         loss = config.Loss(distillation=1.0, chunk_tokens=train.loss.chunk_tokens)
-        # Every context has the name of the default target, so that all run the same program.
+        # All contexts are packed as one with the name of the default target: one program.
         aim = replace(Objective.of(train), loss=loss, target=config.Target())
         aim = replace(aim, teacher=config.Teacher(kind="live"))
-        size = train.rollout.group_size
-        read = {SOLUTION: [prompts[i : i + size] for i in range(0, len(prompts), size)]}
+        groups = self.groups * len(prompts)
+        read = {SOLUTION: [of[i : i + size] for of in prompts for i in range(0, len(of), size)]}
         longest = train.rollout.max_completion_tokens
         samples = batches.samples_of(groups, read, loss, config.Policy(), longest)
-        marked = [
-            epistemic.epistemic_tokens(
-                model.tokenizer.pieces(c.tokens, checked=False), train.lexicon
-            )
-            for group in groups
-            for c in group.completions
-        ]
+        pieces = [model.tokenizer.pieces(c.tokens, checked=False) for _, c in self.completions]
+        marked = [epistemic.epistemic_tokens(of, train.lexicon) for of in pieces] * len(prompts)
         packed = batches.pack(groups, read, samples, marked, train.optim, model.tokenizer.pad_id)
-        placed = hosts.place(packed, update.batch_shardings(packed, model.mesh))
         measure = make_context_gap(model.graphdef, aim, model.mesh)
-        found = np.asarray(jax.device_get(measure(self.params, placed)), np.float64)
+        found = np.zeros(packed.rows.token.shape)
+        for i in range(packed.microbatches):
+            rows = jax.tree.map(itemgetter(i), packed.rows)
+            found[i] = measure(self.params, hosts.place(rows, rules.leading(model.mesh)))
         at = packed.rows.sample >= 0
         if not np.isfinite(found[at]).all():
+            bad = f"{(~np.isfinite(found[at])).sum():,} of {at.sum():,} tokens"
             raise UserError(
-                f"context {name}: the divergence is not finite at "
-                f"{(~np.isfinite(found[at])).sum()} of {at.sum()} tokens; check model.path"
+                f"model.path is {train.model.path!r}: its divergence from itself in a "
+                f"context is not finite at {bad}"
             )
         doubt = packed.rows.epistemic & at
 
         def sums(where: np.ndarray, values: np.ndarray) -> np.ndarray:
-            completion = packed.rows.sample[where]
-            total = np.bincount(completion, values[where], minlength=len(prompts))
-            return total.reshape(-1, size)
+            number = len(samples.length)
+            total = np.bincount(packed.rows.sample[where], values[where], minlength=number)
+            return total.reshape(len(prompts), -1, size)
 
         ones = np.ones_like(found)
-        return Gaps(
-            kl=sums(at, found),
-            kl_of_doubt=sums(doubt, found),
-            tokens=sums(at, ones),
-            tokens_of_doubt=sums(doubt, ones),
+        parts = zip(
+            sums(at, found), sums(doubt, found), sums(at, ones), sums(doubt, ones), strict=True
         )
+        return [Gaps(kl=a, kl_of_doubt=b, tokens=c, tokens_of_doubt=d) for a, b, c, d in parts]
+
+
+def _figures(
+    asked: _Asked, shown: Mapping[str, Sequence[TeacherPrompt]]
+) -> tuple[AskedAnswers, dict[str, ContextFigures]]:
+    """Returns the student's answers, and the figures of each context.
+
+    `shown` has what the teacher reads for each completion, by context.
+    """
+    size = asked.train.rollout.group_size
+    taught = {
+        name: np.array([one.distilled for one in prompts]).reshape(-1, size)
+        for name, prompts in shown.items()
+    }
+    enough = context_figures.LEAST_QUESTIONS
+    names = [name for name, where in taught.items() if where.any(1).sum() >= enough]
+    alone: list[np.ndarray | None] = [group.prompt for group, _ in asked.completions]
+    read = [[x.tokens if x.distilled else None for x in shown[name]] for name in names]
+    student, *teachers = asked.answers([alone, *read])
+    gaps = asked.gaps([shown[name] for name in names]) if names else []
+    figures = {name: context_figures.of_context(where, student) for name, where in taught.items()}
+    for name, teacher, gap in zip(names, teachers, gaps, strict=True):
+        figures[name] = context_figures.of_context(taught[name], student, teacher, gap)
+    return student, figures
 
 
 def _cost(
@@ -304,19 +314,17 @@ def _cost(
     mesh: MeshSizes,
 ) -> ContextCost | None:
     """Returns what a step costs with the context as the target; None if it teaches nothing."""
-    completions = [len(c.tokens) for group in asked.groups for c in group.completions]
     taught = [i for i, one in enumerate(prompts) if one.distilled]
     if not taught:
         return None
-    repeated = asked.repeated
     return context_cost.of_context(
         replace(asked.train, target=config.Target(context=name)),
         asked.model.cfg,
         mesh,
         piece,
-        [len(repeated[i].prompt) for i in taught],
+        [len(asked.completions[i][0].prompt) for i in taught],
         [len(prompts[i].tokens) for i in taught],
-        [completions[i] for i in taught],
+        [len(asked.completions[i][1].tokens) for i in taught],
     )
 
 

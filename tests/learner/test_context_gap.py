@@ -1,12 +1,13 @@
 """The divergence of a student from a teacher in a context, beside float64 and the train step."""
 
+from operator import itemgetter
+
 import jax
 import learning
 import numpy as np
 import pytest
 from flax import nnx
 
-from sdjax.learner import update
 from sdjax.learner.context_gap import make_context_gap
 from sdjax.learner.objective import Objective
 from sdjax.models.network.transformer import head_matrix, hidden_states
@@ -33,10 +34,11 @@ def test_gaps_are_the_divergences_of_float64_logits_and_of_the_first_update(row_
     read = learning.reprompts(groups)
     batch = learning.pack(cfg, groups, read)
     with jax.set_mesh(learner.mesh):
-        placed = jax.device_put(batch, update.batch_shardings(batch, learner.mesh))
         measure = make_context_gap(learner.graphdef, Objective.of(cfg), learner.mesh)
         params = learner.state.model_params()
-        found = np.asarray(measure(params, placed))
+        found = np.zeros(batch.rows.token.shape)
+        for i in range(batch.microbatches):
+            found[i] = measure(params, jax.tree.map(itemgetter(i), batch.rows))
         by_completion = learning.by_completion(batch, found)
         pairs = [(g, c, r) for g, of in zip(groups, read, strict=True)
                  for c, r in zip(g.completions, of, strict=True)]  # fmt: skip
