@@ -263,7 +263,7 @@ class Preflight:
     """Fields of this config to change, each NAME=VALUE, such as rollout.group_size=4."""
     out: str = "runs/preflight"
     """Directory of preflight.md and preflight.json."""
-    questions: int = 64
+    questions: int = 32
     """Training questions that are asked, the first ones in the order of the training. Each gets
     rollout.group_size answers in every context, and as many twice without one."""
     contexts: dict[str, Reprompt] = field(default_factory=dict)

@@ -201,7 +201,7 @@ class _Asked:
         return [(group, one) for group in self.groups for one in group.completions]
 
     def reprompts(self, section: config.Reprompt) -> list[TeacherPrompt]:
-        """Returns what the teacher reads for each completion in a context."""
+        """Returns the reprompt of each completion in a context."""
         built = reprompt.build(
             self.groups,
             self.model.tokenizer,
@@ -216,7 +216,7 @@ class _Asked:
         """Returns one answer to each prompt, whose places are those of the completions.
 
         `prompts` has one for each completion, or None, in each of several contexts. All are drawn
-        together, because each draw alone would compile programs of its own.
+        together, because separate draws would compile more programs.
         """
         every = [(number, i) for number, of in enumerate(prompts) for i in range(len(of))]
         every = [(number, i) for number, i in every if prompts[number][i] is not None]
@@ -313,8 +313,9 @@ def _cost(
     piece: Slice | None,
     mesh: MeshSizes,
 ) -> ContextCost | None:
-    """Returns what a step costs with the context as the target; None if it teaches nothing."""
-    taught = [i for i, one in enumerate(prompts) if one.distilled]
+    """Returns the cost of a step whose target is the context; None if it teaches nothing."""
+    pairs = zip(asked.completions, prompts, strict=True)
+    taught = [(group, one, read) for (group, one), read in pairs if read.distilled]
     if not taught:
         return None
     return context_cost.of_context(
@@ -322,9 +323,9 @@ def _cost(
         asked.model.cfg,
         mesh,
         piece,
-        [len(asked.completions[i][0].prompt) for i in taught],
-        [len(prompts[i].tokens) for i in taught],
-        [len(asked.completions[i][1].tokens) for i in taught],
+        [len(group.prompt) for group, _, _ in taught],
+        [len(read.tokens) for _, _, read in taught],
+        [len(one.tokens) for _, one, _ in taught],
     )
 
 

@@ -38,7 +38,7 @@ class ContextCost:
 
 
 def slice_of(kind: str, devices: int) -> Slice | None:
-    """Returns the slice of so many devices of a kind, as jax names it; None if none is known."""
+    """Returns the slice of these devices, of a kind that jax names; None if none is known."""
     for chip in slices.CHIPS.values():
         for shape in chip.shapes if chip.kind == kind else ():
             if math.prod(map(int, shape.split("x"))) * chip.devices == devices:
