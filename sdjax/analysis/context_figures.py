@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sdjax.analysis import markdown
 from sdjax.analysis.accuracy import Estimate, intervals
@@ -90,9 +91,9 @@ def of_groups(rewards: np.ndarray, correct: np.ndarray) -> Groups:
     )
 
 
-def share(of: np.ndarray) -> Estimate:
+def share(of: ArrayLike) -> Estimate:
     """Returns the share of True in bool[N], with its interval."""
-    return intervals(of.astype(float)[None], level=LEVEL)[0]
+    return intervals(np.asarray(of, float)[None], level=LEVEL)[0]
 
 
 def of_answers(answers: AskedAnswers, counted: np.ndarray | None = None) -> AnswerFigures:
@@ -228,8 +229,9 @@ def recommendation(
     said = f"`{best}` predicts {_gain(contexts[best])} but takes doubt {_doubt(contexts[best])}"
     if kept:
         other = max(kept, key=gap)
-        found = contexts[other]
-        return f"{said}: try `{other}`, which predicts {_gain(found)} and keeps it {_doubt(found)}."
+        kept_by = contexts[other]
+        rest = f"predicts {_gain(kept_by)} and keeps it ({_doubt(kept_by)})"
+        return f"{said}: try `{other}`, which {rest}."
     return (
         f"{said}, and no context that teaches keeps it: compare with rewards alone "
         "(--loss.distillation 0)."

@@ -143,7 +143,7 @@ RULES = [
         {"a": context(0.2, 50), "b": context(0.3, 29)},
         {},
         "`b` predicts +0.20 to +0.45 but takes doubt from 60 to 29 words per 1,000 tokens: try "
-        "`a`, which predicts +0.13 to +0.30 and keeps it from 60 to 50",
+        "`a`, which predicts +0.13 to +0.30 and keeps it (from 60 to 50",
     ),
     ({**SMALL, "c": context(0.3, 29)}, {}, "no context that teaches keeps it: compare with"),
 ]
