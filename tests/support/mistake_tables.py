@@ -209,7 +209,11 @@ OTHER_JOBS = [
     ("preflight", ["--only", "solutoin"], ["only is 'solutoin'", "solution, unrelated"]),
     ("preflight", ["--change", "rollout.group_size"], ["change is", "must be NAME=VALUE"]),
     ("preflight", ["--change", "rollout.group_sise=4"], ["--rollout.group_size"]),
-    ("preflight", ["--change", "rollout.group_size=1"], ["rollout.group_size is 1", "at least 2"]),
+    (
+        "preflight",
+        ["--change", "rollout.group_size=1", "optim.microbatch=32"],
+        ["rollout.group_size is 1", "at least 2"],
+    ),
     ("preflight", ["--change", "reprompt.max_tokens=900"], ["reprompt.max_tokens is 900"]),
     (
         "preflight",
