@@ -57,7 +57,7 @@ ALLOWED = {
     "parallel": ("config", "errors", "io.redact", "io.code_files"),
     "models": ("config", "errors", "io.files", "io.hub", "io.progress", "parallel", "tokenizer"),
     "rollout": ("config", "errors", "records", "tokenizer", "models", "parallel"),
-    "teacher": ("config", "errors", "records", "tokenizer", "objectives"),
+    "teacher": ("config", "errors", "records", "tokenizer", "objectives", "analysis.accuracy"),
     "learner": (*("config", "errors", "io.lease", "records", "models", "objectives", "parallel"),),
     "bench": (
         *("config", "records", "io.files", "logs", "models", "rollout", "learner", "parallel"),

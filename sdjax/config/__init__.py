@@ -24,19 +24,32 @@ from sdjax.config.sections.teacher import (
     WithoutQuestion,
 )
 from sdjax.config.study import SFT, Study, Traces
-from sdjax.config.tools import Bench, Export, Plan, Prepare, Report, Sweep
+from sdjax.config.tools import Bench, Export, Plan, Preflight, Prepare, Report, Sweep
 from sdjax.config.train import Train
 from sdjax.config.values import flat, to_dict, to_public
 from sdjax.errors import UserError
 
-Job = Train | SFT | Study | Sweep | Evaluate | Report | Export | Prepare | Traces | Bench | Plan
+Job = (
+    Train
+    | SFT
+    | Study
+    | Sweep
+    | Evaluate
+    | Report
+    | Export
+    | Prepare
+    | Traces
+    | Bench
+    | Plan
+    | Preflight
+)
 """The config of one job; a config file binds `config` to an instance of one of these."""
 
 # fmt: off
 __all__ = [  # noqa: RUF022 (in groups)
     # jobs
     "Job", "Train", "SFT", "Study", "Sweep", "Evaluate", "Report", "Export", "Prepare", "Traces",
-    "Bench", "Plan",
+    "Bench", "Plan", "Preflight",
     # sections of a job's config
     "TaskConfig", "Model", "Lora", "Shape", "Mesh", "Data", "Sampling", "Rollout", "Eval",
     "Harness", "Server", "Judge", "Reprompt", "Demonstration", "WithoutQuestion", "Feedback",

@@ -274,6 +274,16 @@ def override(job: configs.Job, args: Sequence[str], *, prog: str) -> configs.Job
     raise UserError(_one_line(printed.getvalue(), prog, paths))
 
 
+def with_changes(job: configs.Job, change: Sequence[str], *, prog: str) -> configs.Job:
+    """Returns the config with changes, each NAME=VALUE; raises UserError as `override` does."""
+    pairs = [each.partition("=") for each in change]
+    args = [part for name, _, value in pairs for part in (f"--{name}", value)]
+    changed = override(job, args, prog=prog)
+    if changed is None:
+        raise UserError(f"change is {list(change)}: help is no field")
+    return changed
+
+
 def field_paths(section: Any, prefix: str = "") -> Iterator[str]:
     """Yields the path, "section.field", of every field of a config that holds a value."""
     for f in dataclasses.fields(section):

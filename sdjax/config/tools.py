@@ -1,4 +1,4 @@
-"""The configs of the other jobs: sweep, export, prepare, bench, plan and report."""
+"""The configs of the other jobs: sweep, export, prepare, bench, plan, preflight and report."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sdjax.config.checks import require, require_finite, require_names, require_
 from sdjax.config.sections.loss import Loss, Policy
 from sdjax.config.sections.model import Lora, Mesh, Model, Shape
 from sdjax.config.sections.optim import Optim
-from sdjax.config.sections.target import Target
-from sdjax.config.sections.teacher import Teacher
+from sdjax.config.sections.target import SOLUTION, STUDENT, Target
+from sdjax.config.sections.teacher import Reprompt, Teacher
 from sdjax.config.train import Train
 
 
@@ -250,6 +250,51 @@ class Plan:
         )
         for change in self.change:
             require("=" in change, "change", change, "must be NAME=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """Measures before a training what its teacher knows in each context, and recommends one.
+
+    The model answers training questions, alone and in each context (docs/how-to/preflight.md).
+    """
+
+    train: str
+    """Config file of the training, or package:NAME. A sweep stands for its first training."""
+    change: tuple[str, ...] = ()
+    """Fields of this config to change, each NAME=VALUE, such as rollout.group_size=4."""
+    out: str = "runs/preflight"
+    """Directory of preflight.md and preflight.json."""
+    questions: int = 32
+    """Training questions that are asked, the first ones in the order of the training. Each gets
+    rollout.group_size answers in every context, and as many twice without one."""
+    contexts: dict[str, Reprompt] = field(default_factory=dict)
+    """Contexts by name in addition to those of the training, as in Train.contexts."""
+    only: tuple[str, ...] = ()
+    """Names of the contexts that are measured. If empty, all but plain and reference, which teach
+    only together with others."""
+    least_groups: float = 0.1
+    """Least share of the groups that a context must be able to teach to be recommended."""
+    least_doubt: float = 0.5
+    """A context keeps doubt if the answers in it have at least this share of the model's epistemic
+    words per 1,000 tokens."""
+    topology: str = ""
+    """CHIP:SHAPE of the training, as in Plan, for the seconds of a step. If empty, the devices of
+    this machine; seconds are left out if Plan does not know them."""
+
+    def __post_init__(self) -> None:
+        require_finite(self)
+        require(bool(self.train), "train", self.train, "needs the config file of a training")
+        need = "must be at least 2: intervals need several"
+        require(self.questions >= 2, "questions", self.questions, need)
+        for change in self.change:
+            require("=" in change, "change", change, "must be NAME=VALUE")
+        require_names("contexts", self.contexts)
+        for name in (STUDENT, SOLUTION):
+            remedy = "is a name of its own; give another name"
+            require(name not in self.contexts, "contexts", name, remedy)
+        for name in ("least_groups", "least_doubt"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "must lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

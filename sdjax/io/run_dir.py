@@ -22,7 +22,7 @@ from sdjax.parallel import hosts
 # The first result of each job. A directory with one of these holds a run.
 RESULTS = (
     *("metrics.jsonl", "answers.jsonl", "lm_eval.json"),
-    *("bench.json", "collected.jsonl", "coverage.json"),
+    *("bench.json", "collected.jsonl", "coverage.json", "preflight.json"),
 )
 
 

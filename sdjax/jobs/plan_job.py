@@ -12,7 +12,7 @@ import jax
 
 from sdjax import config
 from sdjax.bench import subject
-from sdjax.config.load import load, override
+from sdjax.config.load import load, with_changes
 from sdjax.errors import TooLarge, UserError
 from sdjax.io import run_dir
 from sdjax.io.files import write_text
@@ -148,16 +148,9 @@ def training(file: str, change: Sequence[str] = ()) -> config.Train | config.Ben
     job = load(Path(file))
     if not isinstance(job, config.Train | config.Bench):
         raise UserError(f"train is {file!r}: binds a {type(job).__name__}, not a Train or a Bench")
-    args = [part for each in change for part in _argument(each)]
-    changed = override(job, args, prog=file)
+    changed = with_changes(job, change, prog=file)
     assert isinstance(changed, config.Train | config.Bench)
     return changed
-
-
-def _argument(change: str) -> tuple[str, str]:
-    """Returns a change as two arguments of the command line."""
-    name, _, value = change.partition("=")
-    return f"--{name}", value
 
 
 def model_config(train: config.Train) -> ModelConfig:

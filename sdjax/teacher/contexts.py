@@ -26,11 +26,12 @@ def known(cfg: config.Train) -> dict[str, config.Reprompt]:
     """
     base = cfg.reprompt
     shown = "random" if base.demonstration in ("solution", "none") else base.demonstration
+    by_reward = "random" if shown == "majority" else shown
     of_step = replace(base, demonstration=shown, regenerate=False)
     return {
         SOLUTION: base,
         UNRELATED: replace(of_step, of="another_question"),
-        WRONG: replace(of_step, sibling="failure"),
+        WRONG: replace(of_step, demonstration=by_reward, sibling="failure"),
         REFERENCE: replace(base, question=False),
         PLAIN: config.Plain(max_tokens=base.max_tokens, beyond_context=base.beyond_context),
         "feedback": config.Feedback(max_tokens=base.max_tokens, beyond_context=base.beyond_context),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -21,6 +22,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from sdjax import config
+from sdjax.analysis import accuracy
 from sdjax.records import Example, Group, Message, TeacherPrompt
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -88,11 +90,28 @@ def successes(group: Group, threshold: float) -> list[int]:
 
 
 def candidates_of(group: Group, cfg: config.Reprompt) -> list[int]:
-    """Returns the indices of the completions that a context may show: of `cfg.sibling`'s kind."""
-    right = successes(group, cfg.success_threshold)
-    wrong = [i for i in range(len(group.completions)) if i not in right]
-    of_kind = right if cfg.sibling == "success" else wrong
+    """Returns the indices of the completions that a context may show: of `cfg.sibling`'s kind, or
+    with the answer of the majority."""
+    if cfg.demonstration == "majority":
+        of_kind = majority(group)
+    else:
+        right = successes(group, cfg.success_threshold)
+        wrong = [i for i in range(len(group.completions)) if i not in right]
+        of_kind = right if cfg.sibling == "success" else wrong
     return [i for i in of_kind if demonstration_text(group, i, cfg).strip()]
+
+
+def majority(group: Group) -> list[int]:
+    """Returns the indices of the completions with the commonest answer, by which maj@k votes.
+
+    The first of equally common ones counts. Without any answer the result is [].
+    """
+    votes = [accuracy.vote(grade.details) for grade in group.grades]
+    known = Counter(vote for vote in votes if vote is not None)
+    if not known:
+        return []
+    ((best, _),) = known.most_common(1)
+    return [i for i, vote in enumerate(votes) if vote == best]
 
 
 def from_another(
@@ -133,7 +152,7 @@ def choose(
     if cfg.demonstration == "solution":
         return ("solution",) if demonstration_text(group, "solution", cfg).strip() else ()
     candidates = [i for i in candidates_of(group, cfg) if cfg.own_success or i != index]
-    if cfg.demonstration == "random":
+    if cfg.demonstration in ("random", "majority"):
         candidates = [candidates[i] for i in rng.permutation(len(candidates))]
     elif cfg.demonstration != "first":
         sign = 1 if cfg.demonstration == "shortest" else -1

@@ -186,6 +186,8 @@ def _why_masked(
         return "the data has no solutions; set reprompt.demonstration to 'random'"
     if section.demonstration == "none":
         return "the grader gave no feedback; set reprompt.demonstration to 'random'"
+    if section.demonstration == "majority" and not any(map(reprompt.majority, groups)):
+        return "no grade has an answer to vote with; set reprompt.demonstration to 'random'"
     best = max(grade.reward for group in groups for grade in group.grades)
     if best < section.success_threshold:
         return (

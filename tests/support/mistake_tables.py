@@ -222,6 +222,28 @@ OTHER_JOBS = [
     ("plan", [], ["made.py", "no such config file"]),
     ("plan", ["--price", "-1"], ["price is -1"]),
     ("plan", ["--slices", "0"], ["slices is 0", "at least 1"]),
+    ("preflight", ["--train", "gone.py"], ["gone.py", "no such config file"]),
+    ("preflight", ["--train", "package:plan"], ["train is 'package:plan'", "a Plan, not a Train"]),
+    ("preflight", ["--questions", "1"], ["questions is 1", "at least 2"]),
+    ("preflight", ["--questions", "5000"], ["questions is 5000", "training questions; lower it"]),
+    ("preflight", ["--only", "solutoin"], ["only is 'solutoin'", "solution, unrelated"]),
+    ("preflight", ["--change", "rollout.group_size"], ["change is", "must be NAME=VALUE"]),
+    ("preflight", ["--change", "rollout.group_sise=4"], ["--rollout.group_size"]),
+    (
+        "preflight",
+        ["--change", "rollout.group_size=1", "optim.microbatch=32"],
+        ["rollout.group_size is 1", "at least 2"],
+    ),
+    ("preflight", ["--change", "reprompt.max_tokens=900"], ["reprompt.max_tokens is 900"]),
+    (
+        "preflight",
+        ["--change", "reprompt.demonstration=none"],
+        ["reprompt.demonstration is 'none'"],
+    ),
+    ("preflight", ["--change", "optim.microbatch=6"], ["optim.microbatch"]),
+    ("preflight", ["--topology", "h200:3"], ["mesh", "3"]),
+    ("preflight", ["--topology", "h2000:1"], ["topology is 'h2000:1'", "h200"]),
+    ("preflight", ["--least_doubt", "2"], ["least_doubt is 2.0", "[0, 1]"]),
 ]
 
 

@@ -58,6 +58,8 @@ JOBS = {
     "prepare": """config = Prepare(name="made", splits={"train": "TRAIN"}, out="OUT")""",
     "export": """config = Export(run="RUN", out="OUT")""",
     "plan": """config = Plan(train=("RUN.py",), compile=False, out="OUT")""",
+    "preflight": """config = Preflight(train="package:tiny/sdpo", out="OUT",
+    change=("model.compute_dtype=float32",))""",
 }
 JOBS = {name: PARTS + text for name, text in JOBS.items()}
 JOBS["sweep"] = CONFIG + """config = Sweep(out="OUT", runs={"a": config}, values=(1, 2))"""

@@ -21,7 +21,10 @@ class Readable:
         return np.asarray(ids, np.uint8).tobytes().decode(errors="replace")
 
 
-def make_group(texts, rewards, *, feedback=None, example=None, lengths=None, prompt=()):
+def make_group(
+    texts, rewards, *, feedback=None, example=None, lengths=None, prompt=(), answers=None
+):
+    answers = answers or [None] * len(texts)
     feedback = feedback or [""] * len(texts)
     lengths = lengths or [len(text) for text in texts]
     return Group(
@@ -37,8 +40,8 @@ def make_group(texts, rewards, *, feedback=None, example=None, lengths=None, pro
             for text, n in zip(texts, lengths, strict=True)
         ),
         grades=tuple(
-            Grade(reward=r, correct=r > 0.5, feedback=f)
-            for r, f in zip(rewards, feedback, strict=True)
+            Grade(reward=r, correct=r > 0.5, feedback=f, details={"prediction": answer})
+            for r, f, answer in zip(rewards, feedback, answers, strict=True)
         ),
     )
 

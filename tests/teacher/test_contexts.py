@@ -151,6 +151,13 @@ def test_an_instruction_without_room_is_not_taught():
         assert not p.distilled and p.truncated and p.tokens.tolist() == [7, 8]
 
 
+def test_where_the_majority_is_shown_only_the_wrong_context_reads_rewards():
+    shown = config.Reprompt(demonstration="majority")
+    known = contexts.known(config.Train(out="", task=config.TaskConfig(), reprompt=shown))
+    assert known["unrelated"].demonstration == "majority"
+    assert (known["wrong"].demonstration, known["wrong"].sibling) == ("random", "failure")
+
+
 @pytest.mark.parametrize(("teaches", "learn"), [("right", (True, False)), ("wrong", (False, True))])
 def test_a_context_teaches_only_those_that_it_is_for(teaches, learn):
     section = config.Plain(teaches=teaches)

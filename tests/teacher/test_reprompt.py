@@ -182,6 +182,23 @@ def test_the_demonstration_is_the_one_asked_for(demonstration, own, expected):
     assert sources(SIX, cfg) == expected
 
 
+@pytest.mark.parametrize(
+    ("answers", "own", "shown"),
+    [
+        (["3", "7", "7", None, "7", "3"], True, {1, 2, 4}),
+        (["3", "7", "7", None, "7", "3"], False, {1, 2, 4}),
+        (["3", "7", None, "7", "3", "5"], True, {0, 4}),  # a tie: the first answer
+        ([None] * 6, True, {None}),
+    ],
+)
+def test_the_majority_is_shown_whatever_its_rewards(answers, own, shown):
+    group = make_group(list("abcdef"), [1.0, 0.0, 0.0, 1.0, 0.0, 1.0], answers=answers)
+    cfg = config.Reprompt(demonstration="majority", own_success=own, max_tokens=10**6)
+    drawn = [sources(group, cfg, step=step) for step in range(50)]
+    assert {source for row in drawn for source in row} == shown
+    assert own or all(row[i] != i for row in drawn for i in range(6))
+
+
 def test_random_demonstrations_repeat_with_the_seed_and_differ_between_steps_and_completions():
     cfg = config.Reprompt(demonstration="random", max_tokens=10**6)
     drawn = [sources(SIX, cfg, seed=3, step=step) for step in range(200)]

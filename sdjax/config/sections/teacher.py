@@ -7,7 +7,9 @@ from typing import Literal
 
 from sdjax.config.checks import require, require_finite, require_one
 
-DemonstrationChoice = Literal["random", "first", "shortest", "longest", "solution", "none"]
+DemonstrationChoice = Literal[
+    "random", "first", "shortest", "longest", "majority", "solution", "none"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,9 @@ class Reprompt:
     success_threshold: float = 0.5
     """A completion whose reward is at least this can be a demonstration."""
     demonstration: DemonstrationChoice = "random"
-    """Which successful completion of the group is shown. solution: the data set's own solution.
-    none: no demonstration."""
+    """Which successful completion of the group is shown. majority: one with the commonest answer of
+    the group, whatever its reward, where no right answer is known. solution: the data set's own
+    solution. none: no demonstration."""
     demonstrations: int = 1
     """Most demonstrations shown."""
     own_success: bool = False
@@ -104,6 +107,12 @@ class Reprompt:
             "reprompt.of",
             self.of,
             "needs a reprompt.demonstration that is a completion, such as 'random'",
+        )
+        require(
+            self.demonstration != "majority" or self.sibling == "success",
+            "reprompt.sibling",
+            self.sibling,
+            "must be 'success' with reprompt.demonstration 'majority', which reads no reward",
         )
         require_one("reprompt.demonstrations", self.demonstrations)
         require_one("reprompt.max_tokens", self.max_tokens)
