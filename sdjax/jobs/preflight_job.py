@@ -77,6 +77,8 @@ def _training(cfg: config.Preflight) -> config.Train:
         raise UserError(f"train is {cfg.train!r}: binds a {found}, not a Train or a Sweep")
     train = with_changes(job, cfg.change, prog=cfg.train)
     assert isinstance(train, config.Train)
+    kind, need = train.teacher.kind, "of a preflight: the student's weights read the contexts there"
+    config.require(kind != "model", "teacher.kind", kind, f"is no teacher {need}")
     if train.reprompt.regenerate:
         hosts.note("reprompt.regenerate: the preflight shows the demonstration itself")
     return replace(

@@ -241,6 +241,11 @@ OTHER_JOBS = [
         ["reprompt.demonstration is 'none'"],
     ),
     ("preflight", ["--change", "optim.microbatch=6"], ["optim.microbatch"]),
+    (
+        "preflight",
+        ["--change", "teacher.kind=model", "teacher.path=MODEL"],
+        ["teacher.kind is 'model'", "the student's weights"],
+    ),
     ("preflight", ["--topology", "h200:3"], ["mesh", "3"]),
     ("preflight", ["--topology", "h2000:1"], ["topology is 'h2000:1'", "h200"]),
     ("preflight", ["--least_doubt", "2"], ["least_doubt is 2.0", "[0, 1]"]),
