@@ -232,7 +232,7 @@ def test_what_the_tables_cannot_show_is_one_line(writer, runs, tmp_path, capsys)
     assert "holds no finished training" in capsys.readouterr().err
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_one_command_trains_two_arms_and_writes_their_table(tmp_path):
     out = tmp_path / "league"
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"

@@ -52,6 +52,9 @@ def numbers(value):
         yield value
 
 
+pytestmark = pytest.mark.heavy
+
+
 @pytest.fixture(scope="module")
 def done(model, tmp_path_factory, compiled_once):
     folder = tmp_path_factory.mktemp("preflight")
@@ -130,7 +133,6 @@ def test_a_sweep_stands_for_its_first_training_and_grpo_for_its_contexts(model, 
     assert names == ["solution", "unrelated", "wrong", "feedback"]
 
 
-@pytest.mark.heavy
 def test_a_right_solution_teaches_the_miniature_and_takes_its_doubt(tmp_path):
     cfg = config.Preflight(
         train="package:quickstart", out=str(tmp_path / "out"), questions=24, only=("solution",)

@@ -139,6 +139,7 @@ def test_the_divergence_is_that_of_both_models_whole_logits(rule):
         np.testing.assert_allclose(said[i], wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.heavy
 def test_packed_rows_give_the_update_of_rows_of_one():
     assert_same(updated("mix"), updated("mix", 160))
 
