@@ -170,6 +170,7 @@ def assert_nothing_looks_whole_that_is_not(out, steps):
     assert saved.steps() == steps and saved.newest() == (steps[-1] if steps else None)
 
 
+@pytest.mark.heavy
 def test_a_refused_write_ends_the_run_with_the_path_and_nothing_that_looks_whole(model, tmp_path):
     out = tmp_path / "out"
     with files_of_at_most(30_000), pytest.raises(WriteError) as caught:

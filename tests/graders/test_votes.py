@@ -94,6 +94,7 @@ def test_every_consumer_takes_the_grades_of_every_rule(rule, tokenizer, request)
         assert len(logged) == len(texts)
 
 
+@pytest.mark.heavy
 def test_three_spellings_of_a_wrong_answer_outvote_two_of_the_right_one(tokenizer):
     task, answer, right, _ = case("math")
     wrong = ("\\boxed{2x}", "\\boxed{x+x}", "\\boxed{x \\cdot 2}")

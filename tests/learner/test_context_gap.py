@@ -44,7 +44,8 @@ def measured(row_tokens):
     return cfg, graphdef, params, groups, read, batch, found
 
 
-@pytest.mark.parametrize("row_tokens", [160, pytest.param(0, marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("row_tokens", [160, 0])
 def test_gaps_are_the_divergences_of_float64_logits(row_tokens):
     cfg, graphdef, params, groups, read, batch, found = measured(row_tokens)
     by_completion = learning.by_completion(batch, found)

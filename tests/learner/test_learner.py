@@ -213,6 +213,7 @@ def test_the_ema_teacher_moves_once_a_step_and_the_initial_one_never(kind, rate)
     assert int(learner.state.step) == 1
 
 
+@pytest.mark.heavy
 def test_a_refreshed_teacher_is_the_student_of_the_last_step_that_was_due():
     cfg = learning.train_config(
         teacher={"kind": "refreshed", "every": 2, "dtype": "float32"}, optim={"lr": 0.01}

@@ -90,7 +90,8 @@ def compare(row_tokens, mesh):
         np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("row_tokens", [pytest.param(0, marks=pytest.mark.heavy), 160])
+@pytest.mark.heavy
+@pytest.mark.parametrize("row_tokens", [0, 160])
 def test_rates_of_an_update_are_those_of_whole_logits_in_float64(row_tokens):
     compare(row_tokens, (1, 1, 1))
 

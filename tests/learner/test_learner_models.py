@@ -6,7 +6,6 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import learning
-import marks
 import numpy as np
 import other_process
 import pytest
@@ -127,7 +126,8 @@ def by_whole_logits(rule):
     return np.concatenate(per_token).mean(), np.mean([x.mean() for x in per_token]), teacher
 
 
-@pytest.mark.parametrize("rule", marks.heavy_but(["mix"], RULES))
+@pytest.mark.heavy
+@pytest.mark.parametrize("rule", RULES)
 def test_the_divergence_is_that_of_both_models_whole_logits(rule):
     divergence, loss, teacher = by_whole_logits(rule)
     metrics, _, learner = updated(rule)
@@ -181,6 +181,7 @@ def test_adapters_that_add_nothing_yet_are_taught_as_the_model_without_them():
     assert other["optim/grad_norm"] > 1e-4
 
 
+@pytest.mark.heavy
 def test_its_weights_never_change():
     learner = updated("mix")[2]
     fresh = learning.Learner(learner.cfg, learner.mesh, CFG, ONE).state.teacher_params

@@ -31,6 +31,7 @@ def completion(tokens):
     return Completion(tokens=tokens, logprobs=np.zeros(len(tokens)), text="", finish="stop")
 
 
+@pytest.mark.heavy
 def test_counts_are_those_of_whole_logits_in_float64(sharp):
     rng = np.random.default_rng(0)
 
