@@ -444,7 +444,7 @@ def logits(
 def _routed(
     of: dict[str, jax.Array], teachers: Sequence[str], route: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns the logits of each context, at each token those of its own teacher."""
+    """Returns the logits of each context. Each token has those of the teacher that it goes to."""
     out = {}
     for name in dict.fromkeys(key.partition("/")[0] for key in of if key != STUDENT):
         out[name] = of[of_teacher(name, teachers[0])]

@@ -128,9 +128,9 @@ def _check_rows(folder: Path, field: str, found: ModelConfig, student: ModelConf
     """
     if found.vocab_size < student.vocab_size:
         raise UserError(
-            f"{field}: {folder}: vocab_size is {found.vocab_size} in config.json, and "
-            f"{student.vocab_size} in the student's: it says nothing of the other tokens; name a "
-            "teacher with as many rows"
+            f"{field}: {folder}: config.json gives it {found.vocab_size} tokens, fewer than the "
+            f"student's {student.vocab_size}: it says nothing of the others; name a teacher that "
+            "has as many"
         )
 
 
