@@ -145,6 +145,7 @@ def test_the_best_checkpoints_are_kept_beside_the_newest(model, tmp_path):
         assert saved.steps() == sorted({wanted, 4})
 
 
+@pytest.mark.heavy
 def test_a_metric_that_no_evaluation_has_is_named_before_weights_are_loaded(model, tmp_path):
     checkpoint = {"every": 1, "keep_best": 1, "best_metric": "eval/acc"}
     cfg = job(model, tmp_path / "out", checkpoint=checkpoint, eval={"every": 1})
@@ -202,6 +203,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_and_the_run_goes_on_f
         runs.assert_equal(finished, out, step=2)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
 def test_a_log_that_cannot_grow_ends_the_run_with_its_path(model, tmp_path, name):
     out = tmp_path / "out"

@@ -113,6 +113,7 @@ def test_true_assertions_pass():
     assert not wrong
 
 
+@pytest.mark.heavy
 def test_no_program_is_rewarded_unsolved():
     grades = grade_code.grader()([attempt(p, "assert f(1) == 2") for p in UNSOLVED.values()])
     rewarded = [n for n, g in zip(UNSOLVED, grades, strict=True) if g.reward]

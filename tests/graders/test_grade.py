@@ -98,7 +98,7 @@ def test_every_rule_of_the_table_has_a_case():
     assert CASES.keys() == graders.RULES.keys()
 
 
-HEAVY = {"math_reference", "math_eval_reference", "code_reference", "reasoning_gym"}
+HEAVY = {"math", "math_reference", "math_eval_reference", "code_reference", "reasoning_gym"}
 
 
 @pytest.mark.parametrize("rule", marks.heavy_but(CASES.keys() - HEAVY, CASES))

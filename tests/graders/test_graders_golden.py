@@ -29,6 +29,7 @@ def attempts(given: list[dict]) -> list[Attempt]:
     ]
 
 
+@pytest.mark.heavy
 def test_math_reference_gives_the_papers_reward_and_all_that_comes_with_it():
     given = rewards("math")
     for row, grade in zip(given, grade_math.reference()(attempts(given)), strict=True):

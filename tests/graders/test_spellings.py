@@ -55,6 +55,7 @@ def test_math_eval_reference_rewrites_an_answer_as_the_papers_code(text, strippe
     assert paper_grade.strip(text) == stripped
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("answer", "gold", "right"),
     [("12\\", "12", False), ("12", "12\\", False), (r"(1,2)+1", "(1,2)+1", True)],

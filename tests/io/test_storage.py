@@ -144,6 +144,7 @@ def test_a_second_writer_of_a_checkpoint_reads_what_the_first_has_written(bucket
     assert sorted(writer.list().result()) == [b"first", b"second"]
 
 
+@pytest.mark.heavy
 def test_only_what_changed_is_copied_again(bucket, tmp_path):
     folder = storage.Folder(bucket / "changes", tmp_path)
     (tmp_path / "a").write_text("1")

@@ -193,6 +193,7 @@ def test_means_over_no_tokens_are_left_out(others, left):
     }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("kind", "rate"), marks.heavy_but([("ema", 0.25)], [("ema", 0.25), ("initial", 0.0)])
 )

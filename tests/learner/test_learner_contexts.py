@@ -77,6 +77,7 @@ def test_halves_of_two_equal_contexts_are_one_context():
     assert_same(updated("sdpo"), updated("halves"))
 
 
+@pytest.mark.heavy
 def test_a_second_context_changes_the_update():
     one, other = (jax.tree.leaves(updated(kind)[1]) for kind in ("sdpo", "blend"))
     assert max(np.abs(a - b).max() for a, b in zip(one, other, strict=True)) > 1e-3

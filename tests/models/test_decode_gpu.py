@@ -37,6 +37,7 @@ def test_blocks_that_share_a_row_give_what_one_gives(tmp_path, monkeypatch):
         same(by_kernel(*case), expected)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("rows", marks.heavy_but([24], [1, 16, 24, 100]))
 def test_gate_and_up_in_one_kernel_are_the_layers(tmp_path, rows):
     sizes = {"hidden_size": 192, "intermediate_size": 128}

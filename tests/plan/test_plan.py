@@ -42,6 +42,7 @@ def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape)
     assert memory.update(w).total == pytest.approx(compiled.total, rel=0.15)
 
 
+@pytest.mark.heavy
 def test_another_model_that_teaches_has_its_bytes_and_its_time(tmp_path):
     sizes = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 6}
     heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 64}

@@ -357,6 +357,7 @@ def grade(text, example, cut):
     return Grade(reward=float(len(text)), correct=cut, feedback=example.id)
 
 
+@pytest.mark.heavy
 def test_completions_are_graded_in_their_groups_while_others_are_decoded(setting):
     """The first grading waits for another loop, which would never come if sampling waited."""
     loops, calls = threading.Semaphore(0), []

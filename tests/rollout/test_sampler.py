@@ -143,6 +143,7 @@ def test_a_certain_token_is_drawn_with_logprob_zero():
     assert token.tolist() == [1, 1] and np.allclose(logprob, 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("size", marks.heavy_but([300], [7, 300]))
 def test_draws_follow_the_distribution(size):
     rng = np.random.default_rng(size)

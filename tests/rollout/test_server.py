@@ -61,6 +61,7 @@ def plain(groups):
     return [[(d.tokens.tolist(), d.logprobs.tolist(), d.finish) for d in g] for g in groups]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("engine", ENGINES)
 def test_greedy_completions_are_those_of_the_sampler_here(server, model, engine):
     made = plain(draw(sampler(server.url, engine)))

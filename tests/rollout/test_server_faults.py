@@ -448,6 +448,7 @@ LOADED = http_bytes(b"")
 LOADS, DRAWS = ["/collective_rpc", "/reset_prefix_cache"], ["/v1/completions"] * 3
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("retries", "away_s"), [(4, 0.0), (0, 1.2)], ids=["soon", "later"])
 def test_a_server_that_restarts_within_a_step_gets_the_weights_before_it_draws(retries, away_s):
     with raw_server(rest=LOADED) as (url, first):

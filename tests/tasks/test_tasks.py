@@ -136,6 +136,7 @@ def asked(example) -> frozenset[str]:
     return frozenset(example.messages[0]["content"].partition(":")[2].strip(" ?").split(", "))
 
 
+@pytest.mark.heavy
 def test_largest_numbers_held_out_are_distinct_and_kept_out_of_training():
     few = {"min_numbers": 2, "max_numbers": 2, "low": 1, "high": 30}
     task = load(LargestNumber(held_out=150, **few))
