@@ -32,6 +32,7 @@ from sdjax.training import (
     publish,
     replay,
     resume,
+    teacher_model,
 )
 from sdjax.training.evaluation import HeldOut
 from sdjax.training.stopping import Stop
@@ -84,6 +85,7 @@ def _prepare(
     token_weights.get(cfg.loss.token_weights)
     learn_from.check(cfg.loss)
     contexts.used(cfg)
+    teacher_model.check(cfg)
     if cfg.alarm.teacher_off and contexts.used(cfg.without_teacher()):
         raise UserError(
             f"policy.credit is {cfg.policy.credit!r}: it reads what alarm.teacher_off switches "

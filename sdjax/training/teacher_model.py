@@ -60,14 +60,27 @@ def open_teachers(
     """
     if cfg.teacher.kind != "model":
         return {}
+    return {
+        name: _open(cfg, path, _field(name), student, tokenizer)
+        for name, path in cfg.teacher.paths.items()
+    }
+
+
+def _field(name: str) -> str:
+    """Returns the config's field of the model that has this name; "" is that of the only one."""
+    return f"teacher.models.{name}" if name else FIELD
+
+
+def check(cfg: config.Train) -> None:
+    """Raises UserError, before any model is opened, if no model can be had or none is read."""
+    if cfg.teacher.kind != "model":
+        return
     if not contexts.used(cfg):
         raise UserError(
             "teacher.kind is 'model': nothing reads a teacher: set loss.distillation over 0"
         )
-    return {
-        name: _open(cfg, path, f"teacher.models.{name}" if name else FIELD, student, tokenizer)
-        for name, path in cfg.teacher.paths.items()
-    }
+    for name, path in cfg.teacher.paths.items():
+        weights.resolve(path, cfg.teacher.revision, field=_field(name))
 
 
 def _open(
