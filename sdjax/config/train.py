@@ -120,15 +120,8 @@ class Train:
         )
         # A teacher of the student's prompt alone needs nothing to show, and no sibling.
         shows = self.loss.distillation > 0 and not self.target.is_plain
-        require(
-            not shows or self.reprompt.shows,
-            "reprompt.demonstration",
-            self.reprompt.demonstration,
-            "needs reprompt.feedback, or no teacher knows more than the student",
-        )
         if shows:
-            shown = self.reprompt.demonstration != "none"
-            self.reprompt.check_shown(demonstrations=shown, feedback=self.reprompt.feedback)
+            self.reprompt.check_teaches()
         require(
             not self.reprompt.regenerate or self.loss.distillation > 0,
             "reprompt.regenerate",

@@ -241,13 +241,12 @@ def pack(
     sizes = np.stack([alone, *ends], axis=1)
     layout = layout_of(sizes, len(completions), optim.microbatch, optim.row_tokens)
     packed = {name: _packed(of, tokens, layout, pad_id) for name, of in read.items()}
-    sample = [np.full(len(t), i) for i, t in zip(learned, tokens, strict=True)]
     logprobs = [completions[i].logprobs for i in learned]
     rows = Rows(
         student=packed[STUDENT],
         contexts={name: packed[name] for name in contexts},
         token=layout.array(tokens, pad_id, np.int32),
-        sample=layout.array(sample, -1, np.int32),
+        sample=_of_tokens(learned, tokens, layout),
         index=layout.array([np.arange(len(t)) for t in tokens], 0, np.int32),
         sampler_logprobs=layout.array(logprobs, 0.0, np.float32),
         old_logprobs=None,
@@ -265,7 +264,9 @@ def pack(
     )
 
 
-def _of_tokens(values: np.ndarray, tokens: Sequence[np.ndarray], layout: Layout) -> np.ndarray:
+def _of_tokens(
+    values: Sequence[int] | np.ndarray, tokens: Sequence[np.ndarray], layout: Layout
+) -> np.ndarray:
     """Returns int32[M, R, C]: each completion's value at each of its tokens; -1 elsewhere."""
     each = [np.full(len(t), value) for t, value in zip(tokens, values, strict=True)]
     return layout.array(each, -1, np.int32)

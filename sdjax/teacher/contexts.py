@@ -54,19 +54,8 @@ def used(cfg: config.Train) -> dict[str, config.Reprompt]:
                 f"target names {name!r}: must be one of {', '.join(every)}; or add it to contexts"
             )
         out[name] = every[name]
-        _check(out[name], f"contexts.{name}" if name in cfg.contexts else "reprompt")
+        out[name].check_teaches(f"contexts.{name}" if name in cfg.contexts else "reprompt")
     return out
-
-
-def _check(section: config.Reprompt, at: str) -> None:
-    config.require(
-        section.shows,
-        f"{at}.demonstration",
-        section.demonstration,
-        f"needs {at}.feedback or {at}.instruction, or no teacher knows more than the student",
-    )
-    shown = section.demonstration != "none"
-    section.check_shown(demonstrations=shown, feedback=section.feedback, at=at)
 
 
 def build(

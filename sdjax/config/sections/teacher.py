@@ -130,6 +130,17 @@ class Reprompt:
                 f"needs {name}, or its reader knows no more than the student",
             )
 
+    def check_teaches(self, at: str = "reprompt") -> None:
+        """Raises UserError if the section, which stands at `at`, can tell a teacher nothing."""
+        require(
+            self.shows,
+            f"{at}.demonstration",
+            self.demonstration,
+            f"needs {at}.feedback or {at}.instruction, or no teacher knows more than the student",
+        )
+        shown = self.demonstration != "none"
+        self.check_shown(demonstrations=shown, feedback=self.feedback, at=at)
+
     @property
     def shows(self) -> bool:
         """Whether the teacher can ever know more than the student, or teaches all the same."""
