@@ -1,5 +1,6 @@
 """Settings that must stand before jax starts, and a browser."""
 
+import atexit
 import gc
 import logging
 import os
@@ -29,6 +30,10 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "sdjax-test-programs")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The last to be called. What Python then takes apart is 5 s of work, and the runner waits.
+    atexit.register(os._exit, 0)
 
 
 def pytest_collection_modifyitems(items):

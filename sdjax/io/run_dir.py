@@ -72,7 +72,6 @@ def claim_folder(
     """
     folder = storage.folder(out)
     if jax.process_index() == 0:
-        _check_profile(getattr(job, "profile", None))
         _claim(folder, job, resume, after, fingerprints)
     if jax.process_count() > 1:
         file = folder.local / "config.json"
@@ -95,8 +94,7 @@ def _claim(
     try:
         held = folder.holds(RESULTS)
         if held and not resume:
-            resume_or = "pass --resume or " if hasattr(job, "resume") else "choose "
-            raise UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
+            raise _held(out, job)
         if held:
             run_record.check_fingerprints(folder.place, job, after, fingerprints)
         lease.check()  # of the sweep that this run is a part of
@@ -114,9 +112,20 @@ def _claim(
         raise UserError(f"out is {out!r}: {e}") from e
     except OSError as e:
         lease.release(folder.place)
-        raise UserError(
-            f"out is {out!r}: cannot be written ({e.strerror}); name another directory"
-        ) from e
+        raise _unwritable("out", out, e) from e
+
+
+def _held(out: str, job: config.Job) -> UserError:
+    """Returns the error of a new job whose directory holds a run."""
+    resume_or = "pass --resume or " if hasattr(job, "resume") else "choose "
+    return UserError(f"out is {out!r}: it holds a run; {resume_or}another --out")
+
+
+def _unwritable(field: str, folder: str, error: OSError) -> UserError:
+    """Returns the error of a config field whose directory cannot be written."""
+    return UserError(
+        f"{field} is {folder!r}: cannot be written ({error.strerror}); name another directory"
+    )
 
 
 def remove_parts(folder: Path) -> None:
@@ -126,13 +135,46 @@ def remove_parts(folder: Path) -> None:
             left.unlink()
 
 
+def check_places(job: config.Job) -> None:
+    """Raises UserError if a job may not write where it is told to; changes nothing there.
+
+    Call it before anything is loaded. `claim_folder` asks again, because much can happen until
+    then. It does nothing for a bucket, and on all processes but the first.
+    """
+    if jax.process_index() != 0:
+        return
+    profile, out = getattr(job, "profile", None), job.out  # type: ignore[union-attr]
+    if profile is not None:
+        if storage.is_remote(profile):
+            raise UserError(f"profile is {profile!r}: must be a local directory")
+        _try_to_write("profile", profile)
+    if storage.is_remote(out):
+        return
+    if not getattr(job, "resume", False) and storage.holds(Path(out), RESULTS):
+        raise _held(out, job)
+    _try_to_write("out", out)
+
+
+def _try_to_write(field: str, folder: str) -> None:
+    """Raises UserError if neither a folder nor the one that it would be made in can be written."""
+    path = Path(folder)
+    try:
+        while not path.exists():
+            path = path.parent
+        with tempfile.TemporaryDirectory(dir=path):
+            pass
+    except OSError as e:
+        raise _unwritable(field, folder, e) from e
+
+
 def check_same(cfg: config.Job, after: int) -> list[run_record.FieldChange]:
     """Returns the fields in which a resumed job differs from the run in its directory.
 
-    Call it before anything is loaded. Raises UserError for fields that may not change; `after` is
-    as in `claim_folder`. Returns [] without `resume`, without a run, and on all processes but the
-    first.
+    Call it before anything is loaded. Raises UserError for fields that may not change, and where
+    `check_places` does; `after` is as in `claim_folder`. Returns [] without `resume`, without a
+    run, and on all processes but the first.
     """
+    check_places(cfg)
     place = storage.place(cfg.out)  # type: ignore[union-attr]
     resume = getattr(cfg, "resume", False) and jax.process_index() == 0
     if not resume or not storage.holds(place, RESULTS):
@@ -196,22 +238,3 @@ def _check_seen(file: Any, text: str, patience_s: float = 10.0) -> None:
                 "name a directory that all hosts share"
             )
         time.sleep(0.2)
-
-
-def _check_profile(folder: str | None) -> None:
-    """Raises UserError if `folder` cannot be written.
-
-    The job checks it first, because it writes the trace only after the work.
-    """
-    if folder is None:
-        return
-    if storage.is_remote(folder):
-        raise UserError(f"profile is {folder!r}: must be a local directory")
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as e:
-        raise UserError(
-            f"profile is {folder!r}: cannot be written ({e.strerror}); name another directory"
-        ) from e

@@ -22,6 +22,7 @@ from sdjax.training import loaded_model
 
 def run(cfg: config.Bench) -> None:
     """Measures the config's phases for each number of prompts, and writes bench.json."""
+    run_dir.check_places(cfg)
     mesh = meshes.make(cfg.mesh)
     model = subject.model_config(cfg)
     _check(cfg, model, mesh)

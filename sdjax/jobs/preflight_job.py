@@ -44,10 +44,12 @@ SHOWN, ASKED = 0, 1
 
 def run(cfg: config.Preflight) -> None:
     """Writes preflight.md and preflight.json into `cfg.out`, and prints the page."""
+    run_dir.check_places(cfg)
     train = _training(cfg)
     read = _contexts(cfg, train)
     epistemic.lexicon(train.lexicon)
     task = tasks.load(train.task, train.data)
+    _check_number(cfg, task, task.train)
     model = loaded_model.open_model(train.model, train.mesh, lora=train.lora)
     piece, mesh = _devices(cfg, train)
     workload.check(train, model.cfg, mesh)
@@ -138,14 +140,19 @@ def _questions(
     )
     if train.data.limit:
         examples = [examples[i] for i in range(min(train.data.limit, len(examples)))]
-    need = f"{task.name} has {len(examples)} training questions; lower it"
-    config.require(cfg.questions <= len(examples), "questions", cfg.questions, need)
+    _check_number(cfg, task, examples)
     evaluation.check_same_examples(task.name, examples)
     hosts.note(
         f"{task.name}: {cfg.questions} of {len(examples)} questions ({len(overlong)} too long)"
     )
     evaluation.note_skipped(task)
     return next(Batches(examples, cfg.questions, train.data.seed))
+
+
+def _check_number(cfg: config.Preflight, task: Task, examples: Sequence[Example]) -> None:
+    """Raises UserError if more questions are to be asked than there are."""
+    need = f"{task.name} has {len(examples)} training questions; lower it"
+    config.require(cfg.questions <= len(examples), "questions", cfg.questions, need)
 
 
 @dataclass(frozen=True, kw_only=True)

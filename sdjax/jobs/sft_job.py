@@ -65,6 +65,11 @@ def run(cfg: config.SFT) -> None:
         trackers.check(cfg.log)
         publish.Destination.of(cfg.checkpoint).check()
     stop = Stop()
+    named = ConversationColumns(messages=cfg.messages, prompt=cfg.prompt, completion=cfg.completion)
+    read, skipped = conversations.load(
+        cfg.source, turns=cfg.turns, on_bad_row=cfg.data.on_bad_row, named=named
+    )
+    left_out = evaluation.note_remarks(skipped)
     model = loaded_model.open_model(cfg.model, cfg.mesh, between=stop.check)
     cfg = model.dated(cfg)
     loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
@@ -76,11 +81,6 @@ def run(cfg: config.SFT) -> None:
         f"exceeds the model's context of {model.cfg.max_positions}; lower it",
     )
     sets = _held_out(cfg, model)
-    named = ConversationColumns(messages=cfg.messages, prompt=cfg.prompt, completion=cfg.completion)
-    read, skipped = conversations.load(
-        cfg.source, turns=cfg.turns, on_bad_row=cfg.data.on_bad_row, named=named
-    )
-    left_out = evaluation.note_remarks(skipped)
     kept = _fitting(read, model.tokenizer, cfg)
     overlong = len(read) - len(kept)
     kept = kept[: cfg.data.limit or None]

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
 
 from sdjax.analysis import context_figures as figures
 from sdjax.analysis.accuracy import Estimate
@@ -71,6 +70,8 @@ def has_other_success(correct):
 
 def test_a_teacher_who_knows_nothing_more_has_gap_0_whatever_its_context_shows():
     """The groups that contexts show are chosen for being right; the answers that count are not."""
+    from scipy.stats import ttest_1samp  # a second and a half, only here
+
     rng, found = np.random.default_rng(0), []
     for _ in range(400):
         p = rng.beta(1, 2, 32)

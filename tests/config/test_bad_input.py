@@ -7,7 +7,7 @@ is what it was. Models and checkpoints: test_bad_models.
 import marks
 import mistake_tables as tables
 import pytest
-from mistakes import CONFIG, Attempt, says
+from mistakes import CONFIG, JOBS, Attempt, says
 
 from sdjax.main import main
 
@@ -83,6 +83,25 @@ def test_a_bucket_that_cannot_be_had_is_named(attempt, monkeypatch, out, words):
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/gone/key.json")
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     says(attempt("--out", out), *words)
+
+
+# Jobs whose `out` is a directory of results, each with data or a model that is not there.
+WRITERS = {
+    "train": CONFIG,
+    **{name: JOBS[name] for name in ("sft", "study", "evaluate", "preflight", "bench")},
+}
+
+
+@pytest.mark.parametrize("job", WRITERS)
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_loaded(attempt, job):
+    for name in ("train.json", "test.json"):
+        (attempt.folder / name).unlink()
+    attempt.model = "gone"
+    says(attempt("--out", "/proc/run", config=WRITERS[job]), "out is '/proc/run'", "another")
+    assert not attempt.out.exists()
+    attempt.out.mkdir()
+    (attempt.out / "metrics.jsonl").write_text("{}\n")
+    says(attempt(config=WRITERS[job]), f"out is '{attempt.out}': it holds a run", "another --out")
 
 
 def test_debug_shows_the_traceback(attempt, capsys):

@@ -9,7 +9,6 @@ import threading
 import urllib.request
 
 import pytest
-import requests
 from huggingface_hub.utils import get_session
 
 from sdjax.data import sources
@@ -61,6 +60,8 @@ def by_urllib(url):
 
 
 def by_requests(url):
+    import requests  # two seconds, which only one of pytest's processes shall spend
+
     requests.get(url, timeout=5).raise_for_status()
 
 
