@@ -99,8 +99,10 @@ def test_packed_rows_of_several_contexts_give_the_update_of_rows_of_one(kind):
 
 
 @pytest.mark.heavy
-def test_several_contexts_on_a_mesh_give_the_update_of_one_device():
-    kinds = ["contrast", "blend", "means", "pivotal"]
+@pytest.mark.parametrize(
+    "kinds", [["contrast"], pytest.param(["blend", "means", "pivotal"], marks=pytest.mark.slow)]
+)
+def test_several_contexts_on_a_mesh_give_the_update_of_one_device(kinds):
     other_process.on_eight_devices(f"import test_learner_contexts as test; test.compare({kinds})")
 
 
