@@ -215,12 +215,7 @@ class HarnessModel(TemplateLM):
         )
         drawn = sample(self._sampler, self._weights, request)
         texts = [self._model.tokenizer.decode(one.tokens) for (one,) in drawn]
-        # With its third argument the function also takes spaces from the beginning of a text.
-        ends = [lengths.CLOSE if lengths.CLOSE in text else None for text in texts]
-        return [
-            postprocess_generated_text(text, until, end)
-            for text, end in zip(texts, ends, strict=True)
-        ]
+        return [_answer(*both, until) for both in zip(contexts, texts, strict=True)]
 
     def _sampling(self, wanted: Mapping[str, Any]) -> config.Sampling:
         """Returns the settings of lm_eval as those of the sampler; raises UserError for others."""
@@ -239,3 +234,15 @@ class HarnessModel(TemplateLM):
             max_completion_tokens=int(wanted["max_gen_toks"]),
             slots=self._slots,
         )
+
+
+def _answer(context: str, text: str, until: Sequence[str]) -> str:
+    """Returns what a completion says after its thought, cut at the first of the `until` texts.
+
+    A thought that the length limit cut off has no answer.
+    """
+    begun = context.rstrip().endswith(lengths.OPEN) or lengths.OPEN in text
+    if lengths.CLOSE in text:
+        # With its third argument the function also takes spaces from the beginning of a text.
+        return postprocess_generated_text(text, until, lengths.CLOSE)
+    return "" if begun else postprocess_generated_text(text, until, None)

@@ -334,3 +334,20 @@ def test_a_figure_that_is_not_finite_is_refused(value):
     results = {"results": {"made": {"word_perplexity,none": value}}}
     with pytest.raises(UserError, match="word_perplexity of made is"):
         lm_tasks.figures_of(results)
+
+
+@pytest.mark.parametrize(
+    ("context", "text", "answer"),
+    [
+        ("Q", "It is 18. Question: 2", "It is 18. "),
+        ("Q", "<think>9? No.</think>  It is 18. Question: 2", "It is 18. "),
+        ("Q<think>\n", "9? Question: no.</think>It is 18.", "It is 18."),
+        ("Q", "<think>9, perhaps 18", ""),
+        ("Q<think>\n", "9, perhaps 18", ""),
+        ("<think>old</think> Q", "It is 18.", "It is 18."),
+    ],
+)
+def test_an_answer_stands_after_the_thought_and_a_cut_thought_has_none(context, text, answer):
+    from sdjax.training import lm_adapter
+
+    assert lm_adapter._answer(context, text, ["Question:"]) == answer
