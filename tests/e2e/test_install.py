@@ -78,6 +78,7 @@ def test_the_script_of_the_wheel_runs_outside_the_clone(installed):
 def test_the_files_of_init_train_outside_the_clone(installed):
     installed("sdjax", "init", "demo")
     small = ["--rollout.prompts_per_step", "2", "--rollout.group_size", "2", "--eval.examples", "2"]
+    small += ["--rollout.max_completion_tokens", "48", "--eval.max_completion_tokens", "48"]
     installed("sdjax", "--config", "demo.py", "--steps", "1", *small)
     assert (installed.work / "runs" / "demo" / "model" / "model.safetensors").exists()
 

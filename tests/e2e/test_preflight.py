@@ -133,6 +133,7 @@ def test_a_sweep_stands_for_its_first_training_and_grpo_for_its_contexts(model, 
     assert names == ["solution", "unrelated", "wrong", "feedback"]
 
 
+@pytest.mark.slow
 def test_a_right_solution_teaches_the_miniature_and_takes_its_doubt(tmp_path):
     cfg = config.Preflight(
         train="package:quickstart", out=str(tmp_path / "out"), questions=24, only=("solution",)

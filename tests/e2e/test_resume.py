@@ -81,7 +81,7 @@ def interrupted_equals_whole(model, folder, kind, **changes):
 # "initial" stands under "on the host" too; GRPO has no teacher's state, as live, and runs below.
 SLOW = ("live", "initial", "grpo")
 HEAVY = (
-    *("trust_region", "refreshed", "another model", "another model of adapters"),
+    *("ema", "trust_region", "refreshed", "another model", "another model of adapters"),
     *("several contexts", "on the host", "regenerated"),
 )
 
@@ -141,20 +141,12 @@ def on_eight_devices(model, kinds):
             print("equal:", kind)
 
 
-def equal_on_eight_devices(model, kinds):
+@pytest.mark.slow
+def test_on_eight_devices_too(model):
+    kinds = list(KINDS)
     code = f"import test_resume; test_resume.on_eight_devices({str(model)!r}, {kinds})"
     printed = other_process.on_eight_devices(code).splitlines()
     assert [line for line in printed if line.startswith("equal")] == [f"equal: {k}" for k in kinds]
-
-
-@pytest.mark.heavy
-def test_on_eight_devices_too(model):
-    equal_on_eight_devices(model, ["ema"])
-
-
-@pytest.mark.slow
-def test_on_eight_devices_with_the_other_teachers_too(model):
-    equal_on_eight_devices(model, [kind for kind in KINDS if kind != "ema"])
 
 
 SMALL = {"checkpoint": {"every": 1}, "eval": {"at_ends": False, "every": 0}}

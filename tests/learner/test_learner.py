@@ -116,6 +116,7 @@ def off_policy(batch, old_logprobs):
     return replace(batch, rows=replace(batch.rows, old_logprobs=old_logprobs))
 
 
+@pytest.mark.heavy
 def test_scores_are_the_logprobs_of_the_update_by_which_ratios_are_clipped_and_weighted():
     cfg = learning.train_config(loss={"distillation": 0.0})
     learner = learning.Learner(cfg, learning.make_mesh())

@@ -117,6 +117,7 @@ def test_a_mean_leaves_out_padding_and_other_completions():
         np.testing.assert_allclose(of[SAMPLE == i], np.arange(0, n, 2).mean(), rtol=1e-6)
 
 
+@pytest.mark.heavy
 def test_the_first_token_weighs_half_more_and_a_completion_without_drift_too():
     got = weigh("before_drift", stats(), Loss())
     np.testing.assert_allclose(got[INDEX == 0][: len(LENGTHS)], 1.5)
