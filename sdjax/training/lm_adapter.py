@@ -237,7 +237,7 @@ class HarnessModel(TemplateLM):
 
 
 def _answer(context: str, text: str, until: Sequence[str]) -> str:
-    """Returns what a completion says after its thought, cut at the first of the `until` texts.
+    """Returns the part of a completion after its thought, cut at the first of the `until` texts.
 
     A thought that the length limit cut off has no answer.
     """
