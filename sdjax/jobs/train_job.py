@@ -97,6 +97,7 @@ def _prepare(
         publish.Destination.of(cfg.checkpoint).check()
     lm_tasks.check(cfg.lm_eval)
     task = tasks.load(_with_columns(cfg), cfg.data)
+    _check_teaching(cfg, task)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(
         cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora, between
@@ -130,9 +131,6 @@ def _prepare(
     )
     if cfg.data.limit:
         examples = [examples[i] for i in range(min(cfg.data.limit, len(examples)))]
-    _check_solutions(cfg, examples)
-    _check_feedback(cfg, task, examples)
-    _check_routes(cfg, examples)
     evaluation.check_same_examples(task.name, examples)
     sets = evaluation.held_out(
         task, others, cfg.eval, model.tokenizer, limit, thinking, field=LONGEST_PROMPT
@@ -150,6 +148,19 @@ def _prepare(
             "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval
         )
     return task, model, examples, sets
+
+
+def _check_teaching(cfg: config.Train, task: Task) -> None:
+    """Raises UserError if no training example has what a teacher of the config reads.
+
+    Of a data set that is too large to be listed it looks at the first ones only.
+    """
+    number = min(len(task.train), cfg.data.limit or LISTED, LISTED // 100)
+    looked = [task.train[i] for i in range(number)]
+    if looked:
+        _check_solutions(cfg, looked)
+        _check_feedback(cfg, task, looked)
+        _check_routes(cfg, looked)
 
 
 def _check_feedback(cfg: config.Train, task: Task, examples: Sequence[Example]) -> None:
@@ -185,30 +196,28 @@ def _with_columns(cfg: config.Train) -> config.TaskConfig:
 def _check_routes(cfg: config.Train, examples: Sequence[Example]) -> None:
     """Raises UserError if the column of teacher.route names no model in a row.
 
-    Of a data set that is too large to be listed it looks at the first rows only. Every step checks
-    the rows that it reads.
+    Every step checks the rows that it reads.
     """
     if cfg.teacher.route:
-        looked = (examples[i] for i in range(min(len(examples), LISTED // 100)))
-        rows = [Group(example=each, prompt=NO_TOKENS, completions=(), grades=()) for each in looked]
+        rows = [
+            Group(example=each, prompt=NO_TOKENS, completions=(), grades=()) for each in examples
+        ]
         batch.routes(rows, cfg.teacher)
 
 
 def _check_solutions(cfg: config.Train, examples: Sequence[Example]) -> None:
     """Raises UserError if a teacher is to read solutions and no example has one.
 
-    Prints a line where some examples have none. Of a data set that is too large to be listed it
-    looks at the first ones only.
+    Prints a line where some examples have none.
     """
     shown = [x for x in contexts.used(cfg).values() if x.demonstration == "solution"]
     if not shown:
         return
-    looked = [examples[i] for i in range(min(len(examples), LISTED // 100))]
-    without = sum(not (example.solution or "").strip() for example in looked)
-    if without == len(looked) and not any(x.feedback for x in shown):
+    without = sum(not (example.solution or "").strip() for example in examples)
+    if without == len(examples) and not any(x.feedback for x in shown):
         raise UserError(
             f"reprompt.demonstration is 'solution': none of the {without} training examples has a "
             "solution; set it to 'random', or use data with solutions"
         )
     if without:
-        hosts.note(f"reprompt: {without} of {len(looked)} training examples have no solution")
+        hosts.note(f"reprompt: {without} of {len(examples)} training examples have no solution")
