@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sdjax.io.files import write_text
 from sdjax.learner import batch as batches
 from sdjax.learner.context_gap import make_context_gap
 from sdjax.learner.objective import Objective
+from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel import hosts, rules
 from sdjax.parallel import mesh as meshes
 from sdjax.plan import context_cost, slices, workload
@@ -50,10 +52,10 @@ def run(cfg: config.Preflight) -> None:
     epistemic.lexicon(train.lexicon)
     task = tasks.load(train.task, train.data)
     _check_number(cfg, task, task.train)
-    model = loaded_model.open_model(train.model, train.mesh, lora=train.lora)
     piece, mesh = _devices(cfg, train)
-    workload.check(train, model.cfg, mesh)
-    _check(train, read, model)
+    model = loaded_model.open_model(
+        train.model, train.mesh, lora=train.lora, check=partial(_check, train, read, mesh)
+    )
     examples = _questions(cfg, train, task, model)
     fingerprints = fingerprint.of_run(model, examples)
     folder = run_dir.claim_folder(cfg.out, cfg, resume=False, fingerprints=fingerprints)
@@ -112,8 +114,23 @@ def _devices(cfg: config.Preflight, train: config.Train) -> tuple[Slice | None, 
     return piece, MeshSizes(data=data, fsdp=fsdp, tensor=tensor, rollout_tensor=rollout_tensor)
 
 
-def _check(train: config.Train, read: Mapping[str, config.Reprompt], model: LoadedModel) -> None:
-    """Raises UserError if a prompt and its answer exceed the model, or the mesh divides none."""
+def _check(
+    train: config.Train,
+    read: Mapping[str, config.Reprompt],
+    planned: MeshSizes,
+    model: ModelConfig,
+    mesh: jax.sharding.Mesh,
+) -> None:
+    """Raises UserError if a prompt and its answer exceed the model, or a mesh divides no batch.
+
+    Args:
+        train: The training.
+        read: Its contexts by name.
+        planned: The mesh for which the cost is estimated.
+        model: The config of its model.
+        mesh: The mesh of this process.
+    """
+    workload.check(train, model, planned)
     hosts.check_same("train", json.dumps(config.to_public(train)), "give every host the same file")
     longest = train.rollout.max_completion_tokens
     limits = {"rollout.max_prompt_tokens": train.rollout.max_prompt_tokens}
@@ -121,9 +138,9 @@ def _check(train: config.Train, read: Mapping[str, config.Reprompt], model: Load
         field = "reprompt" if name == SOLUTION else f"contexts.{name}"
         limits[f"{field}.max_tokens"] = section.max_tokens
     for field, tokens in limits.items():
-        loaded_model.check_context(model.cfg, field, tokens, longest)
-    loaded_model.check_shards("optim.microbatch", train.optim.microbatch, model.mesh)
-    loaded_model.check_shards("rollout.slots", train.rollout.slots, model.mesh)
+        loaded_model.check_context(model, field, tokens, longest)
+    loaded_model.check_shards("optim.microbatch", train.optim.microbatch, mesh)
+    loaded_model.check_shards("rollout.slots", train.rollout.slots, mesh)
 
 
 def _questions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from sdjax.io import run_dir
 from sdjax.learner import batch
 from sdjax.learner.checkpoint import Checkpoints
 from sdjax.logs import trackers
+from sdjax.models.network.model_config import ModelConfig
 from sdjax.objectives import divergences, learn_from, token_weights
 from sdjax.parallel import hosts
 from sdjax.records import Example, Group
@@ -100,26 +102,16 @@ def _prepare(
     _check_teaching(cfg, task)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(
-        cfg.model, cfg.mesh, cfg.rollout.server, cfg.out, cfg.lora, between
+        cfg.model,
+        cfg.mesh,
+        cfg.rollout.server,
+        cfg.out,
+        cfg.lora,
+        between,
+        check=partial(_check_sizes, cfg),
     )
     model = loaded_model.with_teachers(model, cfg)
-    completion = cfg.rollout.max_completion_tokens
-    loaded_model.check_context(model.cfg, LONGEST_PROMPT, cfg.rollout.max_prompt_tokens, completion)
-    # With regeneration the model answers the reprompts, and it cannot exceed its context.
-    for name, section in contexts.used(cfg).items():
-        if section.regenerate or not section.beyond_context:
-            field = "reprompt" if name == SOLUTION else f"contexts.{name}"
-            loaded_model.check_context(
-                model.cfg, f"{field}.max_tokens", section.max_tokens, completion
-            )
-    loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, model.mesh)
-    loaded_model.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, model.mesh)
-    loaded_model.check_shards("rollout.slots", cfg.rollout.slots, model.mesh)
-    loaded_model.check_shards("eval.slots", cfg.eval.slots, model.mesh)
     loaded_model.check_server(model.sampler, cfg.rollout)
-    if cfg.loss.distillation > 0 and cfg.loss.divergence == "top_k":
-        loaded_model.check_vocabulary(model.cfg, "loss.top_k", cfg.loss.top_k)
-    loaded_model.check_vocabulary(model.cfg, "log.alternatives", cfg.log.alternatives)
     thinking = cfg.rollout.enable_thinking
     limit = cfg.rollout.max_prompt_tokens
     examples, overlong = drop_overlong(
@@ -148,6 +140,24 @@ def _prepare(
             "checkpoint.best_metric", cfg.checkpoint.best_metric, sets, cfg.eval
         )
     return task, model, examples, sets
+
+
+def _check_sizes(cfg: config.Train, model: ModelConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError if a batch does not fit the mesh, or a prompt and its answer the model."""
+    completion = cfg.rollout.max_completion_tokens
+    loaded_model.check_context(model, LONGEST_PROMPT, cfg.rollout.max_prompt_tokens, completion)
+    # With regeneration the model answers the reprompts, and it cannot exceed its context.
+    for name, section in contexts.used(cfg).items():
+        if section.regenerate or not section.beyond_context:
+            field = "reprompt" if name == SOLUTION else f"contexts.{name}"
+            loaded_model.check_context(model, f"{field}.max_tokens", section.max_tokens, completion)
+    loaded_model.check_shards("optim.microbatch", cfg.optim.microbatch, mesh)
+    loaded_model.check_shards("rollout.prompts_per_step", cfg.rollout.prompts_per_step, mesh)
+    loaded_model.check_shards("rollout.slots", cfg.rollout.slots, mesh)
+    loaded_model.check_shards("eval.slots", cfg.eval.slots, mesh)
+    if cfg.loss.distillation > 0 and cfg.loss.divergence == "top_k":
+        loaded_model.check_vocabulary(model, "loss.top_k", cfg.loss.top_k)
+    loaded_model.check_vocabulary(model, "log.alternatives", cfg.log.alternatives)
 
 
 def _check_teaching(cfg: config.Train, task: Task) -> None:

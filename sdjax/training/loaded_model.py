@@ -130,6 +130,7 @@ def open_model(
     out: str = "",
     lora: config.Lora | None = None,
     between: Callable[[], None] = lambda: None,
+    check: Callable[[ModelConfig, jax.sharding.Mesh], None] = lambda cfg, mesh: None,
 ) -> LoadedModel:
     """Returns a model after its checks; reads configs and the tokenizer, but no weights.
 
@@ -140,6 +141,7 @@ def open_model(
         out: The run directory; the server's weights go below it unless `server` names a folder.
         lora: Adds adapters, if its rank is not 0.
         between: Called often while sampling and exporting. What it raises ends that.
+        check: Called before the tokenizer is read, which takes seconds.
     """
     keep_programs()
     mesh = meshes.make(mesh_cfg)
@@ -154,6 +156,7 @@ def open_model(
     check_divisible(cfg, mesh)
     check_divisible(cfg, meshes.for_rollouts(mesh, mesh_cfg.rollout_tensor), "mesh.rollout_tensor")
     _check_attention(cfg)
+    check(cfg, mesh)
     if source.init_seed is None:
         weights.check(folder, cfg)
     tokenizer = _tokenizer(source, cfg.vocab_size)
