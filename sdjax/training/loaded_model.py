@@ -159,6 +159,8 @@ def open_model(
     check(cfg, mesh)
     if source.init_seed is None:
         weights.check(folder, cfg)
+    if server is not None and server.url is not None:
+        _reach(server, between)
     tokenizer = _tokenizer(source, cfg.vocab_size)
     transformer = nnx.eval_shape(lambda: Transformer(cfg, rngs=nnx.Rngs(0)))
     graphdef, abstract = nnx.split(transformer)
@@ -230,6 +232,14 @@ def kept_date(job: J) -> J:
     return replace(job, model=replace(job.model, date=hosts.of_first(day)))
 
 
+def _reach(server: config.Server, between: Callable[[], None]) -> None:
+    """Raises UserError if a server does not answer. That it answers well is seen later."""
+    require_package("aiohttp", "server", "server.url")
+    from sdjax.rollout.server import client  # only runs with a server need an HTTP library
+
+    client.reach(server, between)
+
+
 def _server_sampler(
     server: config.Server,
     out: str,
@@ -244,8 +254,7 @@ def _server_sampler(
     """
     if server.folder is None and storage.is_remote(out):
         raise UserError("server.folder is None: out is no local directory; name one for both")
-    require_package("aiohttp", "server", "server.url")
-    from sdjax.rollout.server import client  # only runs with a server need an HTTP library
+    from sdjax.rollout.server import client
 
     shared = Path(server.folder or Path(out) / "server").resolve()
     return client.make(

@@ -62,6 +62,7 @@ def given_template(template: str) -> str:
 def _from_folder(folder: Path) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
     if not any((folder / name).exists() for name in VOCABULARIES):
         raise UserError(f"{folder}: no tokenizer: none of {', '.join(VOCABULARIES)} is there")
+    eos_ids = _eos_ids(folder)
     _be_quiet()
     from transformers import AutoTokenizer
 
@@ -72,7 +73,7 @@ def _from_folder(folder: Path) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]
         raise UserError(
             f"{folder}: the tokenizer cannot be read: {reason}; download it again"
         ) from None
-    return base, _eos_ids(folder)
+    return base, eos_ids
 
 
 def _be_quiet() -> None:

@@ -205,6 +205,14 @@ def make(
     )
 
 
+def reach(cfg: Server, between: Callable[[], None] = lambda: None) -> None:
+    """Raises UserError if the server of a config section does not answer, if only by a no.
+
+    `between` is as in `make`.
+    """
+    http.wait(Client(cfg).reach("/health"), between)
+
+
 def _is_plain(sampling: Sampling) -> bool:
     """Returns whether tokens are drawn from the model's unchanged distribution."""
     return sampling.temperature == 1 and sampling.top_p == 1 and sampling.top_k == 0
