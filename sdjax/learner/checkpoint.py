@@ -238,9 +238,7 @@ class Checkpoints:
             ranked = sorted((sign * s, step, f) for s, step, f in scored if s is not None)
             kept |= {folder for *_, folder in ranked[-self._cfg.keep_best :]}
         for folder in facts.keys() - kept:
-            # Before the other files, because a half-removed folder must not pass for whole.
-            (folder / CHECKSUMS).unlink(missing_ok=True)
-            folder.rmtree()
+            _remove(folder)
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Returns the state, placed as `like` (abstract, with shardings), and the JSON part.
@@ -398,8 +396,19 @@ def _rename(folder: epath.Path, name: str) -> None:
     """Gives a folder another name; a folder that has it is removed."""
     new = folder.with_name(name)
     if new.exists():
-        new.rmtree()
+        _remove(new)
     folder.rename(new)
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a checkpoint, so that a kill at any moment leaves a whole one or none.
+
+    A folder with neither of the two files is unfinished. The checksums go last of the two, because
+    a checkpoint without them but finished counts as a damaged one that is kept.
+    """
+    for name in (COMMITTED, CHECKSUMS):
+        (folder / name).unlink(missing_ok=True)
+    folder.rmtree()
 
 
 def _facts(folder: epath.Path) -> dict[str, Any]:

@@ -1,6 +1,9 @@
-"""A run directory that is removed does not come back with a checkpoint."""
+"""Removed directories stay away, and removing a checkpoint takes no other one along."""
 
+import json
+import os
 import shutil
+from contextlib import suppress
 
 import jax.numpy as jnp
 import pytest
@@ -9,7 +12,7 @@ from flax import nnx
 from sdjax import config
 from sdjax.errors import UserError
 from sdjax.io import lease
-from sdjax.learner.checkpoint import Checkpoints
+from sdjax.learner.checkpoint import CHECKSUMS, COMMITTED, Checkpoints
 from sdjax.learner.state import TrainState
 
 
@@ -61,3 +64,41 @@ def test_a_directory_that_goes_during_a_save_does_not_come_back(out, monkeypatch
     with pytest.raises(UserError, match=f"{out}: was removed"):
         saved.wait()
     assert not out.exists() and out.parent.exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+def stored(folder, **facts):
+    """Makes what a whole checkpoint leaves on the disk, without its arrays."""
+    for name in ("state/a", "state/b", "host/metadata", COMMITTED):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    (folder / CHECKSUMS).write_text(json.dumps(facts | {"files": {}}))
+
+
+@pytest.mark.parametrize("fatal", range(9))
+def test_a_kill_while_a_checkpoint_is_removed_costs_no_other_one(tmp_path, monkeypatch, fatal):
+    stored(tmp_path / "3")
+    stored(tmp_path / "5", passing=True)
+    stored(tmp_path / "6")
+    removals = []
+
+    def dying(function):
+        def remove(*args, **kwargs):
+            removals.append(args)
+            if len(removals) > fatal:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return remove
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "remove", "rmdir"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        with suppress(Killed):
+            Checkpoints(tmp_path, config.Checkpoint(keep=2)).close()
+    assert len(removals) == min(fatal + 1, 8)
+    Checkpoints(tmp_path, config.Checkpoint(keep=2)).close()
+    assert sorted(os.listdir(tmp_path)) == ["3", "6"]
