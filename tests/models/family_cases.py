@@ -157,6 +157,12 @@ OLMO3 = {
     "rope_parameters sliding": (MIXED, SLIDING_YARN),
     "rope_scaling": (MIXED, {"rope_scaling": YARN_BASE}),
 }
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 1.7,
+}
 
 CASES = {
     "llama": Cases(
@@ -226,5 +232,36 @@ CASES = {
             },
         },
         effects=COMMON | OLMO3 | {"attention_bias": BIAS},
+    ),
+    "granite": Cases(
+        parity={
+            "all_multipliers_theta": {**GRANITE, "rope_theta": 5_000.0},
+            "embedding_and_logits_tied_yarn_eps": {
+                "embedding_multiplier": 0.7,
+                "logits_scaling": 0.3,
+                "tie_word_embeddings": True,
+                "rope_parameters": YARN,
+                "rms_norm_eps": 1e-3,
+            },
+            "whole_numbers_tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear": {
+                "embedding_multiplier": 12,
+                "logits_scaling": 8,
+                "attention_bias": True,
+                "rope_scaling": {"type": "linear", "factor": 4.0},
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "attention_all_kv_heads_llama3": {
+                "attention_multiplier": 0.0625,
+                "num_key_value_heads": 4,
+                "rope_parameters": LLAMA3,
+            },
+            "residual_four_layers": {"residual_multiplier": 0.22, "num_hidden_layers": 4},
+            "no_multiplier": {},
+        },
+        effects=COMMON
+        | ROPE
+        | {"attention_bias": BIAS}
+        | {name: ({}, {name: value}) for name, value in GRANITE.items()},
     ),
 }

@@ -29,6 +29,13 @@ def test_the_kernel_attends_and_writes_as_the_layer_does(tmp_path, family, windo
 
 
 @pytest.mark.heavy
+def test_the_kernel_multiplies_queries_as_the_layer_does(tmp_path):
+    case = step(tmp_path, family="granite", attention_multiplier=0.9)
+    assert case[0].query_factor > 5
+    same(by_kernel(*case), by_layer(*case))
+
+
+@pytest.mark.heavy
 def test_blocks_that_share_a_row_give_what_one_gives(tmp_path, monkeypatch):
     case = step(tmp_path, slots=600)
     expected = by_layer(*case)

@@ -28,6 +28,7 @@ __all__ = [
     "check_known",
     "common_fields",
     "flag",
+    "number",
     "older_rope_fields",
     "refuse",
     "rope",

@@ -69,7 +69,13 @@ def attend(
     whole = jnp.concatenate([m.reshape(m.shape[0], -1) for m in (w.q, w.k, w.v)], axis=1)
     parts = in_parts(x[:, 0], whole)
     parts = parts.reshape(*parts.shape[:2], -1, cfg.head_dim)
-    kernel = partial(decode_kernels.attend, eps=cfg.norm_eps, window=window, interpret=interpret)
+    kernel = partial(
+        decode_kernels.attend,
+        eps=cfg.norm_eps,
+        window=window,
+        query_factor=cfg.query_factor,
+        interpret=interpret,
+    )
     row, none = rules.spec(("batch",)), rules.spec(())
     specs = rules.spec((None, "batch")), none, row, row, row
     out, keys, values = _of_shards(kernel, specs, (row, row, row))(

@@ -36,6 +36,7 @@ def attend(
     *,
     eps: float,
     window: int | None,
+    query_factor: float = 1.0,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the attention's output [B, H, h], and the cache's keys and values.
@@ -55,6 +56,7 @@ def attend(
         index: int32[B].
         eps: The epsilon of the norms.
         window: How many of the last tokens a query sees, itself included; None is all.
+        query_factor: Multiplies the rotated queries.
         interpret: Runs the kernel without a GPU, slowly.
     """
     keys, values = cache
@@ -65,7 +67,13 @@ def attend(
         shares *= 2
     normed = norms[0] is not None
     scales = norms if normed else (jnp.ones(h, keys.dtype),) * 2  # not read
-    kernel = partial(_attend, eps=eps if normed else None, group=heads // kv_heads, window=window)
+    kernel = partial(
+        _attend,
+        eps=eps if normed else None,
+        group=heads // kv_heads,
+        window=window,
+        query_factor=query_factor,
+    )
     out, weight, keys, values = pl.pallas_call(
         kernel,
         grid=(rows, kv_heads, shares),
@@ -106,6 +114,7 @@ def _attend(
     eps: float | None,
     group: int,
     window: int | None,
+    query_factor: float,
 ) -> None:
     """Computes one row, one KV head and a share of the row's slots.
 
@@ -131,7 +140,7 @@ def _attend(
 
         return half(halves[0]), half(halves[1])
 
-    def turned(pair: Pair, norm: Any) -> Pair:
+    def turned(pair: Pair, norm: Any, factor: float = 1.0) -> Pair:
         a, b = pair
         if eps is not None:
             squares = jnp.sum(a * a, -1, keepdims=True) + jnp.sum(b * b, -1, keepdims=True)
@@ -139,9 +148,12 @@ def _attend(
             a = a * inverse * norm[halves[0]].astype(jnp.float32)
             b = b * inverse * norm[halves[1]].astype(jnp.float32)
         c, s = cos[row, :], sin[row, :]
-        return (a * c - b * s).astype(dtype), (b * c + a * s).astype(dtype)
+        a, b = a * c - b * s, b * c + a * s
+        if factor != 1.0:
+            a, b = a * factor, b * factor
+        return a.astype(dtype), b.astype(dtype)
 
-    q = turned(whole(of_group, real), q_norm)
+    q = turned(whole(of_group, real), q_norm, query_factor)
     new_key = turned(whole(heads + kv), k_norm)
     a, b = whole(heads + kv_heads + kv)
     new_value = a.astype(dtype), b.astype(dtype)

@@ -115,6 +115,19 @@ def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
     return (wide * scale.astype(jnp.float32)).astype(scale.dtype)
 
 
+def final_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Returns what the head multiplies, of the residual stream after all layers.
+
+    Logits are linear in it, so `cfg.logits_divisor` divides it in their place.
+    """
+    return _times(rms_norm(x, scale, cfg), 1.0 / cfg.logits_divisor)
+
+
+def _times(x: jax.Array, factor: float) -> jax.Array:
+    """Returns `x * factor` in the dtype of `x`. A factor of 1 adds nothing to the program."""
+    return x if factor == 1.0 else (x.astype(jnp.float32) * factor).astype(x.dtype)
+
+
 def attention_inputs(
     x: jax.Array,  # float32[B, S, embed]
     w: LayerWeights,
@@ -134,7 +147,8 @@ def attention_inputs(
     if w.q_norm is not None and w.k_norm is not None:
         q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
         k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
-    q, k = rotate(q, *rope).astype(v.dtype), rotate(k, *rope).astype(v.dtype)
+    q, k = rotate(q, *rope), rotate(k, *rope).astype(v.dtype)
+    q = _times(q, cfg.query_factor).astype(v.dtype)
     return constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY)
 
 
@@ -152,9 +166,9 @@ def finish(
     """
     pre = cfg.norm_placement == "pre"
     inner = to_residual("bsnh,nhd->bsd", attended, w.o, w.o_bias)
-    x = x + (inner if pre else rms_norm(inner, w.attention_norm, cfg))
+    x = x + _times(inner if pre else rms_norm(inner, w.attention_norm, cfg), cfg.residual_scale)
     inner = mlp(rms_norm(x, w.mlp_norm, cfg) if pre else x.astype(w.q.dtype), w, cfg)
-    x = x + (inner if pre else rms_norm(inner, w.mlp_norm, cfg))
+    x = x + _times(inner if pre else rms_norm(inner, w.mlp_norm, cfg), cfg.residual_scale)
     return constrain(x, HIDDEN)
 
 

@@ -87,6 +87,14 @@ class ModelConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     tie_embeddings: bool = False
+    embed_scale: float = 1.0
+    """Multiplies the embeddings of tokens."""
+    residual_scale: float = 1.0
+    """Multiplies what each sublayer adds to the residual stream."""
+    query_scale: float | None = None
+    """The factor of the product of a query and a key; None is 1 / sqrt(head_dim)."""
+    logits_divisor: float = 1.0
+    """Divides the logits. The final norm does it, so every user of a head gets it."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
@@ -99,6 +107,11 @@ class ModelConfig:
         assert len(self.layers) == self.num_layers, (self.num_layers, self.layers)
         assert self.num_heads % self.num_kv_heads == 0, (self.num_heads, self.num_kv_heads)
         assert self.head_dim % 2 == 0, self.head_dim
+
+    @property
+    def query_factor(self) -> float:
+        """What a query is multiplied by, so that attention's own 1 / sqrt(head_dim) is right."""
+        return 1.0 if self.query_scale is None else self.query_scale * self.head_dim**0.5
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -25,8 +25,8 @@ from sdjax.models.network.layer import (
     attention_inputs,
     cast,
     dense_mlp,
+    final_norm,
     finish,
-    rms_norm,
 )
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.parallel.rules import HIDDEN, constrain, spec
@@ -161,7 +161,7 @@ def hidden_states(
         out = choices[0](q, k, v) if one else jax.lax.switch(window, choices, q, k, v)
         return finish(x, out, weights, cfg, mlp), None
 
-    x = _embed(model.embedding.get_value(), tokens, dtype)
+    x = _embed(model.embedding.get_value(), tokens, dtype, cfg)
     window = jnp.array([some_windows.index(w) for w in windows])
     rope = jnp.array([some_ropes.index(r) for r in ropes])
     scanned = (*trained_layers(model), window, rope)
@@ -174,7 +174,7 @@ def hidden_states(
             # A scan already keeps the compiler from undoing the recomputation.
             layer = jax.checkpoint(layer, policy=KEPT[cfg.remat], prevent_cse=False)
         x, _ = jax.lax.scan(partial(layer, context=context), x, scanned)
-    return rms_norm(x, model.norm.get_value().astype(dtype), cfg)
+    return final_norm(x, model.norm.get_value().astype(dtype), cfg)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -233,10 +233,14 @@ def _scan_into_backward(
 _scan_into.defvjp(_scan_into_forward, _scan_into_backward)
 
 
-def _embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Returns float32[B, S, embed]: rows of the table [vocab, embed], rounded to `dtype`."""
+def _embed(table: jax.Array, tokens: jax.Array, dtype: jnp.dtype, cfg: ModelConfig) -> jax.Array:
+    """Returns float32[B, S, embed]: rows of the table [vocab, embed], rounded to `dtype`.
+
+    `cfg.embed_scale` multiplies them after that.
+    """
     # Cast after the lookup, so that the gradients of a token are summed in the table's float32.
     x = jnp.take(table, tokens, axis=0).astype(dtype).astype(jnp.float32)
+    x = x if cfg.embed_scale == 1.0 else x * cfg.embed_scale
     # Each device looks up its columns for all rows; then columns are exchanged for rows. So over
     # fsdp neither the table nor its gradient is ever whole. Over tensor the compiler gathers it.
     return constrain(constrain(x, ("replica", None, "embed")), HIDDEN)
@@ -313,7 +317,7 @@ def prefill(
     x, keys, values = _through_layers(weights, cfg, tokens)
     last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
     cache = Cache(keys=keys, values=values, length=length)
-    return rms_norm(last, weights.norm, cfg), cache
+    return final_norm(last, weights.norm, cfg), cache
 
 
 def predicting_states(
@@ -324,7 +328,7 @@ def predicting_states(
     tokens: int32[P, S], padded on the right; index: int32[P, T], positions in the rows.
     """
     x, _, _ = _through_layers(weights, cfg, tokens)
-    return rms_norm(jnp.take_along_axis(x, index[..., None], axis=1), weights.norm, cfg)
+    return final_norm(jnp.take_along_axis(x, index[..., None], axis=1), weights.norm, cfg)
 
 
 def _through_layers(
@@ -337,7 +341,7 @@ def _through_layers(
     axis, mlp = attention.SLOT_AXIS[how], FAMILIES[cfg.family].mlp
     ropes = dict.fromkeys(kind.rope for kind in cfg.layers)
     tables = {r: attention.rotary_tables(r, cfg.head_dim, index) for r in ropes}
-    x = _embed(weights.embedding, tokens, weights.embedding.dtype)
+    x = _embed(weights.embedding, tokens, weights.embedding.dtype, cfg)
     keys, values = [], []
     for layer, kind in zip(weights.layers, cfg.layers, strict=True):
         q, k, v = attention_inputs(x, layer, tables[kind.rope], cfg)
@@ -365,7 +369,7 @@ def decode_step(
         mlp = decode_gpu.dense_mlp
     ropes = dict.fromkeys(kind.rope for kind in cfg.layers)
     tables = {r: attention.rotary_tables(r, cfg.head_dim, index[:, None]) for r in ropes}
-    x = _embed(weights.embedding, token[:, None], weights.embedding.dtype)
+    x = _embed(weights.embedding, token[:, None], weights.embedding.dtype, cfg)
     all_keys, all_values = [], []
     for i, (layer, kind) in enumerate(zip(weights.layers, cfg.layers, strict=True)):
         keys, values, table = cache.keys[i], cache.values[i], tables[kind.rope]
@@ -382,7 +386,7 @@ def decode_step(
         all_values.append(values)
         x = finish(x, out, layer, cfg, mlp)
     cache = Cache(keys=tuple(all_keys), values=tuple(all_values), length=length)
-    return rms_norm(x[:, 0], weights.norm, cfg), cache
+    return final_norm(x[:, 0], weights.norm, cfg), cache
 
 
 def _write(row: jax.Array, new: jax.Array, index: jax.Array, *, axis: int) -> jax.Array:
