@@ -5,7 +5,6 @@ import json
 import math
 import runpy
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,44 +167,7 @@ def test_the_scripts_that_read_a_run(tmp_path, monkeypatch, model, capsys):
     assert "| examples | 4 |" in scores and "avg@2" in scores
 
 
-@pytest.fixture
-def mistral(tmp_path, monkeypatch):
-    """The family of the how-to page, in the table."""
-    from sdjax.models.families import registry
-
+def test_the_family_of_the_docs_is_that_of_the_package(tmp_path):
     snippets.write(PAGES["own-model"], tmp_path)
-    source = tmp_path / "sdjax" / "models" / "families" / "mistral.py"
-    shutil.copy(source, tmp_path / "mistral_of_the_docs.py")
-    monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("mistral_of_the_docs")
-    monkeypatch.setitem(registry.FAMILIES, "mistral", module.FAMILY)
-    yield module.FAMILY
-    del sys.modules["mistral_of_the_docs"]
-
-
-def test_the_family_of_the_docs_writes_what_it_reads(mistral):
-    fields = tiny.config("mistral", sliding_window=5)
-    cfg = mistral.from_hf(fields)
-    assert cfg.windows == (5, 5)
-    assert mistral.from_hf(mistral.to_hf(cfg)) == cfg
-    assert mistral.from_hf(fields | {"sliding_window": None}).windows == (None, None)
-
-
-@pytest.mark.heavy
-def test_the_family_of_the_docs_computes_what_transformers_does(mistral, tmp_path):
-    import numpy as np
-    from flax import nnx
-
-    from sdjax.models.network import transformer
-
-    torch = pytest.importorskip("torch")
-    folder = tiny.model_folder(tmp_path / "model", "mistral", sliding_window=5)
-    cfg, graph, params = tiny.load(folder, remat="none")
-    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 12)).astype(np.int32)
-    positions = np.broadcast_to(np.arange(12, dtype=np.int32), tokens.shape)
-    model = nnx.merge(graph, params)
-    hidden = transformer.hidden_states(model, tokens, positions, np.ones_like(tokens))
-    ours = transformer.logits(hidden, transformer.head_weight(model))
-    with torch.no_grad():
-        theirs = tiny.torch_model(folder)(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
-    np.testing.assert_allclose(np.asarray(ours), theirs, rtol=1e-4, atol=1e-4)
+    name = "sdjax/models/families/mistral.py"
+    assert (tmp_path / name).read_text().strip() == (snippets.ROOT / name).read_text().strip()

@@ -163,6 +163,18 @@ GRANITE = {
     "residual_multiplier": 0.4,
     "logits_scaling": 1.7,
 }
+WINDOW_EVERYWHERE = {"sliding_window": ({"sliding_window": 4}, {"sliding_window": 2})}
+GROWTH = {"llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 5}
+MINISTRAL3 = {
+    "rope_theta": ({"rope_parameters": {"rope_type": "default"}}, {"rope_theta": 99.0}),
+    "rope_parameters": ({"rope_parameters": {"rope_type": "default"}}, {"rope_parameters": None}),
+    "rope_parameters.llama_4_scaling_beta": scaled(YARN_BASE | GROWTH, llama_4_scaling_beta=0.2),
+    "rope_parameters llama_4_scaling_beta of no scaling": scaled({}, **GROWTH),
+    "original_max_position_embeddings of the growth": (
+        {"rope_parameters": YARN_BASE | GROWTH},
+        {"original_max_position_embeddings": 3},
+    ),
+}
 
 CASES = {
     "llama": Cases(
@@ -263,5 +275,57 @@ CASES = {
         | ROPE
         | {"attention_bias": BIAS}
         | {name: ({}, {name: value}) for name, value in GRANITE.items()},
+    ),
+    "mistral": Cases(
+        parity={
+            "window_theta": {"sliding_window": 5, "rope_theta": 5_000.0},
+            "default_window_linear": {"rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+            "no_window_yarn_eps": {
+                "sliding_window": None,
+                "rope_scaling": YARN_4,
+                "rms_norm_eps": 1e-3,
+            },
+            "window_tied_odd_vocabulary_one_kv_head_wide_heads": {
+                "sliding_window": 9,
+                "layer_types": [SLIDING, SLIDING],
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "all_kv_heads_llama3": {"num_key_value_heads": 4, "rope_parameters": LLAMA3},
+            "short_window_four_layers": {"sliding_window": 2, "num_hidden_layers": 4},
+        },
+        effects=COMMON | ROPE | WINDOW_EVERYWHERE,
+    ),
+    "ministral3": Cases(
+        parity={
+            "yarn_growth": {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.4}},
+            "defaults": {},
+            "window_yarn_mscale_growth_tied_odd_vocabulary_one_kv_head_wide_heads": {
+                "sliding_window": 6,
+                "rope_parameters": {
+                    **YARN,
+                    "llama_4_scaling_beta": 0.1,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 2.0,
+                },
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "no_scaling_growth_eps": {
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e3, **GROWTH},
+                "rms_norm_eps": 1e-3,
+            },
+            "older_spelling_growth_original_outside_four_layers": {
+                "rope_scaling": {**YARN_4, "llama_4_scaling_beta": 1.5},
+                "rope_theta": 5e3,
+                "original_max_position_embeddings": 11,
+                "num_hidden_layers": 4,
+            },
+            "all_kv_heads_llama3_growth": {
+                "num_key_value_heads": 4,
+                "rope_parameters": {**LLAMA3, "llama_4_scaling_beta": 0.4},
+            },
+        },
+        effects=COMMON | ROPE | WINDOW_EVERYWHERE | MINISTRAL3,
     ),
 }

@@ -13,6 +13,7 @@ from decode_step import by_kernel, by_layer, same, step
 from flax import nnx
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from sdjax.models.families import registry
 from sdjax.models.network import decode_gpu, decode_kernels, layer, transformer
 from sdjax.parallel.mesh import AS_WRITTEN
 
@@ -79,6 +80,15 @@ def test_sizes_that_no_kernel_is_for_are_left_to_the_layer(tmp_path):
     for head_dim, fits in ((64, True), (96, False), (80, False), (128, True)):
         folder = tiny.model_folder(tmp_path / str(head_dim), head_dim=head_dim)
         assert decode_gpu.fits(tiny.load(folder)[0]) == fits
+
+
+def test_the_kernel_says_which_families_it_does_not_fit():
+    def fits(family, **changes):
+        return decode_gpu.fits(registry.from_hf(tiny.config(family, head_dim=64, **changes)))
+
+    assert fits("granite", attention_multiplier=0.1) and fits("mistral")
+    assert not fits("ministral3")  # its queries grow
+    assert fits("ministral3", rope_parameters={"rope_type": "default"})
 
 
 @pytest.mark.parametrize("rows, window", [(64, None), (8, 70)])

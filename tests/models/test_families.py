@@ -134,3 +134,21 @@ def test_a_layer_without_rotary_embedding_sees_no_positions(tmp_path):
     turned = np.concatenate([tokens[:, 11::-1], tokens[:, 12:]], axis=1)
     a, b = (hidden_of(none, one, x)[:, -1] for x in (tokens, turned))
     np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.heavy
+def test_a_packed_sequence_counts_its_own_positions_where_queries_grow(tmp_path):
+    growth = {"llama_4_scaling_beta": 0.7, "original_max_position_embeddings": 3}
+    rope = {"rope_type": "default", **growth}
+    folder = tiny.model_folder(tmp_path, "ministral3", rope_parameters=rope)
+    cfg, _, params = tiny.load(folder)
+    tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (2, 13)).astype(np.int32)
+    assert_decoding_agrees(cfg, params, tokens)
+    alone = hidden_of(cfg, params, tokens)
+    row = tokens.reshape(1, -1)
+    positions = np.tile(np.arange(13, dtype=np.int32), 2)[None]
+    segments = np.repeat(np.array([1, 2], np.int32), 13)[None]
+    packed = jax.jit(transformer.hidden_states)(
+        nnx.merge(tiny.graph(cfg), params), row, positions, segments
+    )
+    np.testing.assert_allclose(packed.reshape(alone.shape), alone, atol=1e-4)

@@ -179,7 +179,8 @@ def test_fields_of_older_configs_are_accepted(family):
         "embedding_multiplier": 1.0,
         "hidden_act": "swish",
     }
-    fields = tiny.config(family, layer_types=["full_attention", "full_attention"])
+    full = {"layer_types": ["full_attention", "full_attention"], "sliding_window": None}
+    fields = tiny.config(family, **full)
     assert registry.from_hf(fields | older) == registry.from_hf(fields)
 
 
@@ -239,3 +240,25 @@ def test_a_config_written_and_read_again_is_the_same(family):
     for base, change in family_cases.of(family).effects.values():
         cfg = registry.from_hf(tiny.config(family, **{**base, **change}))
         assert registry.from_hf(registry.to_hf(cfg)) == cfg
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "message"),
+    [
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "layer_types.*window is 4096, for ev"),
+        ("ministral3", {"layer_types": ["sliding_attention"] * 2}, "sliding_window is None"),
+        (
+            "ministral3",
+            {"rope_parameters": {"llama_4_scaling_beta": 0.1}},
+            "original_max_position_embeddings is missing",
+        ),
+        (
+            "ministral3",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "llama_4_scaling_beta": -1}},
+            "rope_parameters.llama_4_scaling_beta is -1: must be a positive number",
+        ),
+    ],
+)
+def test_fields_of_a_family_that_contradict_each_other_are_refused(family, given, message):
+    with pytest.raises(UserError, match=message):
+        registry.from_hf(tiny.config(family, **given))

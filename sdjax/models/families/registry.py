@@ -13,7 +13,7 @@ from sdjax.models.network.model_config import ModelConfig
 
 FAMILIES: dict[str, Family] = {
     name: import_module(f"sdjax.models.families.{name}").FAMILY
-    for name in ("llama", "qwen2", "qwen3", "olmo2", "olmo3", "granite")
+    for name in ("llama", "qwen2", "qwen3", "olmo2", "olmo3", "granite", "mistral", "ministral3")
 }
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "flag",
     "number",
     "older_rope_fields",
+    "one_window",
     "refuse",
     "rope",
     "rope_fields",
@@ -81,11 +82,24 @@ def sizes(hf: Fields, **defaults: Any) -> dict[str, Any]:
     }
 
 
-def window(hf: Fields, default: int) -> int | None:
+def window(hf: Fields, default: int | None) -> int | None:
     """Returns sliding_window. null is no window, and a missing field is the default."""
-    if "sliding_window" in hf and hf["sliding_window"] is None:
+    if hf.get("sliding_window", default) is None:
         return None
     return whole(hf, "sliding_window", default)
+
+
+def one_window(hf: Fields, default: int | None) -> int | None:
+    """Returns sliding_window of a family that has it in every layer.
+
+    transformers ignores layer_types there, and vLLM reads it. So it may say nothing else.
+    """
+    found = window(hf, default)
+    kind = "full_attention" if found is None else "sliding_attention"
+    kinds = hf.get("layer_types") or [kind] * whole(hf, "num_hidden_layers", most=MOST_LAYERS)
+    if set(windows(hf, kinds, found)) != {found}:
+        refuse("layer_types", kinds, f"sliding_window is {found}, for every layer")
+    return found
 
 
 def windows(hf: Fields, layer_types: list[str], window: int | None) -> tuple[int | None, ...]:
@@ -232,6 +246,9 @@ def rope_fields(r: Rope) -> dict[str, Any]:
                 "beta_slow": s.beta_slow,
                 "truncate": s.truncate,
             }
+    if r.query_growth is not None:
+        out["llama_4_scaling_beta"] = r.query_growth.beta
+        out["original_max_position_embeddings"] = r.query_growth.original_max_positions
     return out
 
 

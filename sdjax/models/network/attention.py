@@ -206,10 +206,10 @@ def _cudnn_cached(
     )
 
 
-def rotary_tables(
-    rope: Rope | None, head_dim: int, positions: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(rope: Rope | None, head_dim: int, positions: jax.Array) -> tuple[jax.Array, ...]:
     """Returns cos and sin, float32[B, S, head_dim // 2], for int32[B, S] positions.
+
+    If queries grow with their position, a third table float32[B, S, 1, 1] multiplies them.
 
     A layer without a rotary embedding gets cos 1 and sin 0, which turn nothing. So layers with and
     without one run the same program.
@@ -219,7 +219,11 @@ def rotary_tables(
         return jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
     radians, factor = rotary_frequencies(rope, head_dim)
     angles = positions[..., None].astype(jnp.float32) * radians
-    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+    tables = jnp.cos(angles) * factor, jnp.sin(angles) * factor
+    if rope.query_growth is None:
+        return tables
+    turns = (positions // rope.query_growth.original_max_positions).astype(jnp.float32)
+    return *tables, (1 + rope.query_growth.beta * jnp.log(1 + turns))[..., None, None]
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

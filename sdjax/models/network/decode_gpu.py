@@ -33,6 +33,7 @@ def fits(cfg: ModelConfig) -> bool:
         and cfg.head_dim in (32, 64, 128)  # Triton's tiles have sizes that are powers of two
         and cfg.qk_norm != "full"  # a block of the kernel sees one KV head, not all
         and not cfg.qkv_bias  # the kernel adds no bias
+        and not any(k.rope and k.rope.query_growth for k in cfg.layers)  # it has no such table
         and rules.shards("tensor") == 1  # the kernel takes all heads
     )
 
@@ -40,7 +41,7 @@ def fits(cfg: ModelConfig) -> bool:
 def attend(
     x: jax.Array,
     w: LayerWeights,
-    rope: tuple[jax.Array, jax.Array],
+    rope: tuple[jax.Array, ...],
     cfg: ModelConfig,
     cache: tuple[jax.Array, jax.Array, jax.Array],
     window: int | None,

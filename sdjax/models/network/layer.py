@@ -131,7 +131,7 @@ def _times(x: jax.Array, factor: float) -> jax.Array:
 def attention_inputs(
     x: jax.Array,  # float32[B, S, embed]
     w: LayerWeights,
-    rope: tuple[jax.Array, jax.Array],  # cos and sin, float32[B, S, head_dim // 2]
+    rope: tuple[jax.Array, ...],  # what rotary_tables returns
     cfg: ModelConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns rotated queries, rotated keys and values, each [B, S, heads, head_dim]."""
@@ -147,7 +147,9 @@ def attention_inputs(
     if w.q_norm is not None and w.k_norm is not None:
         q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
         k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
-    q, k = rotate(q, *rope), rotate(k, *rope).astype(v.dtype)
+    cos, sin, *growth = rope
+    q, k = rotate(q, cos, sin), rotate(k, cos, sin).astype(v.dtype)
+    q = q * growth[0] if growth else q
     q = _times(q, cfg.query_factor).astype(v.dtype)
     return constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY)
 

@@ -44,11 +44,21 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
 
 
 @dataclass(frozen=True, kw_only=True)
+class QueryGrowth:
+    """Multiplies rotated queries by 1 + beta log(1 + floor(position / original_max_positions))."""
+
+    beta: float
+    original_max_positions: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """The rotary position embedding (RoPE) of a layer."""
 
     theta: float = 10_000.0
     scaling: RopeScaling | None = None
+    query_growth: QueryGrowth | None = None
+    """None: queries do not grow with their position."""
 
 
 @dataclass(frozen=True, kw_only=True)
