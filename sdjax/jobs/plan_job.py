@@ -161,6 +161,7 @@ def model_config(train: config.Train) -> ModelConfig:
         "remat": source.remat,
         "attention": source.attention,
         "lora": train.lora if train.lora.rank else None,
+        "context": source.context,
     }
     return published.config_of(source.path, source.revision, "model.path", **runtime)
 

@@ -152,6 +152,7 @@ def open_model(
         remat=source.remat,
         attention=source.attention,
         lora=lora if lora is not None and lora.rank else None,
+        context=source.context,
     )
     check_divisible(cfg, mesh)
     check_divisible(cfg, meshes.for_rollouts(mesh, mesh_cfg.rollout_tensor), "mesh.rollout_tensor")

@@ -101,6 +101,7 @@ def _open(
         compute_dtype=student.compute_dtype,
         remat=student.remat,
         attention=student.attention,
+        context=cfg.model.context,
     )
     _check_tokenizer(folder, field, tokenizer)
     _check_rows(folder, field, found, student)

@@ -175,6 +175,35 @@ MINISTRAL3 = {
         {"original_max_position_embeddings": 3},
     ),
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 900.0,
+    "short_factor": [1.0, 1.1, 1.3, 2.0],
+    "long_factor": [1.5, 2.0, 4.0, 9.0],
+}
+LONG = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 8}
+SHORT = {**LONG, "max_position_embeddings": 64, "original_max_position_embeddings": 64}
+PHI3 = {
+    "partial_rotary_factor": ({}, {"partial_rotary_factor": 0.5}),
+    "rope_parameters.partial_rotary_factor": scaled({}, partial_rotary_factor=0.75),
+    "rope_scaling": ({}, {"rope_scaling": {**LONGROPE, "type": "su", "rope_type": None}}),
+    "rope_parameters.rope_theta": scaled({"rope_theta": 1e4}, rope_theta=99.0),
+    "rope_parameters.long_factor": (
+        LONG,
+        {"rope_parameters": LONGROPE | {"long_factor": [9.0, 4.0, 2.0, 1.5]}},
+    ),
+    "rope_parameters.short_factor": (
+        SHORT,
+        {"rope_parameters": LONGROPE | {"short_factor": [9.0, 4.0, 2.0, 1.5]}},
+    ),
+    "rope_parameters.factor": (LONG, {"rope_parameters": LONGROPE | {"factor": 1.5}}),
+    "rope_parameters.attention_factor": (
+        LONG,
+        {"rope_parameters": LONGROPE | {"attention_factor": 2.0}},
+    ),
+    "original_max_position_embeddings": (LONG, {"original_max_position_embeddings": 600}),
+    "max_position_embeddings": (LONG, {"max_position_embeddings": 20}),
+}
 
 CASES = {
     "llama": Cases(
@@ -327,5 +356,39 @@ CASES = {
             },
         },
         effects=COMMON | ROPE | WINDOW_EVERYWHERE | MINISTRAL3,
+    ),
+    "phi3": Cases(
+        parity={
+            "plain_theta": {"rope_theta": 250_000.0},
+            "longrope_long_tied": {**LONG, "tie_word_embeddings": True},
+            "longrope_short_factor_window_eps": {
+                **SHORT,
+                "rope_parameters": {**LONGROPE, "factor": 4.0},
+                "sliding_window": 6,
+                "rms_norm_eps": 1e-3,
+            },
+            "partial_odd_vocabulary_tied_one_kv_head_wide_heads": {
+                "partial_rotary_factor": 0.75,
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "partial_longrope_older_spelling_all_kv_heads": {
+                "partial_rotary_factor": 0.75,
+                "num_key_value_heads": 4,
+                "rope_theta": 5e3,
+                "rope_scaling": {
+                    "type": "longrope",
+                    "short_factor": [1.0, 1.5, 2.0],
+                    "long_factor": [1.0, 3.0, 5.0],
+                },
+                "original_max_position_embeddings": 16,
+            },
+            "attention_factor_four_layers": {
+                **LONG,
+                "rope_parameters": {**LONGROPE, "attention_factor": 1.4},
+                "num_hidden_layers": 4,
+            },
+        },
+        effects=COMMON | WINDOW_EVERYWHERE | PHI3,
     ),
 }

@@ -89,6 +89,7 @@ def test_the_kernel_says_which_families_it_does_not_fit():
     assert fits("granite", attention_multiplier=0.1) and fits("mistral")
     assert not fits("ministral3")  # its queries grow
     assert fits("ministral3", rope_parameters={"rope_type": "default"})
+    assert fits("phi3") and not fits("phi3", partial_rotary_factor=0.75)
 
 
 @pytest.mark.parametrize("rows, window", [(64, None), (8, 70)])

@@ -285,3 +285,30 @@ def test_only_named_matrices_get_adapters():
     trained, _ = lora.split(weights.abstract_params(cfg))
     assert set(trained[lora.NAME]) == {"q_a", "q_b", "v_a", "v_b"}
     assert {t.path[-1] for t in tensors.of(cfg)} >= {"q", "v"}
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("matrices", [config.Lora().matrices, ("v", "down", "up")])
+def test_adapters_of_fused_matrices_load_into_peft(matrices, tmp_path):
+    library, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
+    folder = tiny.model_folder(tmp_path / "model", "phi3")
+    how = config.Lora(rank=2, alpha=6.0, matrices=matrices)
+    cfg, graph, params = tiny.load(folder, lora=how, remat="none")
+    drawn = np.random.default_rng(0)
+    params[lora.NAME] = jax.tree.map(
+        lambda x: jnp.asarray(drawn.standard_normal(x.shape) / 5, x.dtype), params[lora.NAME]
+    )
+    peft.export(params, cfg, str(folder), folder, tmp_path / "adapter")
+    tokens = drawn.integers(0, cfg.vocab_size, (2, 9)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(9, dtype=np.int32), tokens.shape)
+    model = nnx.merge(graph, params)
+    hidden = transformer.hidden_states(model, tokens, positions, None)
+    ours = np.asarray(transformer.logits(hidden, transformer.head_weight(model)))
+    base = tiny.torch_model(folder)
+    with torch.no_grad():
+        ids = torch.tensor(tokens, dtype=torch.long)
+        without = base(ids).logits.numpy()
+        adapted = library.PeftModel.from_pretrained(base, tmp_path / "adapter")
+        theirs = adapted(ids).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    assert np.abs(ours - without).max() > 0.1

@@ -124,8 +124,9 @@ def test_defaults_are_those_of_transformers(family):
     assert registry.from_hf(least) == ours
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, name) for name in REFUSED for family in not_reading(name)]
+)
 def test_an_unsupported_field_is_refused_by_name(family, name):
     with pytest.raises(UserError, match=name) as error:
         registry.from_hf(tiny.config(family, **{name: REFUSED[name]}))
@@ -240,6 +241,42 @@ def test_a_config_written_and_read_again_is_the_same(family):
     for base, change in family_cases.of(family).effects.values():
         cfg = registry.from_hf(tiny.config(family, **{**base, **change}))
         assert registry.from_hf(registry.to_hf(cfg)) == cfg
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"partial_rotary_factor": 0.4}, "partial_rotary_factor is 0.4: must leave an even number"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type is 'linear': phi3"),
+        ({"rope_scaling": {"type": "longrope"}}, "short_factor is None: must be 4 positive"),
+        (
+            {"rope_parameters": family_cases.LONGROPE | {"long_factor": [1.0, 2.0, "x", 3.0]}},
+            "rope_parameters.long_factor",
+        ),
+        (
+            {"rope_parameters": family_cases.LONGROPE, "partial_rotary_factor": 0.5},
+            "short_factor.*must be 2 positive",
+        ),
+        ({"rope_parameters": family_cases.LONGROPE | {"beta_fast": 2}}, "beta_fast is 2: unknown"),
+    ],
+)
+def test_a_rotary_embedding_of_phi3_that_cannot_be_read_is_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        registry.from_hf(tiny.config("phi3", **given))
+
+
+def test_longrope_takes_its_factors_by_the_context_of_the_run():
+    fields = tiny.config("phi3", **family_cases.LONG)
+
+    def of(context, **changes):
+        cfg = registry.from_hf(fields | changes, context=context)
+        return cfg.layers[0].rope.scaling.use_long, cfg.max_positions
+
+    assert [of(8), of(9), of(900), of(None)] == [(False, 8), (True, 9), (True, 512), (True, 512)]
+    with pytest.raises(UserError, match=r"set model\.context to at most 8 tokens for the short"):
+        of(0)
+    assert of(0, original_max_position_embeddings=512) == (False, 512)  # no row is longer
+    assert registry.from_hf(tiny.config("qwen3"), context=8).max_positions == 8
 
 
 @pytest.mark.parametrize(

@@ -82,15 +82,15 @@ def random_tensors(fields: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     """
     rng = np.random.default_rng(seed)
     out = {}
-    for tensor in tensors.of(registry.from_hf(fields)):
-        shape = tensor.stored_shape
+    shapes = tensors.stored_shapes(tensors.of(registry.from_hf(fields)))
+    for name, shape in shapes.items():
         noise = rng.standard_normal(shape).astype(np.float32)
-        if "norm" in tensor.name:
-            out[tensor.name] = 1 + 0.3 * noise
+        if "norm" in name:
+            out[name] = 1 + 0.3 * noise
         elif len(shape) == 1:
-            out[tensor.name] = 0.3 * noise
+            out[name] = 0.3 * noise
         else:
-            out[tensor.name] = noise * (1.5 / math.sqrt(shape[1]))
+            out[name] = noise * (1.5 / math.sqrt(shape[1]))
     return out
 
 

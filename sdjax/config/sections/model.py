@@ -29,6 +29,10 @@ class Model:
     full: whole layers."""
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
     """Implementation of attention. auto: splash on a TPU, cudnn on a GPU, plain elsewhere."""
+    context: int = 0
+    """The longest row of the run in tokens, prompt and completion. Longer ones are refused. 0: as
+    long as the model allows. A model with longrope, such as Phi-4-mini, needs it: it has other
+    rotary factors for rows beyond its original context. All rows of a run take the same."""
     chat_template: str | None = None
     """A Jinja chat template, or the file of one, in place of the model's own. A base model may have
     none. An exported model keeps it."""
@@ -41,6 +45,7 @@ class Model:
     keeps it."""
 
     def __post_init__(self) -> None:
+        require(self.context >= 0, "model.context", self.context, "must be at least 0")
         once = self.chat_template is None or self.chat_template_name is None
         require(
             once,

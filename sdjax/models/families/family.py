@@ -21,7 +21,8 @@ class Family:
     """The ModelConfig back to fields of config.json."""
     names: Mapping[str, str]
     """The name of each array of a layer in a checkpoint, below "model.layers.N.". A checkpoint has
-    one tensor per expert, and "{expert}" in its name is the expert's number."""
+    one tensor per expert, and "{expert}" in its name is the expert's number. Arrays of one name are
+    one tensor there: its rows, in the order of `layer_shapes`."""
     layer_shapes: Callable[[ModelConfig], layer.Shapes] = layer.layer_shapes
     """Shape and logical axes of each array of a layer, by name. A leading axis "experts" stacks the
     tensors of experts, as all layers are stacked."""

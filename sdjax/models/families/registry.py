@@ -13,7 +13,17 @@ from sdjax.models.network.model_config import ModelConfig
 
 FAMILIES: dict[str, Family] = {
     name: import_module(f"sdjax.models.families.{name}").FAMILY
-    for name in ("llama", "qwen2", "qwen3", "olmo2", "olmo3", "granite", "mistral", "ministral3")
+    for name in (
+        "llama",
+        "qwen2",
+        "qwen3",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "mistral",
+        "ministral3",
+        "phi3",
+    )
 }
 
 
@@ -24,13 +34,22 @@ def family(model_type: str) -> Family:
     return FAMILIES[model_type]
 
 
-def from_hf(fields: hf.Fields, **runtime: Any) -> ModelConfig:
+def from_hf(fields: hf.Fields, *, context: int | None = None, **runtime: Any) -> ModelConfig:
     """Returns the ModelConfig of a config.json.
 
     A field that is null counts as absent. `runtime` are compute_dtype, remat, attention and lora.
+    `context` is a run's model.context. With None, the model is read for its longest rows, and one
+    that depends on the context is not refused.
     """
     fields = without_null(fields)
-    return family(fields.get("model_type", "")).from_hf(fields, **runtime)
+    cfg = family(fields.get("model_type", "")).from_hf(fields, **runtime)
+    if context == 0 and (scaling := cfg.by_context) is not None:
+        why = (
+            f"its divisors depend on the longest row of the run; set model.context to at most "
+            f"{scaling.original_max_positions} tokens for the short ones, or to more for the long"
+        )
+        refuse("rope_type", "longrope", why)
+    return cfg.within(context) if context else cfg
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:

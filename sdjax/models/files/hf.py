@@ -17,6 +17,7 @@ from sdjax.models.files.fields import (
 from sdjax.models.network.model_config import (
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     ModelConfig,
     Rope,
     RopeScaling,
@@ -246,6 +247,16 @@ def rope_fields(r: Rope) -> dict[str, Any]:
                 "beta_slow": s.beta_slow,
                 "truncate": s.truncate,
             }
+        case LongRopeScaling() as s:
+            out |= {
+                "rope_type": "longrope",
+                "short_factor": list(s.short),
+                "long_factor": list(s.long),
+                "original_max_position_embeddings": s.original_max_positions,
+                "attention_factor": s.attention_factor,
+            }
+    if r.share != 1:
+        out["partial_rotary_factor"] = r.share
     if r.query_growth is not None:
         out["llama_4_scaling_beta"] = r.query_growth.beta
         out["original_max_position_embeddings"] = r.query_growth.original_max_positions

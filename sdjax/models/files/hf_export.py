@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +79,12 @@ def export(
         )
     wanted = tensors.of(cfg)
     fetched = _fetch(lora.without_adapters(params, cfg), wanted, dtype, between)
-    arrays = progress.told(fetched, f"writing {out}", "tensors", len(wanted))
+    shapes = tensors.stored_shapes(wanted)
+    arrays = progress.told(fetched, f"writing {out}", "tensors", len(shapes))
     if jax.process_index() != 0:
         for _ in arrays:
             pass
         return
-    shapes = {t.name: t.stored_shape for t in wanted}
     with replacing_folder(out) as folder:
         shards.write(folder, shapes, dtype, arrays, max_shard_bytes)
         _write_config(folder, cfg, source, dtype)
@@ -94,11 +96,16 @@ def _fetch(
 ) -> Iterator[np.ndarray]:
     """Yields every tensor in the layout of a checkpoint, gathered from all devices."""
     leaves = dict(nnx.to_flat_state(params))
-    for tensor in wanted:
-        between()
+
+    def one(tensor: tensors.Tensor) -> np.ndarray:
         leaf = leaves[tensor.path].get_value()
-        one = (leaf[tensor.place] if tensor.place else leaf).astype(jnp.dtype(dtype))
-        yield tensor.stored(gather(one))
+        x = (leaf[tensor.place] if tensor.place else leaf).astype(jnp.dtype(dtype))
+        return tensor.stored(gather(x))
+
+    for _, parts in groupby(wanted, key=attrgetter("name")):
+        between()
+        arrays = list(map(one, parts))
+        yield np.concatenate(arrays) if arrays[1:] else arrays[0]
 
 
 def gather(x: jax.Array) -> np.ndarray:
@@ -113,7 +120,9 @@ def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> N
     if source.suffix == ".gguf":
         file = gguf.open_file(source)
         tokens = {k: v for k, v in file.config().items() if k.endswith("_token_id")}
-        fields = registry.to_hf(cfg) | tokens
+        # Not the context of the run, which `cfg` may have.
+        longest = {k: v for k, v in file.config().items() if k == "max_position_embeddings"}
+        fields = registry.to_hf(cfg) | tokens | longest
         _write_json(folder / "generation_config.json", tokens)
         from sdjax.tokenizer import Tokenizer
 
@@ -125,7 +134,9 @@ def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> N
     # vLLM chooses the class of a model by this field alone.
     fields.setdefault("architectures", ours["architectures"])
     # Both spellings of each, so that transformers 4, transformers 5 and vLLM read the same model.
-    rotary = {k: v for k, v in ours.items() if k.startswith("rope_")}
+    rotary = {
+        k: v for k, v in ours.items() if k.startswith("rope_") or k == "partial_rotary_factor"
+    }
     fields |= rotary | {"tie_word_embeddings": cfg.tie_embeddings}
     fields |= {"dtype": dtype, "torch_dtype": dtype}
     _write_json(folder / "config.json", fields)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 import jax
@@ -30,8 +32,9 @@ def export(
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and the tokenizer to the folder `out`.
 
-    The folder appears complete or not at all; it replaces an earlier one. Every process must call
-    this function. Raises WriteError if the folder cannot be written.
+    The folder appears complete or not at all; it replaces an earlier one. Adapters of matrices that
+    a checkpoint fuses become one adapter of the sum of their ranks, with the same product. Every
+    process must call this function. Raises WriteError if the folder cannot be written.
 
     Args:
         params: The params of a Transformer with adapters.
@@ -43,16 +46,19 @@ def export(
         dtype: bfloat16, float16 or float32.
     """
     assert cfg.lora is not None
-    pairs = lora.pairs(params[lora.NAME])
-    arrays, modules = {}, set()
-    for tensor in tensors.of(cfg):
-        if tensor.layer is None or tensor.path[-1] not in pairs:
-            continue
-        name = tensor.name.removesuffix(".weight")
-        modules.add(name.rpartition(".")[2])
-        a, b = (gather(x[tensor.place]) for x in pairs[tensor.path[-1]])
-        rank = cfg.lora.rank
-        stored = {"lora_A": a.reshape(-1, rank).T, "lora_B": b.reshape(rank, -1).T}
+    pairs, rank = lora.pairs(params[lora.NAME]), cfg.lora.rank
+    wanted = tensors.of(cfg)
+    rows = {name: shape[0] for name, shape in tensors.stored_shapes(wanted).items()}
+    adapted = [t for t in wanted if t.layer is not None and t.path[-1] in pairs]
+    arrays, ranks = {}, {}
+    for tensor, group in groupby(adapted, key=attrgetter("name")):
+        name = tensor.removesuffix(".weight")
+        parts = []
+        for one in group:
+            a, b = (gather(x[one.place]) for x in pairs[one.path[-1]])
+            parts.append((one.rows, a, b))
+        ranks[name.rpartition(".")[2]] = rank * len(parts)
+        stored = _joined(parts, rank, rows[tensor])
         for part, array in stored.items():
             with np.errstate(over="ignore"):  # looked for below
                 stored_as = np.ascontiguousarray(array, shards.DTYPES[dtype])
@@ -72,7 +78,11 @@ def export(
         "r": cfg.lora.rank,
         "lora_alpha": cfg.lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted(modules),
+        "target_modules": sorted(ranks),
+        "rank_pattern": {module: r for module, r in ranks.items() if r != rank},
+        "alpha_pattern": {
+            module: cfg.lora.alpha * r / rank for module, r in ranks.items() if r != rank
+        },
         "bias": "none",
         "inference_mode": True,
     }
@@ -82,3 +92,18 @@ def export(
         (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2) + "\n")
         if source.suffix != ".gguf":
             copy_tokenizer(source, folder)
+
+
+def _joined(
+    parts: list[tuple[slice, np.ndarray, np.ndarray]], rank: int, rows: int
+) -> dict[str, np.ndarray]:
+    """Returns A [ranks, inputs] and B [rows, ranks] of one stored matrix, in PEFT's names.
+
+    `parts` are the rows of the matrix, A [..., rank] and B [rank, ...] of each adapter of it. B has
+    each adapter's own rows and ranks, and zeros elsewhere.
+    """
+    b = np.zeros((rows, rank * len(parts)), parts[0][2].dtype)
+    for i, (own, _, of_part) in enumerate(parts):
+        b[own, i * rank : (i + 1) * rank] = of_part.reshape(rank, -1).T
+    a = np.concatenate([of_part.reshape(-1, rank).T for _, of_part, _ in parts])
+    return {"lora_A": a, "lora_B": b}

@@ -7,7 +7,7 @@ with an axis of heads. Layers are stacked along a leading axis, and so are a lay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -38,7 +38,7 @@ def _bad(params: nnx.State, dtype: str | None) -> nnx.State:
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One tensor of a checkpoint, which is our array `leaf[place]`."""
+    """One tensor of a checkpoint, or some rows of one, which is our array `leaf[place]`."""
 
     name: str
     path: tuple[str, ...]
@@ -53,6 +53,8 @@ class Tensor:
     """How many trailing dimensions of `shape` are outputs of a linear layer.
 
     None if the tensor is no linear layer; then its order is that of the checkpoint."""
+    start: int = 0
+    """The first row in the checkpoint, where several of our arrays are one tensor."""
 
     @property
     def place(self) -> tuple[int, ...]:
@@ -61,11 +63,16 @@ class Tensor:
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape in the checkpoint."""
+        """The shape in the checkpoint, of these rows alone."""
         if self.outputs is None:
             return self.shape if self.path == ("embedding",) else (math.prod(self.shape),)
         inputs, outputs = self.shape[: -self.outputs], self.shape[-self.outputs :]
         return math.prod(outputs), math.prod(inputs)
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the checkpoint's tensor."""
+        return slice(self.start, self.start + self.stored_shape[0])
 
     def stored(self, array: np.ndarray) -> np.ndarray:
         """Returns our array of `shape` in the layout of the checkpoint."""
@@ -76,11 +83,15 @@ class Tensor:
 
 
 def of(cfg: ModelConfig) -> list[Tensor]:
-    """Returns all tensors of a model, layer by layer."""
+    """Returns all tensors of a model, layer by layer.
+
+    Arrays of one name are the rows of one tensor, in the order of the layer's shapes.
+    """
     table = (cfg.vocab_size, cfg.embed)
     parts = family(cfg.family)
     out = [Tensor(name="model.embed_tokens.weight", path=("embedding",), shape=table)]
     for i in range(cfg.num_layers):
+        ends: dict[str, int] = {}
         for leaf, (shape, axes) in parts.layer_shapes(cfg).items():
             one = Tensor(
                 name=f"model.layers.{i}.{parts.names[leaf]}",
@@ -88,7 +99,9 @@ def of(cfg: ModelConfig) -> list[Tensor]:
                 layer=i,
                 shape=shape,
                 outputs=parts.outputs.get(leaf),
+                start=ends.get(parts.names[leaf], 0),
             )
+            ends[parts.names[leaf]] = one.rows.stop
             if axes[0] != "experts":
                 out.append(one)
                 continue
@@ -101,6 +114,11 @@ def of(cfg: ModelConfig) -> list[Tensor]:
     return out
 
 
+def stored_shapes(every: Iterable[Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a checkpoint by name."""
+    return {t.name: (t.rows.stop, *t.stored_shape[1:]) for t in every}
+
+
 def part(tensor: Tensor, read: Reader, index: tuple[slice, ...]) -> np.ndarray:
     """Returns `leaf[place][index]` of one tensor. Reads only the rows and columns that it needs.
 
@@ -110,16 +128,24 @@ def part(tensor: Tensor, read: Reader, index: tuple[slice, ...]) -> np.ndarray:
     index = tuple(slice(*s.indices(n)) for s, n in zip(index, tensor.shape, strict=True))
     if tensor.outputs is None:
         if len(tensor.stored_shape) == len(tensor.shape):
-            return read(tensor.name, index[0], index[1] if len(index) > 1 else None)
+            return read(
+                tensor.name, _below(tensor.start, index[0]), index[1] if len(index) > 1 else None
+            )
         rows, inner = _leading(index, tensor.shape)
-        return read(tensor.name, rows, None).reshape(-1, *tensor.shape[1:])[(slice(None), *inner)]
+        return read(tensor.name, _below(tensor.start, rows), None).reshape(-1, *tensor.shape[1:])[
+            (slice(None), *inner)
+        ]
     cut = len(tensor.shape) - tensor.outputs
     rows, inner_out = _leading(index[cut:], tensor.shape[cut:])
     columns, inner_in = _leading(index[:cut], tensor.shape[:cut])
-    stored = read(tensor.name, rows, columns)
+    stored = read(tensor.name, _below(tensor.start, rows), columns)
     full_out, full_in = tensor.shape[cut + 1 :], tensor.shape[1:cut]
     wide = stored.T.reshape(-1, *full_in, stored.shape[0] // math.prod(full_out), *full_out)
     return wide[(slice(None), *inner_in, slice(None), *inner_out)]
+
+
+def _below(start: int, rows: slice) -> slice:
+    return slice(start + rows.start, start + rows.stop)
 
 
 def _leading(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, tuple[slice, ...]]:

@@ -55,7 +55,7 @@ def read_config(path: Path, **runtime: Any) -> ModelConfig:
     It reads no weights, with one exception. A head beside a config of a tied model is compared with
     the embedding. If they differ, the model is not tied, as in transformers 5.
 
-    `runtime`: compute_dtype, remat, attention, lora.
+    `runtime`: compute_dtype, remat, attention, lora, context.
     """
     fields = hf_config(path)
     try:
@@ -121,7 +121,7 @@ def _open(path: Path, cfg: ModelConfig) -> tuple[WeightSource, list[tensors.Tens
         gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
     )
     wanted = tensors.of(cfg)
-    _check(path, {t.name: t.stored_shape for t in wanted}, source.shapes, cfg)
+    _check(path, tensors.stored_shapes(wanted), source.shapes, cfg)
     return source, wanted
 
 

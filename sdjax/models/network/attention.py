@@ -17,7 +17,13 @@ import numpy as np
 
 from sdjax.errors import UserError
 from sdjax.models.network import splash
-from sdjax.models.network.model_config import LinearScaling, Llama3Scaling, Rope, YarnScaling
+from sdjax.models.network.model_config import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    YarnScaling,
+)
 
 Implementation = Literal["plain", "cudnn", "splash"]
 
@@ -209,7 +215,8 @@ def _cudnn_cached(
 def rotary_tables(rope: Rope | None, head_dim: int, positions: jax.Array) -> tuple[jax.Array, ...]:
     """Returns cos and sin, float32[B, S, head_dim // 2], for int32[B, S] positions.
 
-    If queries grow with their position, a third table float32[B, S, 1, 1] multiplies them.
+    With `rope.share` below 1 their last axis is that much shorter. If queries grow with their
+    position, a third table float32[B, S, 1, 1] multiplies them.
 
     A layer without a rotary embedding gets cos 1 and sin 0, which turn nothing. So layers with and
     without one run the same program.
@@ -227,11 +234,17 @@ def rotary_tables(rope: Rope | None, head_dim: int, positions: jax.Array) -> tup
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Returns x [B, S, heads, head_dim] with dimensions i and i + head_dim // 2 turned as a pair.
+    """Returns x [B, S, heads, head_dim] with dimensions i and i + n turned as a pair.
+
+    n is the last axis of cos and sin, head_dim // 2 or less. Dimensions from 2 n on stay as they
+    are.
 
     The rotary position embedding of arXiv:2104.09864. It computes in float32, because angles in
     bfloat16 cannot tell positions beyond 256 apart.
     """
+    turned = 2 * cos.shape[-1]
+    if turned < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :turned], cos, sin), x[..., turned:]], axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -240,9 +253,11 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def rotary_frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
     """Returns the angle per position of each pair of dimensions, and the factor of cos and sin.
 
-    The angles are radians, float32[head_dim // 2]. The scalings are those of transformers.
+    The angles are radians, float32[n], for n pairs: head_dim // 2, or `rope.share` of them. The
+    scalings are those of transformers.
     """
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    dims = int(head_dim * rope.share)
+    exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     powers = np.float32(rope.theta) ** exponents
     plain = np.float32(1.0) / powers
     match rope.scaling:
@@ -254,6 +269,9 @@ def rotary_frequencies(rope: Rope, head_dim: int) -> tuple[np.ndarray, float]:
             return _llama3_frequencies(plain, rope.scaling), 1.0
         case YarnScaling():
             return _yarn_frequencies(powers, rope), rope.scaling.attention_factor
+        case LongRopeScaling() as s:
+            divisors = np.asarray(s.long if s.use_long else s.short, np.float32)
+            return np.float32(1.0) / (divisors * powers), s.attention_factor
 
 
 def _llama3_frequencies(plain: np.ndarray, s: Llama3Scaling) -> np.ndarray:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from sdjax.models.network import layer
 from sdjax.models.network.layer import LayerWeights, in_parts, rms_norm, to_residual
-from sdjax.models.network.model_config import ModelConfig
+from sdjax.models.network.model_config import ModelConfig, Rope
 from sdjax.parallel import rules
 
 
@@ -33,9 +33,14 @@ def fits(cfg: ModelConfig) -> bool:
         and cfg.head_dim in (32, 64, 128)  # Triton's tiles have sizes that are powers of two
         and cfg.qk_norm != "full"  # a block of the kernel sees one KV head, not all
         and not cfg.qkv_bias  # the kernel adds no bias
-        and not any(k.rope and k.rope.query_growth for k in cfg.layers)  # it has no such table
+        and all(_turns_alike(kind.rope) for kind in cfg.layers)
         and rules.shards("tensor") == 1  # the kernel takes all heads
     )
+
+
+def _turns_alike(rope: Rope | None) -> bool:
+    """Returns whether a rotary embedding turns queries as keys, and whole heads."""
+    return rope is None or (rope.query_growth is None and rope.share == 1)
 
 
 def attend(

@@ -116,7 +116,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
 
 
 def final_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
-    """Returns what the head multiplies, of the residual stream after all layers.
+    """Returns the input of the head, from the residual stream after all layers.
 
     Logits are linear in it, so `cfg.logits_divisor` divides it in their place.
     """
@@ -148,9 +148,9 @@ def attention_inputs(
         q = rms_norm(q, w.q_norm.astype(q.dtype), cfg)
         k = rms_norm(k, w.k_norm.astype(k.dtype), cfg)
     cos, sin, *growth = rope
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin).astype(v.dtype)
+    q = rotate(q, cos, sin)
     q = q * growth[0] if growth else q
-    q = _times(q, cfg.query_factor).astype(v.dtype)
+    q, k = _times(q, cfg.query_factor).astype(v.dtype), rotate(k, cos, sin).astype(v.dtype)
     return constrain(q, QUERY), constrain(k, KEY), constrain(v, KEY)
 
 

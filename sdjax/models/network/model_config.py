@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdjax.config import Lora
@@ -40,7 +40,26 @@ class YarnScaling:
     truncate: bool = True
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (arXiv:2402.13753): a divisor of each frequency, for short rows and for long ones.
+
+    All rows of a run take the same divisors, so that the sampler and the trainer compute the same
+    function of a token's past. `ModelConfig.within` chooses them.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_max_positions: int
+    """The longest row that the short divisors are for."""
+    max_positions: int
+    """The longest row that the long divisors are for."""
+    attention_factor: float
+    """Scales cos and sin."""
+    use_long: bool
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +78,8 @@ class Rope:
     scaling: RopeScaling | None = None
     query_growth: QueryGrowth | None = None
     """None: queries do not grow with their position."""
+    share: float = 1.0
+    """The share of a head's dimensions that are turned, the first ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +143,30 @@ class ModelConfig:
     def query_factor(self) -> float:
         """What a query is multiplied by, so that attention's own 1 / sqrt(head_dim) is right."""
         return 1.0 if self.query_scale is None else self.query_scale * self.head_dim**0.5
+
+    @property
+    def by_context(self) -> LongRopeScaling | None:
+        """The scaling whose divisors depend on the longest row, if the model has one."""
+        for kind in self.layers:
+            scaling = kind.rope.scaling if kind.rope is not None else None
+            if isinstance(scaling, LongRopeScaling) and scaling.short != scaling.long:
+                if scaling.max_positions > scaling.original_max_positions:
+                    return scaling
+        return None
+
+    def within(self, context: int) -> ModelConfig:
+        """Returns the model for rows of at most `context` tokens."""
+
+        def one(kind: LayerKind) -> LayerKind:
+            rope = kind.rope
+            if rope is None or not isinstance(rope.scaling, LongRopeScaling):
+                return kind
+            use_long = context > rope.scaling.original_max_positions
+            scaling = replace(rope.scaling, use_long=use_long)
+            return replace(kind, rope=replace(rope, scaling=scaling))
+
+        context = min(context, self.max_positions)
+        return replace(self, max_positions=context, layers=tuple(map(one, self.layers)))
 
     @property
     def windows(self) -> tuple[int | None, ...]:
