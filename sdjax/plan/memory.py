@@ -173,7 +173,8 @@ def _kept(w: Workload) -> float:
     # The layer's matrix products: q, k, o, down in float32; v, gate, up in the compute dtype.
     products = 4 * (heads + kv + 2 * m.embed) + dtype * (kv + 2 * m.mlp)
     # Other activations: norms, rotated queries and keys, attention, silu and the MLP's product.
-    between = dtype * (2 * m.embed + 3 * heads + kv + m.mlp) + 4 * m.mlp
+    norms = 4 if m.norm_placement == "both" else 2
+    between = dtype * (norms * m.embed + 3 * heads + kv + m.mlp) + 4 * m.mlp
     more = {"full": 0.0, "dots": products, "none": products + between}[m.remat]
     return m.num_layers * (stream + more)
 

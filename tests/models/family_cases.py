@@ -205,6 +205,28 @@ PHI3 = {
     "max_position_embeddings": (LONG, {"max_position_embeddings": 20}),
 }
 
+NOPE = {"no_rope_layers": [0, 1]}
+SMOLLM3 = {
+    "no_rope_layers": ({}, {"no_rope_layers": [1, 0]}),
+    "no_rope_layer_interval": ({}, {"no_rope_layer_interval": 2}),
+    "use_sliding_window": ({**NOPE, "sliding_window": 4}, {"use_sliding_window": True}),
+    "sliding_window": ({**WINDOW, **NOPE}, {"sliding_window": 2}),
+    "layer_types": ({**WINDOW, **NOPE}, {"layer_types": [FULL, SLIDING]}),
+}
+
+THETA_OF_EACH = {FULL: {"rope_theta": 5_000.0}, SLIDING: {"rope_theta": 90.0}}
+GEMMA3 = {
+    "sliding_window": (MIXED, {"sliding_window": 2}),
+    "sliding_window_pattern": ({"sliding_window": 4}, {"sliding_window_pattern": 2}),
+    "layer_types": (MIXED, {"layer_types": [FULL, SLIDING]}),
+    "query_pre_attn_scalar": (MIXED, {"query_pre_attn_scalar": 2}),
+    "rope_theta": (MIXED, {"rope_theta": 99.0}),
+    "rope_local_base_freq": (MIXED, {"rope_local_base_freq": 99.0}),
+    "rope_parameters full": (MIXED, {"rope_parameters": {FULL: {**YARN_BASE, "rope_theta": 1e6}}}),
+    "rope_parameters sliding": (MIXED, {"rope_parameters": {SLIDING: YARN_BASE}}),
+    "rope_scaling": (MIXED, {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+}
+
 CASES = {
     "llama": Cases(
         parity={
@@ -390,5 +412,84 @@ CASES = {
             },
         },
         effects=COMMON | WINDOW_EVERYWHERE | PHI3,
+    ),
+    "smollm3": Cases(
+        parity={
+            "every_fourth_layer_tied": {"num_hidden_layers": 4, "tie_word_embeddings": True},
+            "every_second_layer_untied_theta": {
+                "no_rope_layer_interval": 2,
+                "rope_theta": 5_000.0,
+            },
+            "named_layers_window_without_rope_yarn_eps": {
+                "no_rope_layers": [0, 1],
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "rope_scaling": YARN_4,
+                "rms_norm_eps": 1e-3,
+            },
+            "window_in_named_layers": {
+                "no_rope_layers": [1, 0, 1],
+                "layer_types": [SLIDING, FULL],
+                "use_sliding_window": True,
+                "sliding_window": 7,
+            },
+            "odd_vocabulary_one_kv_head_wide_heads_bias_linear_theta": {
+                "attention_bias": True,
+                "rope_parameters": {"rope_type": "linear", "rope_theta": 900.0, "factor": 4.0},
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "all_kv_heads_llama3_first_layer_not_rotated": {
+                "num_key_value_heads": 4,
+                "no_rope_layers": [0, 1],
+                "rope_parameters": LLAMA3,
+            },
+        },
+        effects=COMMON | ROPE | SMOLLM3 | {"attention_bias": BIAS},
+    ),
+    "gemma3_text": Cases(
+        parity={
+            "window_and_full_tied_linear": {
+                "layer_types": [SLIDING, FULL],
+                "sliding_window": 5,
+                "query_pre_attn_scalar": 8,
+                "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+                "tie_word_embeddings": True,
+            },
+            "types_by_depth_untied_default_scale": {
+                "num_hidden_layers": 6,
+                "num_attention_heads": 2,
+                "sliding_window": 7,
+                "rope_theta": 900.0,
+                "rope_local_base_freq": 90.0,
+            },
+            "pattern_scale_unlike_head_dim_theta_of_each_eps": {
+                "num_hidden_layers": 4,
+                "sliding_window_pattern": 2,
+                "sliding_window": 3,
+                "query_pre_attn_scalar": 21,
+                "rope_parameters": THETA_OF_EACH,
+                "rms_norm_eps": 1e-3,
+            },
+            "odd_vocabulary_one_kv_head_wide_heads_bias": {
+                "attention_bias": True,
+                "layer_types": [FULL, SLIDING],
+                "sliding_window": 4,
+                "query_pre_attn_scalar": 24,
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "full_everywhere_all_kv_heads_llama3": {
+                "num_key_value_heads": 4,
+                "layer_types": [FULL, FULL],
+                "rope_parameters": {FULL: LLAMA3},
+            },
+            "window_everywhere_yarn_in_windows": {
+                "layer_types": [SLIDING, SLIDING],
+                "sliding_window": 6,
+                "rope_parameters": {SLIDING: YARN},
+            },
+        },
+        effects=COMMON | GEMMA3 | {"attention_bias": BIAS},
     ),
 }

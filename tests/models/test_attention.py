@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from sdjax.models.network import attention, splash, transformer
 SEGMENTS = np.array([[1] * 40 + [2] * 70 + [0] * 30, [1] * 140], np.int32)
 ONE_SEGMENT = np.array([[1] * 100 + [0] * 40, [1] * 140], np.int32)
 has_gpu = jax.default_backend() == "gpu"
+HOPPER = getattr(jax.devices()[0], "compute_capability", "none").startswith("9.")
+HEAD_DIMS = [64, pytest.param(256, marks=pytest.mark.skipif(not HOPPER, reason="needs a Hopper"))]
 
 
 def qkv(dtype, heads=4, kv_heads=2, head_dim=16, tokens=140):
@@ -76,9 +79,10 @@ def test_splash_equals_plain_with_its_gradients(window):
 
 
 @pytest.mark.skipif(not has_gpu, reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("segments", [SEGMENTS, ONE_SEGMENT, None])
-def test_cudnn_equals_plain_with_its_gradients(segments, window):
+def test_cudnn_equals_plain_with_its_gradients(segments, window, head_dim):
     real = np.ones((2, 140), np.int32) if segments is None else segments
 
     def loss(implementation, dtype):
@@ -88,7 +92,7 @@ def test_cudnn_equals_plain_with_its_gradients(segments, window):
             )
             return weighed(out, real), jnp.where((real > 0)[..., None, None], out, 0)
 
-        q, k, v = (x.astype(dtype) for x in qkv("bfloat16", head_dim=64))
+        q, k, v = (x.astype(dtype) for x in qkv("bfloat16", head_dim=head_dim))
         return jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     ours, exact = loss("cudnn", "bfloat16"), loss("plain", "float32")
@@ -105,9 +109,10 @@ def test_cudnn_equals_plain_with_its_gradients(segments, window):
         pytest.param("cudnn", marks=pytest.mark.skipif(not has_gpu, reason="needs an NVIDIA GPU")),
     ],
 )
-def test_cached_attention_equals_the_last_row_of_attention(implementation, window):
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_cached_attention_equals_the_last_row_of_attention(implementation, window, head_dim):
     dtype = "float32" if implementation == "plain" else "bfloat16"
-    q, k, v = qkv(dtype, head_dim=64)
+    q, k, v = qkv(dtype, head_dim=head_dim)
     lengths = jnp.array([1, 77], jnp.int32)
     last = jnp.take_along_axis(q, (lengths - 1)[:, None, None, None], axis=1)
     axis = attention.SLOT_AXIS[implementation]
@@ -133,14 +138,30 @@ def test_cached_attention_equals_the_last_row_of_attention(implementation, windo
 
 
 def test_cudnn_is_refused_for_what_it_cannot_do():
-    for dtype, head_dim in (("float32", 64), ("bfloat16", 12), ("bfloat16", 256)):
+    for dtype, head_dim in (("float32", 64), ("bfloat16", 12), ("bfloat16", 264)):
         with pytest.raises(UserError, match=r"model\.attention is 'cudnn'"):
             attention.choose("cudnn", jnp.dtype(dtype), head_dim)
     assert attention.choose("cudnn", jnp.dtype("bfloat16"), 64) == "cudnn"
 
 
-@pytest.fixture(scope="module")
-def olmo(tmp_path_factory):
+@pytest.mark.parametrize(
+    ("capability", "widest"), [("8.0", 128), ("9.0", 256), ("10.0", 128), (None, 256)]
+)
+def test_cudnn_takes_wide_heads_on_hopper_alone(monkeypatch, capability, widest):
+    device = SimpleNamespace(**({} if capability is None else {"compute_capability": capability}))
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    for head_dim in (128, 256):
+        if head_dim <= widest:
+            assert attention.choose("cudnn", jnp.dtype("bfloat16"), head_dim) == "cudnn"
+            continue
+        with pytest.raises(UserError, match=r"head_dim 256 .* multiple of 8 up to 128; say auto"):
+            attention.choose("cudnn", jnp.dtype("bfloat16"), head_dim)
+
+
+@pytest.fixture(
+    scope="module", params=["olmo3", pytest.param("gemma3_text", marks=pytest.mark.heavy)]
+)
+def both_kinds(request, tmp_path_factory):
     """A model with both kinds of layers, windows shorter than the rows, and biases."""
     changes = {
         "layer_types": ["sliding_attention", "full_attention"],
@@ -148,7 +169,7 @@ def olmo(tmp_path_factory):
         "attention_bias": True,
         "rope_parameters": {"full_attention": {"rope_theta": 1e3, "rope_type": "default"}},
     }
-    return tiny.model_folder(tmp_path_factory.mktemp("olmo"), "olmo3", **changes)
+    return tiny.model_folder(tmp_path_factory.mktemp("model"), request.param, **changes)
 
 
 def forward(graphdef, params, tokens, positions, segments):
@@ -160,8 +181,8 @@ def forward(graphdef, params, tokens, positions, segments):
 run = jax.jit(forward, static_argnums=0)
 
 
-def test_packed_segments_give_what_separate_rows_give(olmo):
-    _, graphdef, params = tiny.load(olmo)
+def test_packed_segments_give_what_separate_rows_give(both_kinds):
+    _, graphdef, params = tiny.load(both_kinds)
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, tiny.VOCABULARY, n).astype(np.int32) for n in (11, 8))
     fill = np.full(2, 7, np.int32)
@@ -185,13 +206,13 @@ def test_packed_segments_give_what_separate_rows_give(olmo):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("remat", ["none", "dots"])
-def test_every_remat_has_the_same_gradients_and_padding_has_none(olmo, remat):
+def test_every_remat_has_the_same_gradients_and_padding_has_none(both_kinds, remat):
     tokens = np.random.default_rng(1).integers(0, tiny.VOCABULARY, (3, 12)).astype(np.int32)
     positions = np.broadcast_to(np.arange(12, dtype=np.int32), (3, 12))
     segments = np.array([[1] * 12, [1] * 5 + [0] * 7, [0] * 12], np.int32)
 
     def grads(remat):
-        _, graphdef, params = tiny.load(olmo, remat=remat)
+        _, graphdef, params = tiny.load(both_kinds, remat=remat)
 
         def loss(params, tokens):
             out = jax.nn.log_softmax(forward(graphdef, params, tokens, positions, segments))
@@ -210,8 +231,8 @@ def test_every_remat_has_the_same_gradients_and_padding_has_none(olmo, remat):
 
 
 @pytest.mark.heavy
-def test_bfloat16_decoding_agrees_with_the_bfloat16_forward_pass(olmo):
-    cfg, graphdef, params = tiny.load(olmo, compute_dtype="bfloat16")
+def test_bfloat16_decoding_agrees_with_the_bfloat16_forward_pass(both_kinds):
+    cfg, graphdef, params = tiny.load(both_kinds, compute_dtype="bfloat16")
     tokens = np.random.default_rng(2).integers(0, tiny.VOCABULARY, (1, 12)).astype(np.int32)
     positions = np.arange(12, dtype=np.int32)[None]
     wanted = run(graphdef, params, tokens, positions, np.ones_like(tokens))
@@ -233,8 +254,8 @@ def test_bfloat16_decoding_agrees_with_the_bfloat16_forward_pass(olmo):
     np.testing.assert_allclose(got, wanted[:, 7:], atol=0.15)
 
 
-def test_a_full_cache_is_not_written(olmo):
-    cfg, graphdef, params = tiny.load(olmo)
+def test_a_full_cache_is_not_written(both_kinds):
+    cfg, graphdef, params = tiny.load(both_kinds)
     tokens = jnp.array([[5, 6, 7], [8, 9, 0]], jnp.int32)
 
     def decode(params):
@@ -251,8 +272,8 @@ def test_a_full_cache_is_not_written(olmo):
     assert after.length.tolist() == [4, 3]
 
 
-def test_float32_products_are_not_rounded_on_any_device(olmo):
-    _, graphdef, params = tiny.load(olmo)
+def test_float32_products_are_not_rounded_on_any_device(both_kinds):
+    _, graphdef, params = tiny.load(both_kinds)
     tokens = np.zeros((1, 12), np.int32)
     text = run.lower(graphdef, params, tokens, tokens, tokens).as_text()
     products = re.findall(r"stablehlo\.dot_general.*", text)

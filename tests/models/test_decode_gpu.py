@@ -92,6 +92,22 @@ def test_the_kernel_says_which_families_it_does_not_fit():
     assert fits("phi3") and not fits("phi3", partial_rotary_factor=0.75)
 
 
+def test_a_layer_of_gemma_3_is_left_to_the_layer():
+    for family, fits in (("qwen3", True), ("gemma3_text", False)):
+        assert decode_gpu.fits(registry.from_hf(tiny.config(family, head_dim=64))) == fits
+
+
+@pytest.mark.heavy
+def test_a_gate_of_another_function_than_silu_is_left_to_the_layer(tmp_path):
+    sizes = {"hidden_size": 192, "intermediate_size": 128}
+    _, weights, *_ = step(tmp_path, family="gemma3_text", **sizes)
+    x = jax.random.normal(jax.random.key(0), (16, 1, 192))
+    assert decode_kernels.fits_gate_up(16, *weights.gate.shape)
+    made = decode_gpu.gated(x, weights, "gelu_tanh")
+    np.testing.assert_array_equal(made, layer.gated(x, weights, "gelu_tanh"))
+    assert np.abs(made - layer.gated(x, weights)).max() > 1e-2
+
+
 @pytest.mark.parametrize("rows, window", [(64, None), (8, 70)])
 def test_the_kernels_of_a_real_shape_lower_to_triton(rows, window):
     def abstract(*shape, dtype=jnp.bfloat16):

@@ -119,6 +119,19 @@ def test_the_mlp_of_a_family_runs_in_training_and_in_decoding(folder):
         assert (np.abs(of_layers).reshape(cfg.num_layers, -1).max(1) > 0).all(), name
 
 
+@pytest.mark.parametrize(("family", "stored"), [("llama", 1.0), ("gemma3_text", 0.0)])
+def test_every_norm_of_a_drawn_model_multiplies_by_one(family, stored):
+    cfg = registry.from_hf(tiny.config(family), compute_dtype="float32")
+    params = nnx.state(transformer.Transformer(cfg, rngs=nnx.Rngs(0)))
+    norms = {path: v for path, v in nnx.to_flat_state(params) if path[-1].endswith("norm")}
+    assert len(norms) == (3 if family == "llama" else 7)
+    for variable in norms.values():
+        scale = variable.get_value()
+        np.testing.assert_array_equal(scale, np.full(scale.shape, stored))
+        x = jnp.full(scale.shape, 5.0)
+        np.testing.assert_allclose(layer.rms_norm(x, scale, cfg), jnp.ones(x.shape), rtol=1e-6)
+
+
 @pytest.mark.heavy
 def test_a_layer_without_rotary_embedding_sees_no_positions(tmp_path):
     cfg, _, params = tiny.load(tiny.model_folder(tmp_path, "llama"))

@@ -81,10 +81,11 @@ with jax.set_mesh(meshes.for_rollouts(meshes.make(config.Mesh(data=8, fsdp=1))))
 
 
 @pytest.mark.heavy
-def test_a_mesh_changes_no_number_and_holds_no_table_whole(tmp_path):
+@pytest.mark.parametrize("family", ["olmo3", "gemma3_text"])
+def test_a_mesh_changes_no_number_and_holds_no_table_whole(tmp_path, family):
     folder = tiny.model_folder(
         tmp_path,
-        "olmo3",
+        family,
         vocab_size=16_384,
         layer_types=["sliding_attention", "full_attention"],
         sliding_window=5,

@@ -55,7 +55,9 @@ for head_dim in map(int, sys.argv[1:]):
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install jax[tpu]"
 )
-@pytest.mark.parametrize("head_dim", [64, pytest.param(128, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head_dim", [64, *(pytest.param(n, marks=pytest.mark.slow) for n in (128, 256))]
+)
 def test_splash_attention_compiles_for_a_tpu_slice_forward_and_backward(head_dim):
     environment = {
         **os.environ,

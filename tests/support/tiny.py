@@ -81,12 +81,11 @@ def random_tensors(fields: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     They are large enough that every part of the model shows in its output.
     """
     rng = np.random.default_rng(seed)
-    out = {}
-    shapes = tensors.stored_shapes(tensors.of(registry.from_hf(fields)))
-    for name, shape in shapes.items():
+    cfg, out = registry.from_hf(fields), {}
+    for name, shape in tensors.stored_shapes(tensors.of(cfg)).items():
         noise = rng.standard_normal(shape).astype(np.float32)
         if "norm" in name:
-            out[name] = 1 + 0.3 * noise
+            out[name] = np.float32(1 - cfg.norm_offset) + 0.3 * noise
         elif len(shape) == 1:
             out[name] = 0.3 * noise
         else:

@@ -29,5 +29,9 @@ class Family:
     outputs: Mapping[str, int] = field(default_factory=lambda: layer.OUTPUTS)
     """How many trailing dimensions of each matrix of a layer are outputs. A checkpoint stores a
     matrix as [outputs, inputs], and every other array as a vector."""
+    part_of: str | None = None
+    """The model_type of checkpoints with a vision tower whose text_config has this family."""
+    part_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that such a text_config may leave out, and the config of a text model may not."""
     mlp: layer.Mlp = layer.dense_mlp
     """(inputs [B, S, embed], LayerWeights, ModelConfig) to float32[B, S, embed]."""

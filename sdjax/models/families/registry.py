@@ -19,6 +19,8 @@ FAMILIES: dict[str, Family] = {
         "qwen3",
         "olmo2",
         "olmo3",
+        "smollm3",
+        "gemma3_text",
         "granite",
         "mistral",
         "ministral3",

@@ -53,6 +53,7 @@ NEUTRAL: dict[str, tuple] = {
     "use_logn_attn": (False,),
     "alibi": (False,),
     "is_causal": (True,),
+    "use_bidirectional_attention": (False,),
     "use_sliding_window": (False,),
     "logit_scale": (1.0,),
     "logits_scaling": (1.0,),
@@ -83,6 +84,7 @@ HARMLESS = {
     "use_bfloat16",
     # how the same function is computed
     "attn_implementation",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "gradient_checkpointing",
     "pretraining_tp",

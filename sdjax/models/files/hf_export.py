@@ -20,7 +20,7 @@ from sdjax.errors import UserError
 from sdjax.io import progress
 from sdjax.io.files import replacing_folder
 from sdjax.models.families import registry
-from sdjax.models.files import gguf, shards, tensors
+from sdjax.models.files import gguf, shards, tensors, text_part
 from sdjax.models.network import lora
 from sdjax.models.network.model_config import ModelConfig
 
@@ -128,7 +128,7 @@ def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> N
 
         Tokenizer.read(source).save(folder)
     else:
-        fields = json.loads((source / "config.json").read_text())
+        fields = text_part.fields_of(json.loads((source / "config.json").read_text()))
         copy_tokenizer(source, folder, COPIED)
     ours = registry.to_hf(cfg)
     # vLLM chooses the class of a model by this field alone.

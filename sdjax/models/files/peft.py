@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.numpy import save
 
 from sdjax.errors import UserError
 from sdjax.io.files import replacing_folder
-from sdjax.models.files import shards, tensors
+from sdjax.models.files import shards, tensors, text_part
 from sdjax.models.files.hf_export import copy_tokenizer, gather
 from sdjax.models.network import lora
 from sdjax.models.network.model_config import ModelConfig
@@ -51,6 +52,7 @@ def export(
     rows = {name: shape[0] for name, shape in tensors.stored_shapes(wanted).items()}
     adapted = [t for t in wanted if t.layer is not None and t.path[-1] in pairs]
     arrays, ranks = {}, {}
+    inside = _sees_images(source)
     for tensor, group in groupby(adapted, key=attrgetter("name")):
         name = tensor.removesuffix(".weight")
         parts = []
@@ -58,6 +60,7 @@ def export(
             a, b = (gather(x[one.place]) for x in pairs[one.path[-1]])
             parts.append((one.rows, a, b))
         ranks[name.rpartition(".")[2]] = rank * len(parts)
+        name = text_part.IN_WHOLE + name.removeprefix("model.") if inside else name
         stored = _joined(parts, rank, rows[tensor])
         for part, array in stored.items():
             with np.errstate(over="ignore"):  # looked for below
@@ -78,7 +81,7 @@ def export(
         "r": cfg.lora.rank,
         "lora_alpha": cfg.lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted(ranks),
+        "target_modules": _targets(sorted(ranks), inside),
         "rank_pattern": {module: r for module, r in ranks.items() if r != rank},
         "alpha_pattern": {
             module: cfg.lora.alpha * r / rank for module, r in ranks.items() if r != rank
@@ -107,3 +110,19 @@ def _joined(
         b[own, i * rank : (i + 1) * rank] = of_part.reshape(rank, -1).T
     a = np.concatenate([of_part.reshape(-1, rank).T for _, of_part, _ in parts])
     return {"lora_A": a, "lora_B": b}
+
+
+def _sees_images(source: Path) -> bool:
+    """Returns whether PEFT finds the text model inside another, which also sees images."""
+    if source.suffix == ".gguf":
+        return False
+    return text_part.family_of(json.loads((source / "config.json").read_text())) is not None
+
+
+def _targets(modules: list[str], inside: bool) -> list[str] | str:
+    """Returns the adapted modules as PEFT reads them: names, or a pattern of their whole paths.
+
+    A vision tower has modules of the same names.
+    """
+    whole = re.escape(text_part.IN_WHOLE)
+    return rf"{whole}.*\.({'|'.join(modules)})" if inside else modules

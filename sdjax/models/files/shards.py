@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -34,12 +34,16 @@ class StoredTensors:
     """The dtype of each, as the format names it: F32, F16 or BF16."""
     unread: tuple[Path, ...] = ()
     """Other .safetensors files of the folder, which transformers does not read either."""
+    stored: dict[str, str] = field(default_factory=dict)
+    """The name in the file of each tensor that has another name here."""
+    left_out: tuple[str, ...] = ()
+    """Tensors of the files that are no part of the model, such as those of a vision tower."""
 
     def read(self, name: str, rows: slice, columns: slice | None) -> np.ndarray:
         """Returns a part of a tensor in its own dtype."""
         # Open the file each time, because an open file keeps all pages that were read in memory.
         with safe_open(self.files[name], framework="np") as file:
-            part = file.get_slice(name)
+            part = file.get_slice(self.stored.get(name, name))
             return part[rows] if columns is None else part[rows, columns]
 
 

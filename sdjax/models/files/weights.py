@@ -10,6 +10,7 @@ import logging
 import math
 import resource
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +23,13 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from sdjax.errors import UserError
 from sdjax.io import progress
 from sdjax.models.families import registry
-from sdjax.models.files import gguf, shards, tensors
+from sdjax.models.files import gguf, shards, tensors, text_part
 from sdjax.models.files.hf_export import export
 from sdjax.models.files.resolve import resolve
 from sdjax.models.network import lora
 from sdjax.models.network.model_config import ModelConfig
 from sdjax.models.network.transformer import Transformer
+from sdjax.parallel import hosts
 
 __all__ = ["draw", "export", "load", "read_config", "resolve"]
 
@@ -61,12 +63,17 @@ def read_config(path: Path, **runtime: Any) -> ModelConfig:
     try:
         cfg = registry.from_hf(fields, **runtime)
     except UserError as error:
-        file = path if path.suffix == ".gguf" else path / "config.json"
-        raise UserError(f"{file}: {str(error).removeprefix('config.json: ')}") from None
+        raise _at(path, error) from None
     if not _own_head(path, cfg):
         return cfg
     log.warning("%s: %s differs from the embedding, so the model is not tied", path, HEAD)
     return replace(cfg, tie_embeddings=False)
+
+
+def _at(path: Path, error: UserError) -> UserError:
+    """Returns an error of config.json with the file's whole path, or that of a GGUF file."""
+    file = path if path.suffix == ".gguf" else path / "config.json"
+    return UserError(f"{file}: {str(error).removeprefix('config.json: ')}")
 
 
 def _own_head(path: Path, cfg: ModelConfig) -> bool:
@@ -77,7 +84,7 @@ def _own_head(path: Path, cfg: ModelConfig) -> bool:
     if not cfg.tie_embeddings or path.suffix == ".gguf":
         return False
     try:
-        source = shards.open_folder(path)
+        source = _source(path)
     except UserError:  # `check` and `load` raise it, where the weights are needed
         return False
     if not {EMBEDDING, HEAD} <= source.shapes.keys():
@@ -93,9 +100,20 @@ def _own_head(path: Path, cfg: ModelConfig) -> bool:
 
 
 def hf_config(path: Path) -> dict[str, Any]:
-    """Returns the fields of config.json; for a GGUF file, the fields that one would have."""
+    """Returns the fields of config.json; for a GGUF file, the fields that one would have.
+
+    Of a model that also sees images, they are those of its text model alone.
+    """
     if path.suffix == ".gguf":
         return gguf.open_file(path).config()
+    fields = _fields(path)
+    try:
+        return text_part.fields_of(fields)
+    except UserError as error:
+        raise _at(path, error) from None
+
+
+def _fields(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
         fields = json.loads(file.read_text())
@@ -116,10 +134,16 @@ def check(path: Path, cfg: ModelConfig) -> None:
     _open(path, cfg)
 
 
+def _source(path: Path) -> gguf.GgufFile | shards.StoredTensors:
+    """Returns the tensors of a folder or GGUF file; of a model with images, its text model's."""
+    if path.suffix == ".gguf":
+        return gguf.open_file(path)
+    source = shards.open_folder(path)
+    return text_part.tensors_of(source) if text_part.family_of(_fields(path)) else source
+
+
 def _open(path: Path, cfg: ModelConfig) -> tuple[WeightSource, list[tensors.Tensor]]:
-    source: WeightSource = (
-        gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
-    )
+    source: WeightSource = _source(path)
     wanted = tensors.of(cfg)
     _check(path, tensors.stored_shapes(wanted), source.shapes, cfg)
     return source, wanted
@@ -137,6 +161,8 @@ def load(path: Path, cfg: ModelConfig, shardings: nnx.State | None = None) -> nn
     unread = [file.name for file in getattr(source, "unread", ())]
     if unread:
         log.info("not read, as in transformers: %s", ", ".join(unread))
+    if left_out := getattr(source, "left_out", ()):
+        hosts.note(f"{path}: the text model alone is loaded; {_parts(left_out)} are left out")
     by_path: dict[tuple, list[tensors.Tensor]] = {}
     for tensor in wanted:
         by_path.setdefault(tensor.path, []).append(tensor)
@@ -242,6 +268,12 @@ def _check(
         raise UserError(f"{path}: the tensors do not fit config.json; {table}")
 
 
+def _parts(names: tuple[str, ...]) -> str:
+    """Returns the parts of a model that have these tensors, and how many each has."""
+    parts = Counter(name.removeprefix("model.").split(".")[0] for name in names)
+    return " and ".join(f"{part} ({count} tensors)" for part, count in sorted(parts.items()))
+
+
 def _listed(names: list[str]) -> str:
     """Returns the first names, and the number of the others."""
     others = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
@@ -254,7 +286,7 @@ def stored_dtype(path: Path) -> str:
     It is bfloat16 for quantised numbers. A folder without weights has the dtype of its config.json.
     """
     try:
-        source = gguf.open_file(path) if path.suffix == ".gguf" else shards.open_folder(path)
+        source = _source(path)
     except UserError:
         fields = hf_config(path)
         said = fields.get("dtype") or fields.get("torch_dtype")

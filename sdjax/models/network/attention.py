@@ -37,13 +37,16 @@ def choose(requested: str, dtype: jnp.dtype, head_dim: int) -> Implementation:
 
     Raises UserError for "cudnn" with a dtype or head_dim that cuDNN does not support.
     """
-    fits_cudnn = dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128
+    # cuDNN's limits. A CPU has no compute capability; it may lower for a GPU.
+    hopper = getattr(jax.devices()[0], "compute_capability", "9.0").startswith("9.")
+    widest = 256 if hopper else 128
+    fits_cudnn = dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= widest
     match requested, jax.default_backend():
         case "cudnn", _:
             if not fits_cudnn:
                 raise UserError(
                     f"model.attention is 'cudnn': {dtype} with head_dim {head_dim} is not for it, "
-                    "only bfloat16 with a multiple of 8 up to 128; say auto"
+                    f"only bfloat16 with a multiple of 8 up to {widest}; say auto"
                 )
             return "cudnn"
         case "splash", _:

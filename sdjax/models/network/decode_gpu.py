@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax.models.network import layer
-from sdjax.models.network.layer import LayerWeights, in_parts, rms_norm, to_residual
+from sdjax.models.network.layer import LayerWeights, in_parts, sublayer_input, to_residual
 from sdjax.models.network.model_config import ModelConfig, Rope
 from sdjax.parallel import rules
 
@@ -34,6 +34,7 @@ def fits(cfg: ModelConfig) -> bool:
         and cfg.qk_norm != "full"  # a block of the kernel sees one KV head, not all
         and not cfg.qkv_bias  # the kernel adds no bias
         and all(_turns_alike(kind.rope) for kind in cfg.layers)
+        and not cfg.norm_offset  # nor anything to the scale of a norm
         and rules.shards("tensor") == 1  # the kernel takes all heads
     )
 
@@ -70,8 +71,7 @@ def attend(
     from sdjax.models.network import decode_kernels
 
     *slots, index = cache
-    pre = cfg.norm_placement == "pre"
-    x = rms_norm(x, w.attention_norm, cfg) if pre else x.astype(w.q.dtype)
+    x = sublayer_input(x, w.attention_norm, w, cfg)
     whole = jnp.concatenate([m.reshape(m.shape[0], -1) for m in (w.q, w.k, w.v)], axis=1)
     parts = in_parts(x[:, 0], whole)
     parts = parts.reshape(*parts.shape[:2], -1, cfg.head_dim)
@@ -92,19 +92,21 @@ def attend(
 
 def dense_mlp(x: jax.Array, w: LayerWeights, cfg: ModelConfig) -> jax.Array:
     """Returns float32[B, 1, embed] for inputs x [B, 1, embed], as layer.dense_mlp does."""
-    return to_residual("bsf,fd->bsd", gated(x, w), w.down, None)
+    return to_residual("bsf,fd->bsd", gated(x, w, cfg.activation), w.down, None)
 
 
-def gated(x: jax.Array, w: LayerWeights, *, interpret: bool = False) -> jax.Array:
+def gated(
+    x: jax.Array, w: LayerWeights, activation: str = "silu", *, interpret: bool = False
+) -> jax.Array:
     """Returns the MLP's inner activations [B, 1, mlp] of x [B, 1, embed], as layer.gated does.
 
-    Sizes that do not fit the kernel run layer.gated.
+    Sizes and activations that do not fit the kernel run layer.gated.
     """
     from sdjax.models.network import decode_kernels
 
     rows = x.shape[0] * x.shape[1] // rules.shards(*rules.BATCH)
-    if not decode_kernels.fits_gate_up(rows, *w.gate.shape):
-        return layer.gated(x, w)
+    if activation != "silu" or not decode_kernels.fits_gate_up(rows, *w.gate.shape):
+        return layer.gated(x, w, activation)
     gate_up = partial(decode_kernels.gate_up, interpret=interpret)
     row, none = rules.spec(("batch",)), rules.spec(())
     return _of_shards(gate_up, (row, none, none), row)(x[:, 0], w.gate, w.up)[:, None]

@@ -29,6 +29,11 @@ Shapes = Mapping[str, tuple[tuple[int, ...], Axes]]
 # How many trailing dimensions of each matrix are outputs. Other arrays are no matrices.
 OUTPUTS = {"q": 2, "k": 2, "v": 2, "o": 1, "gate": 1, "up": 1, "down": 1}
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
 QUERY = ("batch", None, "heads", "head_dim")
 KEY = ("batch", None, "kv_heads", "head_dim")
 INNER = ("batch", None, "mlp")
@@ -48,6 +53,8 @@ class LayerWeights:
     down: jax.Array  # [mlp, embed]
     attention_norm: jax.Array  # [embed]
     mlp_norm: jax.Array  # [embed]
+    attention_post_norm: jax.Array | None = None  # [embed], of four norms that after attention
+    mlp_post_norm: jax.Array | None = None  # [embed]
     q_norm: jax.Array | None = None  # [head_dim], or [heads, head_dim] over all heads
     k_norm: jax.Array | None = None  # [head_dim], or [kv_heads, head_dim]
     q_bias: jax.Array | None = None  # [heads, head_dim]
@@ -85,6 +92,8 @@ def layer_shapes(cfg: ModelConfig) -> Shapes:
         "attention_norm": ((d,), (None,)),
         "mlp_norm": ((d,), (None,)),
     }
+    if cfg.norm_placement == "both":
+        shapes |= {n: ((d,), (None,)) for n in ("attention_post_norm", "mlp_post_norm")}
     if cfg.qk_norm == "head":
         shapes |= {"q_norm": ((h,), (None,)), "k_norm": ((h,), (None,))}
     if cfg.qk_norm == "full":
@@ -105,14 +114,29 @@ def rms_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Returns `x` divided by its root mean square, times `scale`, in the dtype of `scale`.
 
     The mean is over the axes that `scale` has. The computation is in float32; `cfg.norm_cast` says
-    whether the cast back comes before or after the product.
+    whether the cast back comes before or after the product. `cfg.norm_offset` is added to `scale`.
     """
-    axes = tuple(range(-scale.ndim, 0))
+    dtype, axes = scale.dtype, tuple(range(-scale.ndim, 0))
+    if cfg.norm_offset:
+        scale = scale.astype(jnp.float32) + cfg.norm_offset
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axes, keepdims=True) + cfg.norm_eps)
     if cfg.norm_cast == "before":
-        return wide.astype(scale.dtype) * scale
-    return (wide * scale.astype(jnp.float32)).astype(scale.dtype)
+        return wide.astype(dtype) * scale.astype(dtype)
+    return (wide * scale.astype(jnp.float32)).astype(dtype)
+
+
+def sublayer_input(x: jax.Array, norm: jax.Array, w: LayerWeights, cfg: ModelConfig) -> jax.Array:
+    """Returns the input of a sublayer: the norm of the residual stream, or the stream itself."""
+    return x.astype(w.q.dtype) if cfg.norm_placement == "post" else rms_norm(x, norm, cfg)
+
+
+def _sublayer_output(
+    x: jax.Array, norm: jax.Array, post_norm: jax.Array | None, cfg: ModelConfig
+) -> jax.Array:
+    """Returns the part that a sublayer adds to the residual stream: `x`, or the norm of it."""
+    after = norm if cfg.norm_placement == "post" else post_norm
+    return x if after is None else rms_norm(x, after, cfg)
 
 
 def final_norm(x: jax.Array, scale: jax.Array, cfg: ModelConfig) -> jax.Array:
@@ -135,8 +159,7 @@ def attention_inputs(
     cfg: ModelConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns rotated queries, rotated keys and values, each [B, S, heads, head_dim]."""
-    pre = cfg.norm_placement == "pre"
-    x = rms_norm(x, w.attention_norm, cfg) if pre else x.astype(w.q.dtype)
+    x = sublayer_input(x, w.attention_norm, w, cfg)
     heads = []
     for matrix, bias, axes in ((w.q, w.q_bias, QUERY), (w.k, w.k_bias, KEY), (w.v, w.v_bias, KEY)):
         # Values are float32 as well, so that XLA can make one product of the three.
@@ -166,25 +189,29 @@ def finish(
         cfg: The model's sizes.
         mlp: The family's MLP.
     """
-    pre = cfg.norm_placement == "pre"
     inner = to_residual("bsnh,nhd->bsd", attended, w.o, w.o_bias)
-    x = x + _times(inner if pre else rms_norm(inner, w.attention_norm, cfg), cfg.residual_scale)
-    inner = mlp(rms_norm(x, w.mlp_norm, cfg) if pre else x.astype(w.q.dtype), w, cfg)
-    x = x + _times(inner if pre else rms_norm(inner, w.mlp_norm, cfg), cfg.residual_scale)
+    added = _sublayer_output(inner, w.attention_norm, w.attention_post_norm, cfg)
+    x = x + _times(added, cfg.residual_scale)
+    inner = mlp(sublayer_input(x, w.mlp_norm, w, cfg), w, cfg)
+    added = _sublayer_output(inner, w.mlp_norm, w.mlp_post_norm, cfg)
+    x = x + _times(added, cfg.residual_scale)
     return constrain(x, HIDDEN)
 
 
 def dense_mlp(x: jax.Array, w: LayerWeights, cfg: ModelConfig) -> jax.Array:
-    """Returns down(silu(gate(x)) * up(x)), float32[B, S, embed], for inputs x [B, S, embed]."""
-    return to_residual("bsf,fd->bsd", gated(x, w), w.down, None)
+    """Returns down(silu(gate(x)) * up(x)), float32[B, S, embed], for inputs x [B, S, embed].
+
+    `cfg.activation` may name another function than silu.
+    """
+    return to_residual("bsf,fd->bsd", gated(x, w, cfg.activation), w.down, None)
 
 
-def gated(x: jax.Array, w: LayerWeights) -> jax.Array:
-    """Returns silu(gate(x)) * up(x), [B, S, mlp], for inputs x [B, S, embed]."""
+def gated(x: jax.Array, w: LayerWeights, activation: str = "silu") -> jax.Array:
+    """Returns activation(gate(x)) * up(x), [B, S, mlp], for inputs x [B, S, embed]."""
     columns = w.gate.shape[-1]
     gate = _by_columns(product("bsd,df->bsf", x, w.gate), INNER, columns).astype(jnp.float32)
     up = _by_columns(product("bsd,df->bsf", x, w.up), INNER, columns)
-    return (jax.nn.silu(gate) * up).astype(x.dtype)
+    return (ACTIVATIONS[activation](gate) * up).astype(x.dtype)
 
 
 def to_residual(equation: str, x: jax.Array, w: jax.Array, bias: jax.Array | None) -> jax.Array:

@@ -111,12 +111,17 @@ class ModelConfig:
     norm_eps: float = 1e-6
     norm_cast: Literal["before", "after"] = "before"
     """Whether a norm casts to the compute dtype before or after it multiplies by its scale."""
-    norm_placement: Literal["pre", "post"] = "pre"
-    """pre: norms stand before each sublayer. post: after it, before the residual sum (OLMo 2)."""
+    norm_placement: Literal["pre", "post", "both"] = "pre"
+    """pre: norms stand before each sublayer. post: after it, before the residual sum (OLMo 2).
+    both: four norms per layer (Gemma 3)."""
+    norm_offset: float = 0.0
+    """What is added to the stored scale of every norm: 1 if a checkpoint has w of (1 + w)."""
     qk_norm: Literal["head", "full"] | None = None
     """Norm of queries and keys: None, over each head, or over all heads together."""
     qkv_bias: bool = False
     o_bias: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    """The function of the MLP's gate. gelu_tanh is the approximation of GELU by tanh."""
     tie_embeddings: bool = False
     embed_scale: float = 1.0
     """Multiplies the embeddings of tokens."""

@@ -47,7 +47,7 @@ class Layers(nnx.Module):
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         for name, (shape, axes) in layer_shapes(cfg).items():
             shape, axes = (cfg.num_layers, *shape), ("layers", *axes)
-            setattr(self, name, _param(name, shape, axes, rngs, cfg.param_dtype))
+            setattr(self, name, _param(name, shape, axes, rngs, cfg))
 
 
 class Transformer(nnx.Module):
@@ -56,11 +56,11 @@ class Transformer(nnx.Module):
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         self.cfg = cfg
         table, axes = (cfg.vocab_size, cfg.embed), ("vocab", "embed")
-        self.embedding = _param("embedding", table, axes, rngs, cfg.param_dtype)
+        self.embedding = _param("embedding", table, axes, rngs, cfg)
         self.layers = Layers(cfg, rngs=rngs)
-        self.norm = _param("norm", (cfg.embed,), (None,), rngs, cfg.param_dtype)
+        self.norm = _param("norm", (cfg.embed,), (None,), rngs, cfg)
         if not cfg.tie_embeddings:
-            self.head = _param("head", table[::-1], axes[::-1], rngs, cfg.param_dtype)
+            self.head = _param("head", table[::-1], axes[::-1], rngs, cfg)
         if cfg.lora is not None:
             self.adapters = lora.Adapters(cfg.lora, layer_shapes(cfg), cfg.num_layers, rngs=rngs)
 
@@ -70,19 +70,22 @@ def _param(
     shape: tuple[int, ...],
     axes: tuple[str | None, ...],
     rngs: nnx.Rngs,
-    dtype: str,
+    cfg: ModelConfig,
 ) -> nnx.Param:
     """Returns a parameter's first value: norms 1, biases 0, matrices normal with deviation 0.02.
+
+    What `cfg.norm_offset` adds to a norm is not stored.
 
     Args:
         name: The parameter's name; its ending tells norms and biases.
         shape: Its shape.
         axes: The logical axes of its dimensions.
         rngs: The source of random numbers.
-        dtype: The dtype of the result. Values are drawn in float32.
+        cfg: The model. Values are drawn in float32, whatever its dtype.
     """
+    dtype = cfg.param_dtype
     if name.endswith("norm"):
-        return nnx.Param(jnp.ones(shape, dtype), axes=axes)
+        return nnx.Param(jnp.full(shape, 1 - cfg.norm_offset, dtype), axes=axes)
     if name.endswith("bias"):
         return nnx.Param(jnp.zeros(shape, dtype), axes=axes)
     drawn = 0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)
