@@ -183,10 +183,8 @@ def _piece(cfg: config.Plan, topology: str) -> Slice:
 def _as_it_stands(one: _Planned) -> plan_table.Found:
     """Returns the plan of the config on the slice, with the mesh and microbatch of the config."""
     train, piece = one.train, one.piece
-    data, fsdp, tensor = meshes.sizes(train.mesh, piece.devices)
-    mesh = workload.MeshSizes(
-        data=data, fsdp=fsdp, tensor=tensor, rollout_tensor=train.mesh.rollout_tensor
-    )
+    sizes = meshes.sizes(train.mesh, piece.devices)
+    mesh = workload.MeshSizes.of(sizes, train.mesh.rollout_tensor)
     train, needs = _divided(train, mesh)
     w = workload.make(
         train,
@@ -256,7 +254,7 @@ def _search(one: _Planned) -> plan_table.Found | None:
 
 def _compiled(one: _Planned, w: Workload, piece: Slice) -> list[Compiled]:
     """Returns the programs of update and rollout, compiled for the slice."""
-    mesh = programs.topology_mesh(piece, (w.mesh.data, w.mesh.fsdp, w.mesh.tensor))
+    mesh = programs.topology_mesh(piece, w.mesh.shape)
     update = programs.train_step(w, mesh)
     return [update, *programs.rollout(w, mesh, every_layer=one.every_layer)]
 

@@ -109,9 +109,8 @@ def _devices(cfg: config.Preflight, train: config.Train) -> tuple[Slice | None, 
     else:
         piece = context_cost.slice_of(jax.devices()[0].device_kind, jax.device_count())
     number = jax.device_count() if piece is None else piece.devices
-    data, fsdp, tensor = meshes.sizes(train.mesh, number)
-    rollout_tensor = train.mesh.rollout_tensor
-    return piece, MeshSizes(data=data, fsdp=fsdp, tensor=tensor, rollout_tensor=rollout_tensor)
+    sizes = meshes.sizes(train.mesh, number)
+    return piece, MeshSizes.of(sizes, train.mesh.rollout_tensor)
 
 
 def _check(

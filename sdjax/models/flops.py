@@ -15,10 +15,46 @@ from sdjax.models.network.model_config import ModelConfig
 def layer_params(cfg: ModelConfig) -> int:
     """Returns the number of entries in one layer's matrices: (2 H + 2 K) h D + 3 D F.
 
-    The layer has H query heads and K KV heads of size h, hidden size D and MLP size F.
+    The layer has H query heads and K KV heads of size h, hidden size D and MLP size F. Instead of
+    the last term, E experts of size F and their router have `expert_params` + D E.
     """
+    return _shared_params(cfg) + (expert_params(cfg) if cfg.experts else 3 * cfg.embed * cfg.mlp)
+
+
+def active_params(cfg: ModelConfig) -> int:
+    """Returns the number of entries of one layer's matrices that a token is multiplied by.
+
+    They are those of `layer_params`, but only of the experts that a token runs.
+    """
+    return _shared_params(cfg) + 3 * cfg.embed * inner(cfg)
+
+
+def expert_params(cfg: ModelConfig) -> int:
+    """Returns the number of entries in the matrices of all experts of a layer: 3 D F E, or 0."""
+    how = cfg.experts
+    return 0 if how is None else 3 * cfg.embed * how.width * how.count
+
+
+def inner(cfg: ModelConfig) -> int:
+    """Returns the size of an MLP's inner layer, summed over the experts that a token runs."""
+    return cfg.mlp if cfg.experts is None else cfg.experts.per_token * cfg.experts.width
+
+
+def experts_hit(cfg: ModelConfig, tokens: float) -> float:
+    """Returns the mean number of a layer's experts that at least one of so many tokens runs.
+
+    It is E (1 - (1 - k / E)^tokens) if every k of E experts are equally likely; routers prefer some
+    experts, so that fewer are hit.
+    """
+    how = cfg.experts
+    assert how is not None
+    return how.count * (1 - (1 - how.per_token / how.count) ** tokens)
+
+
+def _shared_params(cfg: ModelConfig) -> int:
+    """Returns the entries of a layer's attention and router, which every token uses."""
     heads = 2 * (cfg.num_heads + cfg.num_kv_heads) * cfg.head_dim
-    return cfg.embed * (heads + 3 * cfg.mlp)
+    return cfg.embed * (heads + (cfg.experts.count if cfg.experts else 0))
 
 
 def pairs(length: int, window: int | None = None) -> int:
@@ -47,11 +83,11 @@ def attention(cfg: ModelConfig, lengths: Sequence[int], cached: Sequence[int] = 
 def forward(cfg: ModelConfig, lengths: Sequence[int], cached: Sequence[int] = ()) -> int:
     """Returns the FLOPs of the layers' forward pass over sequences of these lengths.
 
-    It is 2 x layers x layer_params per token that is not cached, and `attention`. The head is not
+    It is 2 x layers x active_params per token that is not cached, and `attention`. The head is not
     included.
     """
     tokens = sum(lengths) - sum(cached)
-    return 2 * cfg.num_layers * layer_params(cfg) * tokens + attention(cfg, lengths, cached)
+    return 2 * cfg.num_layers * active_params(cfg) * tokens + attention(cfg, lengths, cached)
 
 
 def head(tokens: int, embed: int, vocab: int) -> int:
@@ -114,9 +150,16 @@ def cache_bytes(cfg: ModelConfig, tokens: int) -> int:
     return 2 * cfg.num_kv_heads * cfg.head_dim * seen * itemsize(cfg)
 
 
-def weight_bytes(cfg: ModelConfig) -> int:
-    """Returns the bytes of the matrices that a decoding step reads: layers and head."""
-    return (cfg.num_layers * layer_params(cfg) + cfg.embed * cfg.vocab_size) * itemsize(cfg)
+def weight_bytes(cfg: ModelConfig, rows: float = 1) -> int:
+    """Returns the bytes of the matrices that a decoding step of `rows` tokens reads.
+
+    They are those of layers and head. Of experts it reads only those that a token runs.
+    """
+    layer = layer_params(cfg)
+    if cfg.experts is not None:
+        missed = 1 - experts_hit(cfg, rows) / cfg.experts.count
+        layer -= round(missed * expert_params(cfg))
+    return (cfg.num_layers * layer + cfg.embed * cfg.vocab_size) * itemsize(cfg)
 
 
 def decode_bytes(cfg: ModelConfig, prompts: Sequence[int], steps: int, *, shards: int = 1) -> int:
@@ -125,7 +168,7 @@ def decode_bytes(cfg: ModelConfig, prompts: Sequence[int], steps: int, *, shards
     Each step reads the weights once per shard of the batch, and the keys and values that each
     sequence has by then.
     """
-    weights = steps * shards * weight_bytes(cfg)
+    weights = steps * shards * weight_bytes(cfg, len(prompts) / shards)
     return weights + sum(cache_bytes(cfg, p + t) for p in prompts for t in range(1, steps + 1))
 
 

@@ -10,13 +10,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Axes = tuple[str | None, ...]
 
-BATCH = ("data", "fsdp")
+BATCH = ("data", "expert", "fsdp")
 HIDDEN: Axes = ("batch", "sequence", None)
 """Logical axes of hidden states [B, S, embed] between sublayers."""
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
-    "replica": "data",  # rows of a batch in an array whose other dimension is split over fsdp
+    # rows of a batch in an array whose other dimension is split over fsdp
+    "replica": ("data", "expert"),
     "embed": "fsdp",
     "vocab": "tensor",
     "mlp": "tensor",
@@ -25,6 +26,8 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "column": "tensor",  # columns of the embedding table of rollouts
     "sequence": "tensor",  # tokens of a row between sublayers; see constrain
+    "experts": ("expert", "fsdp"),  # whole matrices are split, where dense ones are split by embed
+    "held_experts": "expert",  # the experts that a device computes
     "layers": None,
     "rank": None,  # the rank of adapters
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sdjax.models import flops as sizes
 from sdjax.models.network.model_config import ModelConfig
-from sdjax.plan.workload import Workload
+from sdjax.plan.workload import MeshSizes, Workload
 from sdjax.rollout.engine.generation import FREE_SHARE
 
 USES = (
@@ -64,6 +64,18 @@ def params(cfg: ModelConfig) -> int:
     return cfg.num_layers * sizes.layer_params(cfg) + tables * cfg.vocab_size * cfg.embed
 
 
+def active(cfg: ModelConfig) -> int:
+    """Returns the number of those entries that a token uses: few of experts, all of the others."""
+    unused = sizes.layer_params(cfg) - sizes.active_params(cfg)
+    return params(cfg) - cfg.num_layers * unused
+
+
+def on_chip(cfg: ModelConfig, mesh: MeshSizes) -> float:
+    """Returns the number of entries of all matrices on one chip of a training."""
+    experts = cfg.num_layers * sizes.expert_params(cfg)
+    return (params(cfg) - experts + experts / mesh.expert) / mesh.param_shards
+
+
 def trained(cfg: ModelConfig) -> int:
     """Returns the number of trained entries: all of `params`, or those of the adapters.
 
@@ -86,10 +98,10 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
     chunk = min(w.cfg.loss.chunk_tokens, w.rows * w.completion)
     head, others = model.embed * vocab, w.teachers * sum(m.embed for m in w.taught_by)
     heads = w.teachers * sum(m.embed * m.vocab_size for m in w.taught_by) / mesh.tensor
-    rows_split = mesh.data * mesh.fsdp > 1
+    rows_split = mesh.batch_shards > 1
     own = 0.0 if model.lora else 4 * head * (1 + rows_split / mesh.fsdp)
     by_use = held | {
-        "gradients": 4 * trained(model) / mesh.param_shards,
+        "gradients": 4 * _trained_on_chip(w),
         "kept activations": _kept(w) * tokens,
         "a layer": _layer(w) * tokens * mesh.tensor,
         # Each shard of the batch holds the head's whole gradient in float32, and then its part of
@@ -101,13 +113,18 @@ def update(w: Workload, *, tpu: bool = False) -> Bytes:
         + 2 * dtype * w.rows * w.completion * (model.embed + others),
     }
     if tpu:
-        by_use["a layer"] = TPU_LAYER * model.mlp * w.rows * w.student / mesh.tensor
+        widest = TPU_LAYER * sizes.inner(model) / mesh.tensor + 2 * _copies(w, model)
+        by_use["a layer"] = widest * w.rows * w.student
     else:  # the logits are freed before the layers are differentiated
         by_use["a layer"] = max(by_use["a layer"] - by_use["logits"], 0.0)
     if w.cfg.teacher.kind == "model":
         by_use["a layer"] = max(by_use["a layer"], *(_teacher_layer(w, m) for m in w.taught_by))
     if model.lora:  # merged matrices of a layer in float32 and rounded, and one gradient
-        by_use["a layer"] += (8 + dtype) * sizes.layer_params(model) / mesh.tensor
+        merged = sizes.layer_params(model) - sizes.expert_params(model)
+        by_use["a layer"] += (8 + dtype) * merged / mesh.tensor
+    if model.experts:  # the gathered matrices of a layer's experts, and their gradient
+        gathered = sizes.expert_params(model) / (mesh.expert * mesh.tensor)
+        by_use["a layer"] += dtype * gathered * (1 if model.lora else 2)
     if tpu:
         by_use["between arrays"] = TPU_GAPS * (sum(by_use.values()) - sum(held.values()))
     return Bytes(phase="update", by_use=by_use)
@@ -150,19 +167,26 @@ def _untied(model: ModelConfig) -> int:
 
 
 def _state(w: Workload, *, teacher_on_device: bool) -> dict[str, float]:
-    model, teacher, shards = w.model, w.cfg.teacher, w.mesh.param_shards
-    each = trained(model) / shards
+    model, teacher, mesh = w.model, w.cfg.teacher, w.mesh
+    each = _trained_on_chip(w)
     own = 4 if teacher.dtype == "float32" else 2
     # With adapters, an initial teacher is the model without them and needs no memory.
     size: float = {"live": 0, "ema": 4}.get(teacher.kind, 0 if model.lora else own)
     if teacher.kind == "refreshed" and model.lora:
         size = 4
     if teacher.kind == "model":
-        others = sum(sizes.itemsize(m) * params(m) for m in w.taught_by)
-        size = others / trained(model) if w.teachers else 0
-    frozen = sizes.itemsize(model) * params(model) / shards if model.lora else 0
+        others = sum(sizes.itemsize(m) * on_chip(m, mesh) for m in w.taught_by)
+        size = others / each if w.teachers else 0
+    frozen = sizes.itemsize(model) * on_chip(model, mesh) if model.lora else 0
     held = {"parameters": 4 * each + frozen, "Adam": 8 * each}
     return held | ({"teacher": size * each} if teacher_on_device and size else {})
+
+
+def _trained_on_chip(w: Workload) -> float:
+    """Returns the number of trained entries on one chip."""
+    if w.model.lora is None:
+        return on_chip(w.model, w.mesh)
+    return trained(w.model) / w.mesh.param_shards
 
 
 def _kept(w: Workload) -> float:
@@ -171,10 +195,14 @@ def _kept(w: Workload) -> float:
     stream = 4 * m.embed
     heads, kv = m.num_heads * m.head_dim, m.num_kv_heads * m.head_dim
     # The layer's matrix products: q, k, o, down in float32; v, gate, up in the compute dtype.
-    products = 4 * (heads + kv + 2 * m.embed) + dtype * (kv + 2 * m.mlp)
+    # Grouped products of experts are not kept with "dots".
+    inner = sizes.inner(m)
+    mlp = 4 * m.embed + dtype * 2 * inner
+    products = 4 * (heads + kv + m.embed) + dtype * kv + (0 if m.experts else mlp)
     # Other activations: norms, rotated queries and keys, attention, silu and the MLP's product.
     norms = 4 if m.norm_placement == "both" else 2
-    between = dtype * (norms * m.embed + 3 * heads + kv + m.mlp) + 4 * m.mlp
+    between: float = dtype * (norms * m.embed + 3 * heads + kv + inner) + 4 * inner
+    between += (mlp + _copies(w, m)) if m.experts else 0.0
     more = {"full": 0.0, "dots": products, "none": products + between}[m.remat]
     return m.num_layers * (stream + more)
 
@@ -182,8 +210,10 @@ def _kept(w: Workload) -> float:
 def _teacher_layer(w: Workload, m: ModelConfig) -> float:
     """Returns the bytes while a layer of `m` reads the teacher's rows, with its weights."""
     tensor, dtype, tokens = w.mesh.tensor, sizes.itemsize(m), w.rows * w.teacher
-    widest = (4 + dtype) * m.embed + (2 * dtype + 4) * m.mlp
-    return (tokens * widest + dtype * sizes.layer_params(m)) / tensor
+    widest = (4 + dtype) * m.embed + (2 * dtype + 4) * sizes.inner(m) + _copies(w, m)
+    experts = sizes.expert_params(m)
+    matrices = sizes.layer_params(m) - experts + experts / w.mesh.expert
+    return (tokens * widest + dtype * matrices) / tensor
 
 
 def _layer(w: Workload) -> float:
@@ -191,4 +221,15 @@ def _layer(w: Workload) -> float:
     m, tensor = w.model, w.mesh.tensor
     dtype = sizes.itemsize(m)
     stream = (4 + 4 + dtype) * m.embed / tensor
-    return stream + (2 * dtype + 4) * m.mlp / tensor
+    return stream + (2 * dtype + 4) * sizes.inner(m) / tensor + 2 * _copies(w, m)
+
+
+def _copies(w: Workload, m: ModelConfig) -> float:
+    """Returns the bytes per token of what experts add to a layer: a token's copies, one for each
+    expert that it runs, and their outputs in float32. With mesh.expert, a device has room for the
+    routes of all tokens that it gathers, because any number of them may be to its experts."""
+    if m.experts is None:
+        return 0.0
+    dtype, routes = sizes.itemsize(m), m.experts.per_token * w.mesh.expert
+    more = (w.mesh.expert - 1) * (2 * dtype + 4) * sizes.inner(m) / w.mesh.tensor
+    return routes * (dtype + 4) * m.embed + more

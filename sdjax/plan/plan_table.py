@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdjax import config
-from sdjax.plan import advice, traffic
+from sdjax.plan import advice, memory, traffic
 from sdjax.plan.memory import USES, Bytes
 from sdjax.plan.programs import Compiled
 from sdjax.plan.slices import Slice
@@ -69,10 +69,12 @@ def to_dict(found: Found, cfg: config.Plan, train: str) -> dict[str, Any]:
         "chosen": found.chosen,
         "mesh": {
             "data": w.mesh.data,
+            "expert": w.mesh.expert,
             "fsdp": w.mesh.fsdp,
             "tensor": w.mesh.tensor,
             "rollout_tensor": w.mesh.rollout_tensor,
         },
+        "parameters": {"all": memory.params(w.model), "active": memory.active(w.model)},
         "microbatch": w.microbatch,
         "slots": w.slots,
         "row_tokens": {"student": w.student, "teacher": w.teacher, "completion": w.completion},
@@ -104,6 +106,7 @@ def to_markdown(found: Found, cfg: config.Plan, train: str, model: str) -> str:
         f"{model}, {piece.size}: {w.mesh}.",
         f"Microbatch {w.microbatch}: {w.rows} {rows} a shard of {w.student:,} student and "
         f"{w.teacher:,} teacher tokens; {w.slots:,} slots of {w.capacity:,} tokens.",
+        *_parameters(w),
         *(
             f"The mesh does not divide the config's value, so this assumes {n}."
             for n in found.needs
@@ -142,6 +145,14 @@ def summary(plans: Sequence[tuple[str, Found]], cfg: config.Plan) -> str:
             )
         )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def _parameters(w: Workload) -> list[str]:
+    """Returns a line for a model of experts, no line for another."""
+    if w.model.experts is None:
+        return []
+    every, used = (count(w.model) / 1e9 for count in (memory.params, memory.active))
+    return [f"{every:.1f}B parameters, of which a token uses {used:.1f}B."]
 
 
 def _memory(found: Found) -> list[str]:

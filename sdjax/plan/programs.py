@@ -77,7 +77,7 @@ def require_compiler() -> None:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
-def topology_mesh(piece: Slice, shape: tuple[int, int, int]) -> jax.sharding.Mesh:
+def topology_mesh(piece: Slice, shape: meshes.MeshShape) -> jax.sharding.Mesh:
     """Returns the mesh of a slice, which this machine need not have; data spans the slices first.
 
     Raises UserError if the TPU compiler does not know the slice.

@@ -121,6 +121,7 @@ def as_config(mesh: MeshSizes) -> config.Mesh:
     """Returns the config section for the mesh."""
     return config.Mesh(
         data=mesh.data,
+        expert=mesh.expert,
         fsdp=mesh.fsdp,
         tensor=mesh.tensor,
         rollout_tensor=mesh.rollout_tensor,

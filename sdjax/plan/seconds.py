@@ -58,17 +58,17 @@ def decode(w: Workload, piece: Slice) -> float:
     """
     model, rates = w.model, piece.chip.rates
     shards = w.mesh.rollout_tensor or w.mesh.tensor
-    weights = sizes.weight_bytes(model) / shards
     rows = min(w.slots, w.completions) / w.mesh.copies
+    weights, alone = (sizes.weight_bytes(model, n) / shards for n in (rows, 1))
     cached = w.mean_prompt + w.mean_completion / 2
     token = sizes.cache_bytes(model, round(cached)) / shards
     bytes_per_s, flops = rates.bytes_per_s * BANDWIDTH, rates.flops_per_s * ARITHMETIC
-    entries = sizes.weight_bytes(model) / sizes.itemsize(model) / shards
-    full = max((weights + rows * token) / bytes_per_s, 2 * rows * entries / flops)
+    entries = model.num_layers * sizes.active_params(model) + model.embed * model.vocab_size
+    full = max((weights + rows * token) / bytes_per_s, 2 * rows * entries / shards / flops)
     hops = 2 * model.num_layers * HOP_S if shards > 1 else 0.0
     steps = w.completions * w.mean_completion / max(w.slots, 1)
     tail = max(w.cfg.rollout.max_completion_tokens - w.mean_completion, 0)
-    return steps * (full + hops) + tail * (weights / bytes_per_s + hops)
+    return steps * (full + hops) + tail * (alone / bytes_per_s + hops)
 
 
 def _prefill(w: Workload) -> float:

@@ -7,7 +7,8 @@ receives the same to get its part of a sum over chips, and twice that to get the
 from __future__ import annotations
 
 from sdjax.models import flops as sizes
-from sdjax.plan.workload import Workload
+from sdjax.models.network.model_config import ModelConfig
+from sdjax.plan.workload import MeshSizes, Workload
 
 
 def update(w: Workload) -> dict[str, float]:
@@ -26,6 +27,10 @@ def update(w: Workload) -> dict[str, float]:
 
     activations: exchanges of tensor parallelism.
 
+    experts: with mesh.expert, each device gathers the tokens of the others along that axis and
+    scatters their sums: in a forward pass, its recomputation and the backward pass. Matrices of
+    experts are gathered and summed over fsdp alone.
+
     This is the minimum, because a compiler may move more. It may sum gradients whole, which doubles
     their bytes. The TPU compiler does so for column-split matrices with fewer than 256 columns per
     chip, mostly on three-dimensional slices and in programs of an 8B model. It may sum the head's
@@ -36,12 +41,10 @@ def update(w: Workload) -> dict[str, float]:
     model, mesh = w.model, w.mesh
     item, teachers = sizes.itemsize(model), w.teachers
     fsdp, data, tensor = (_share(n) for n in (mesh.fsdp, mesh.data, mesh.tensor))
-    layers = model.num_layers * sizes.layer_params(model) / mesh.tensor
+    layers = _layers(model, mesh) / mesh.tensor
     head = model.vocab_size * model.embed / mesh.tensor
     passes = 1 if model.remat == "none" else 2
-    of_teacher = sum(
-        m.num_layers * sizes.layer_params(m) + m.vocab_size * m.embed for m in w.taught_by
-    )
+    of_teacher = sum(_layers(m, mesh) + m.vocab_size * m.embed for m in w.taught_by)
     weights = item * fsdp * (layers * passes + head + teachers * of_teacher / mesh.tensor)
     gradients = fsdp * (item * layers + 4 * head)
     replicas = 2 * data * (item * layers + 2 * 4 * head) / mesh.fsdp
@@ -54,6 +57,11 @@ def update(w: Workload) -> dict[str, float]:
         "replicas": replicas,
         "activations": 2 * (item + 4) * tensor * entries,
     }
+    if mesh.expert > 1:
+        parts["experts"] = (mesh.expert - 1) * (item + 4) * entries
+        dense = model.num_layers * (sizes.layer_params(model) - sizes.expert_params(model))
+        copies = item * dense / mesh.tensor + 2 * 4 * head
+        parts["replicas"] += 2 * _share(mesh.expert) * copies / mesh.fsdp
     return {name: size * w.microbatches for name, size in parts.items()}
 
 
@@ -62,7 +70,13 @@ def rollout_weights(w: Workload) -> float:
     per step."""
     model, shards = w.model, w.mesh.rollout_tensor or w.mesh.tensor
     entries = model.num_layers * sizes.layer_params(model) + 2 * model.vocab_size * model.embed
-    return sizes.itemsize(model) * entries / shards * _share(w.mesh.fsdp)
+    return sizes.itemsize(model) * entries / shards * _share(w.mesh.fsdp * w.mesh.expert)
+
+
+def _layers(model: ModelConfig, mesh: MeshSizes) -> float:
+    """Returns the entries of all layers that a device along `expert` computes with."""
+    experts = sizes.expert_params(model)
+    return model.num_layers * (sizes.layer_params(model) - experts + experts / mesh.expert)
 
 
 def _share(chips: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from sdjax import config
 from sdjax.errors import UserError
 from sdjax.models.files import published
 from sdjax.models.network.model_config import ModelConfig
+from sdjax.parallel import mesh as meshes
 from sdjax.parallel.rules import bucket
 from sdjax.rollout.engine.generation import MOST_SLOTS, Schedule
 from sdjax.teacher import contexts
@@ -24,19 +26,30 @@ class MeshSizes:
     rollouts."""
 
     data: int
+    expert: int = 1
     fsdp: int
     tensor: int
     rollout_tensor: int
 
+    @classmethod
+    def of(cls, shape: meshes.MeshShape, rollout_tensor: int) -> MeshSizes:
+        """Returns the sizes of a mesh of this shape."""
+        return cls(**dict(zip(meshes.NAMES, shape, strict=True)), rollout_tensor=rollout_tensor)
+
+    @property
+    def shape(self) -> meshes.MeshShape:
+        """The sizes of the axes, as the mesh has them."""
+        return self.data, self.expert, self.fsdp, self.tensor
+
     @property
     def chips(self) -> int:
         """Number of chips in the mesh."""
-        return self.data * self.fsdp * self.tensor
+        return math.prod(self.shape)
 
     @property
     def batch_shards(self) -> int:
         """Number of parts that rows are split into."""
-        return self.data * self.fsdp
+        return self.data * self.expert * self.fsdp
 
     @property
     def param_shards(self) -> int:
@@ -49,8 +62,8 @@ class MeshSizes:
         return self.chips // self.rollout_tensor if self.rollout_tensor else self.batch_shards
 
     def __str__(self) -> str:
-        names = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-        text = " ".join(f"{k}={v}" for k, v in names.items())
+        names = dict(zip(meshes.NAMES, self.shape, strict=True))
+        text = " ".join(f"{k}={v}" for k, v in names.items() if k != "expert" or v > 1)
         return text + (f" rollout_tensor={self.rollout_tensor}" if self.rollout_tensor else "")
 
 
@@ -186,11 +199,16 @@ def check(cfg: config.Train, model: ModelConfig, mesh: MeshSizes) -> None:
         ("rollout.slots", cfg.rollout.slots, mesh.copies),
         ("hidden size", model.embed, mesh.fsdp),
         *(
+            [("number of experts", model.experts.count, mesh.expert * mesh.fsdp)]
+            if model.experts
+            else [("mesh.expert, without experts,", 1, mesh.expert)]
+        ),
+        *(
             (name, size, max(mesh.tensor, mesh.rollout_tensor))
             for name, size in (
                 ("attention heads", model.num_heads),
                 ("key-value heads", model.num_kv_heads),
-                ("MLP size", model.mlp),
+                ("MLP size", model.inner),
                 ("vocabulary", model.vocab_size),
             )
         ),

@@ -302,7 +302,9 @@ def check_shards(name: str, size: int, mesh: jax.sharding.Mesh) -> None:
     """Raises UserError where the shards of the mesh do not divide a batch."""
     shards = meshes.batch_shards(mesh)
     if size % shards:
-        raise UserError(f"{name} is {size}: must be a multiple of mesh.data x mesh.fsdp = {shards}")
+        used = (axis for axis in rules.BATCH if axis != "expert" or mesh.shape[axis] > 1)
+        axes = " x ".join(f"mesh.{axis}" for axis in used)
+        raise UserError(f"{name} is {size}: must be a multiple of {axes} = {shards}")
 
 
 def check_context(cfg: ModelConfig, name: str, context: int, completion: int) -> None:
@@ -333,10 +335,21 @@ def check_divisible(
     `tensor` is the config field that sets the size of the mesh's tensor axis. `whose` says which
     model it is.
     """
+    held = mesh.shape["expert"] * mesh.shape["fsdp"]
+    if cfg.experts is not None and cfg.experts.count % held:
+        raise UserError(
+            f"mesh.expert x mesh.fsdp is {held}: must divide {whose} number of experts, "
+            f"{cfg.experts.count}"
+        )
+    if cfg.experts is None and mesh.shape["expert"] > 1:
+        raise UserError(
+            f"mesh.expert is {mesh.shape['expert']}: {whose} MLPs have no experts: say 1, and give "
+            "the devices to mesh.fsdp"
+        )
     for name, size, axis in (
         ("attention heads", cfg.num_heads, "tensor"),
         ("key-value heads", cfg.num_kv_heads, "tensor"),
-        ("MLP size", cfg.mlp, "tensor"),
+        ("MLP size", cfg.inner, "tensor"),
         ("vocabulary", cfg.vocab_size, "tensor"),
         ("hidden size", cfg.embed, "fsdp"),
     ):

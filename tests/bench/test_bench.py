@@ -15,6 +15,8 @@ from sdjax.config import UserError
 from sdjax.jobs import bench_job
 from sdjax.models import flops
 from sdjax.models.families import registry
+from sdjax.models.files import published
+from sdjax.plan import memory
 
 TINY = config.Shape(
     vocab_size=96,
@@ -181,6 +183,24 @@ def test_the_figures_of_a_step_at_1_7b_are_those_of_a_hand_calculation():
     # 64 sequences at 2.9 TB/s: 1.19 ms of weights and 0.97 ms of cache at the mean length.
     assert round(1e3 * flops.weight_bytes(cfg) / 2.9e12, 2) == 1.19
     assert round(1e3 * 64 * flops.cache_bytes(cfg, 128 + 256) / 2.9e12, 2) == 0.97
+
+
+def test_experts_are_stored_whole_and_read_as_far_as_a_token_runs_them():
+    cfg = published.read_config("Qwen/Qwen3-30B-A3B")
+    assert (
+        round(memory.params(cfg) / 1e9, 2) == 30.53 and round(memory.active(cfg) / 1e9, 2) == 3.35
+    )
+    # A token multiplies 8 of 128 experts of 3 x 2,048 x 768, the router and the attention.
+    attention = (2 * 32 + 2 * 4) * 128 * 2048
+    layer = attention + 2048 * 128 + 8 * 3 * 2048 * 768
+    assert flops.active_params(cfg) == layer
+    assert flops.forward(cfg, [1]) == 2 * 48 * layer + 48 * 4 * 32 * 128
+    assert flops.layer_params(cfg) == layer + 120 * 3 * 2048 * 768
+    # One row reads 8 experts; 64 rows hit 126 of them, if all are equally likely.
+    assert flops.weight_bytes(cfg, 1) == 2 * (48 * layer + 2048 * 151_936)
+    assert round(flops.experts_hit(cfg, 64)) == 126
+    rows = flops.weight_bytes(cfg, 64) / 2 - 2048 * 151_936
+    assert abs(rows / 48 / (layer + 118 * 3 * 2048 * 768) - 1) < 1e-3
 
 
 def test_lognormal_lengths_have_their_median_and_end_at_the_limit():

@@ -28,6 +28,7 @@ CONFIGS = [f"configs/{name}.py" for name in sorted(packaged.names())]
 # Counts of the publishers; a tied head is not counted, although the files hold a copy.
 PARAMETERS = {
     "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
     "Qwen/Qwen3-1.7B": 1_720_574_976,
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": 7_615_616_512,
     "allenai/Olmo-3-7B-Instruct": 7_298_011_136,

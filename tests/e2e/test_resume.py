@@ -131,9 +131,20 @@ def test_a_teacher_that_an_alarm_switched_off_stays_off_after_a_kill(tmp_path, c
     assert ours and all(array.tobytes() == theirs[name].tobytes() for name, array in ours.items())
 
 
-def on_eight_devices(model, kinds):
-    """Runs the comparison on a mesh of data x fsdp x tensor."""
-    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+ATTENTION = {"rank": 2, "matrices": ("q", "k", "v", "o")}
+
+
+@pytest.mark.heavy
+def test_a_model_of_experts_is_resumed_too(tmp_path):
+    model = tiny.model_folder(tmp_path / "experts", "qwen3_moe")
+    whole = interrupted_equals_whole(model, tmp_path, "initial", lora=ATTENTION)
+    metrics = runs.lines(whole / "metrics.jsonl")
+    assert all(m["optim/grad_norm"] > 0 for m in metrics[1:])
+
+
+def on_eight_devices(model, kinds, mesh=None):
+    """Runs the comparison on a mesh, by default of data x fsdp x tensor."""
+    mesh = mesh or {"data": 2, "fsdp": 2, "tensor": 2}
     with runs.compiled_once():
         for kind in kinds:
             with tempfile.TemporaryDirectory() as folder:
@@ -141,12 +152,21 @@ def on_eight_devices(model, kinds):
             print("equal:", kind)
 
 
-@pytest.mark.slow
-def test_on_eight_devices_too(model):
-    kinds = list(KINDS)
-    code = f"import test_resume; test_resume.on_eight_devices({str(model)!r}, {kinds})"
+def equal_on_eight_devices(model, kinds, mesh=None):
+    code = f"import test_resume; test_resume.on_eight_devices({str(model)!r}, {kinds}, {mesh})"
     printed = other_process.on_eight_devices(code).splitlines()
     assert [line for line in printed if line.startswith("equal")] == [f"equal: {k}" for k in kinds]
+
+
+@pytest.mark.slow
+def test_on_eight_devices_too(model):
+    equal_on_eight_devices(model, list(KINDS))
+
+
+@pytest.mark.slow
+def test_on_eight_devices_that_hold_experts_apart_too(tmp_path):
+    model = tiny.model_folder(tmp_path / "experts", "qwen3_moe")
+    equal_on_eight_devices(model, ["ema"], {"expert": 2, "fsdp": 2, "tensor": 2})
 
 
 SMALL = {"checkpoint": {"every": 1}, "eval": {"at_ends": False, "every": 0}}

@@ -8,6 +8,7 @@ import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from sdjax.config import Loss
+from sdjax.parallel import mesh as meshes, rules
 from sdjax.learner.chunked_head import (
     Context, Contexts, HeadSpec, Tokens, token_loss, token_outputs)
 
@@ -58,8 +59,10 @@ for way, cfg, shapes in CASES:
     f = make(way, cfg)
     want = jax.jit(f)(*args)
     for shape in shapes:
-        mesh = jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
-        row, head = (NamedSharding(mesh, P(*s)) for s in ((("data", "fsdp"),), ("fsdp", "tensor")))
+        # Half of the first axis is the experts', whose devices split rows and no head.
+        shape = (shape[0] // 2, 2, *shape[1:]) if shape[0] > 1 else (1, *shape)
+        mesh = jax.make_mesh(shape, meshes.NAMES, axis_types=(AxisType.Auto,) * 4)
+        row, head = (NamedSharding(mesh, P(*s)) for s in ((rules.BATCH,), ("fsdp", "tensor")))
         with jax.set_mesh(mesh):
             placed = jax.device_put(args, (row, head, head, row, head, row, row, row))
             out = ((None, None), (row, head))

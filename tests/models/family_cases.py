@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,13 @@ class Cases:
     effects: dict[str, tuple[dict, dict]]
     """For each field of config.json that changes what the same weights compute: a base, and the
     fields to change. The output must change. The key is the field, perhaps with more words."""
+    sizes: dict[str, int | None] = field(default_factory=dict)
+    """The family's own fields that must agree with the shapes of the weights, each with a value
+    that does not fit; None: the field that other families have has no effect in this one."""
+    refused: dict[str, object] = field(default_factory=dict)
+    """The family's own fields of which one value is supported, each with another."""
+    without_effect: dict[str, object] = field(default_factory=dict)
+    """The family's own fields that change no output, each with a value."""
 
 
 def of(family: str) -> Cases:
@@ -491,5 +498,57 @@ CASES = {
             },
         },
         effects=COMMON | GEMMA3 | {"attention_bias": BIAS},
+    ),
+    "qwen3_moe": Cases(
+        parity={
+            "grouped_untied_theta": {"rope_theta": 5_000.0},
+            "shares_of_all_window_eps": {
+                "norm_topk_prob": False,
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "rms_norm_eps": 1e-3,
+            },
+            "tied_odd_vocabulary_one_kv_head_wide_heads_bias_linear_theta": {
+                "attention_bias": True,
+                "rope_scaling": {"rope_type": "linear", "factor": 3.0},
+                "rope_theta": 5_000.0,
+                **TIED,
+                **ONE_KV_HEAD,
+            },
+            "one_expert_a_token_yarn": {
+                "num_experts_per_tok": 1,
+                "norm_topk_prob": False,
+                "rope_scaling": YARN_4,
+            },
+            "all_experts_in_both_spellings": {
+                "num_experts": 4,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 40,
+            },
+            "all_kv_heads_llama3_many_experts": {
+                "num_key_value_heads": 4,
+                "rope_parameters": LLAMA3,
+                "num_experts": 16,
+                "num_experts_per_tok": 3,
+            },
+        },
+        effects=COMMON
+        | ROPE
+        | {
+            "attention_bias": BIAS,
+            "use_sliding_window": ({}, WINDOW),
+            "sliding_window": (WINDOW, {"sliding_window": 2}),
+            "num_experts_per_tok": ({}, {"num_experts_per_tok": 3}),
+            "norm_topk_prob": ({}, {"norm_topk_prob": False}),
+        },
+        sizes={
+            "intermediate_size": None,
+            "moe_intermediate_size": 40,
+            "num_experts": 5,
+            "num_local_experts": 5,
+        },
+        refused={"decoder_sparse_step": 2, "mlp_only_layers": [0]},
+        without_effect={"output_router_logits": True, "router_aux_loss_coef": 0.5},
     ),
 }

@@ -93,8 +93,13 @@ def test_every_field_that_changes_the_function_changes_the_output(family, tmp_pa
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_field_of_size_that_does_not_fit_the_weights_is_an_error(family, tmp_path):
     folder = tiny.model_folder(tmp_path / "model", family)
-    for name, value in SHAPES.items():
-        cfg = registry.from_hf(tiny.config(family, **{name: value}))
+    for name, value in (SHAPES | family_cases.of(family).sizes).items():
+        if value is None:
+            continue
+        changed = {name: value}
+        if name == "num_local_experts":  # the same number in another spelling
+            changed["num_experts"] = None
+        cfg = registry.from_hf(tiny.config(family, **changed))
         with pytest.raises(UserError, match=r"do not fit config\.json"):
             weights.load(folder, cfg)
 
@@ -111,6 +116,8 @@ def of_transformers(family):
 def test_every_field_of_the_transformers_config_is_accounted_for(family):
     accounted = {name.split(".")[0].split(" ")[0] for name in family_cases.of(family).effects}
     accounted |= set(SHAPES) | set(REFUSED) | fields_of.HARMLESS | set(fields_of.NEUTRAL)
+    own_cases = family_cases.of(family)
+    accounted |= {*own_cases.sizes, *own_cases.refused, *own_cases.without_effect}
     accounted |= {"model_type", "rope_parameters", "max_position_embeddings"}
     fields, common = of_transformers(family)
     # A name with an underscore is private to transformers, which does not read it back.
@@ -135,6 +142,15 @@ def test_an_unsupported_field_is_refused_by_name(family, name):
     with pytest.raises(UserError, match=name) as error:
         registry.from_hf(tiny.config(family, **{name: REFUSED[name]}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_family_refuses_and_ignores_what_its_cases_say(family):
+    cases, fields = family_cases.of(family), tiny.config(family)
+    for name, value in cases.refused.items():
+        with pytest.raises(UserError, match=name):
+            registry.from_hf(fields | {name: value})
+    assert registry.from_hf(fields | cases.without_effect) == registry.from_hf(fields)
 
 
 @pytest.mark.parametrize("given", REFUSED_ROPE, ids=repr)

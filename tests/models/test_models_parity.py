@@ -33,7 +33,7 @@ def torch_loss(model, tokens: np.ndarray):
     out = model(ids, labels=ids)
     out.loss.backward()
     grads = {name: p.grad.numpy() for name, p in model.named_parameters()}
-    return out.logits.detach().numpy(), grads
+    return out.logits.detach().numpy(), tiny.per_expert(grads)
 
 
 def torch_greedy(model, tokens: np.ndarray, length: int) -> list[int]:
@@ -96,10 +96,16 @@ def test_longrope_is_that_of_transformers_on_both_sides_of_the_original_context(
 ALWAYS = ("olmo3",)  # windows, full layers and two rotary tables
 
 
+def rare(family, number):
+    """Returns the marks of a family's cases: of six, .ci/run compares the first two."""
+    mark = pytest.mark.slow if number > 1 else pytest.mark.heavy
+    return [] if family in ALWAYS and number == 0 else [mark]
+
+
 @pytest.mark.parametrize(
     ("family", "case"),
     [
-        pytest.param(family, case, marks=[pytest.mark.heavy] * (family not in ALWAYS or i > 0))
+        pytest.param(family, case, marks=rare(family, i))
         for family, cases in family_cases.CASES.items()
         for i, case in enumerate(cases.parity)
     ],

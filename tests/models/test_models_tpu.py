@@ -25,8 +25,8 @@ from sdjax.models.network.transformer import Transformer, hidden_states
 from sdjax.parallel import rules
 
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-names = ("data", "fsdp", "tensor")
-mesh = Mesh(np.array(devices).reshape(1, 2, 2), names, axis_types=(AxisType.Auto,) * 3)
+names = ("data", "expert", "fsdp", "tensor")
+mesh = Mesh(np.array(devices).reshape(1, 1, 2, 2), names, axis_types=(AxisType.Auto,) * 4)
 for head_dim in map(int, sys.argv[1:]):
     cfg = ModelConfig(
         family="olmo3", vocab_size=512, num_layers=2, embed=256, mlp=512, num_heads=4,

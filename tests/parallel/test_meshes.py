@@ -230,7 +230,7 @@ def traffic(shapes):
     for shape in shapes:
         w = planned.step_of(cfg, planned.model(num_kv_heads=8), shape)
         devices = jax.devices()[: w.mesh.chips]
-        compiled = programs.train_step(w, meshes.over(devices, shape)).traffic
+        compiled = programs.train_step(w, meshes.over(devices, w.mesh.shape)).traffic
         total, said = sum(compiled.values()), sum(formula.update(w).values())
         least, most = RATIOS[shape]
         sizes = [*(compiled.get(kind, 0.0) for kind in hlo.KINDS), total, said]

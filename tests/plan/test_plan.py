@@ -38,7 +38,7 @@ QUIET = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBT
 )
 def test_bytes_by_arithmetic_are_those_that_the_compiler_gives_a_cpu(cfg, shape):
     w = step_of(cfg, shape)
-    compiled = programs.train_step(w, meshes.over(jax.devices()[:1], (1, 1, 1)))
+    compiled = programs.train_step(w, meshes.over(jax.devices()[:1], (1, 1, 1, 1)))
     assert memory.update(w).total == pytest.approx(compiled.total, rel=0.15)
 
 
@@ -50,7 +50,7 @@ def test_another_model_that_teaches_has_its_bytes_and_its_time(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(fields))
     own = step_of(training(teacher={"kind": "live"}), model())
     other = step_of(training(teacher={"kind": "model", "path": str(tmp_path)}), model())
-    compiled = programs.train_step(other, meshes.over(jax.devices()[:1], (1, 1, 1)))
+    compiled = programs.train_step(other, meshes.over(jax.devices()[:1], (1, 1, 1, 1)))
     assert memory.update(other).total == pytest.approx(compiled.total, rel=0.15)
     entries = memory.params(*other.taught_by)
     assert memory.update(other).by_use["teacher"] == 4 * entries > 4 * 6 * 1024 * 3072
@@ -106,7 +106,7 @@ def count_collectives():
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    mesh = meshes.over(jax.devices(), (2, 4, 1))
+    mesh = meshes.over(jax.devices(), (2, 1, 4, 1))
 
     def shard(x, y):
         for_all = jax.lax.fori_loop(0, 5, lambda i, t: t + jax.lax.psum(t * i, "fsdp"), x)
@@ -170,7 +170,7 @@ def test_the_search_takes_the_smallest_slice_that_arithmetic_says_will_do():
     assert smaller and not any(search.candidates(cfg, shape, p, (256, 10_240)) for p in smaller)
     # The result is a config that a training accepts.
     w = found.work
-    data, fsdp, tensor = meshes.sizes(search.as_config(w.mesh), found.piece.chips)
+    data, _, fsdp, tensor = meshes.sizes(search.as_config(w.mesh), found.piece.chips)
     assert data * fsdp * tensor == found.piece.chips and w.microbatch % (data * fsdp) == 0
     # The search skips a candidate that the compiler refuses.
     tried = []
@@ -335,7 +335,7 @@ def describe_every_slice():
         for piece in slices.ladder(chip) if chip.is_tpu else ():
             if piece.devices <= 64:
                 tensor = min(2, piece.devices)
-                mesh = programs.topology_mesh(piece, (1, piece.devices // tensor, tensor))
+                mesh = programs.topology_mesh(piece, (1, 1, piece.devices // tensor, tensor))
                 assert {d.device_kind for d in mesh.devices.flat} <= set(peaks.KNOWN), piece
         if chip.is_tpu:
             one = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
@@ -445,7 +445,7 @@ def make_two_slices():
     assert of_replicas == [{0}, {1}]
     # Rollouts use the same devices in the same order, so that one program moves the weights.
     rollouts = meshes.for_rollouts(mesh, 4)
-    assert rollouts.shape == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert rollouts.shape == {"data": 2, "expert": 1, "fsdp": 1, "tensor": 4}
     assert list(rollouts.devices.flat) == list(mesh.devices.flat)
     with pytest.raises(UserError, match=r"mesh\.data is 1: must be a multiple of the 2 slices"):
         programs.topology_mesh(two, (1, 4, 2))

@@ -34,8 +34,9 @@ def slice_mesh(name, shape):
     from jax.experimental import topologies
 
     devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    axes = (jax.sharding.AxisType.Auto,) * 3
-    return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=axes, devices=devices)
+    axes = (jax.sharding.AxisType.Auto,) * 4
+    names, (data, *rest) = ("data", "expert", "fsdp", "tensor"), shape
+    return jax.make_mesh((data, 1, *rest), names, axis_types=axes, devices=devices)
 
 
 def model_parts():

@@ -56,9 +56,9 @@ def make_mesh(data=1, fsdp=1, tensor=1):
     """Returns a mesh over the first data x fsdp x tensor devices."""
     devices = jax.devices()[: data * fsdp * tensor]
     return jax.make_mesh(
-        (data, fsdp, tensor),
+        (data, 1, fsdp, tensor),
         meshes.NAMES,
-        axis_types=(jax.sharding.AxisType.Auto,) * 3,
+        axis_types=(jax.sharding.AxisType.Auto,) * 4,
         devices=devices,
     )
 

@@ -47,11 +47,21 @@ SIZES = {
     "tie_word_embeddings": False,
 }
 
+OF_FAMILY = {
+    "qwen3_moe": {
+        "num_experts": 8,  # as many as transformers lets a token run by default
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+    },
+}
+
 
 def config(family: str, **changes: Any) -> dict[str, Any]:
     """Returns config.json of a tiny model of a family, with some fields changed."""
+    sizes = SIZES | OF_FAMILY.get(family, {})
     token_ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return {"model_type": family, **SIZES, **token_ids, **changes}
+    return {"model_type": family, **sizes, **token_ids, **changes}
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -123,6 +133,21 @@ def torch_model(folder: Path):
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype="float32", attn_implementation="eager"
     ).eval()
+
+
+def per_expert(named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns arrays under the names of a checkpoint: transformers stacks experts in memory."""
+    out = {}
+    for name, array in named.items():
+        if "experts." not in name:
+            out[name] = array
+            continue
+        start, matrix = name.rsplit(".", 1)
+        for e, one in enumerate(array):
+            parts = np.split(one, 2) if matrix == "gate_up_proj" else [one]
+            for part, of in zip(parts, matrix.removesuffix("_proj").split("_"), strict=True):
+                out[f"{start}.{e}.{of}_proj.weight"] = part
+    return out
 
 
 def load(folder: Path, **runtime: Any):

@@ -133,11 +133,14 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """Number of devices along each mesh axis. One of data, fsdp and tensor may be -1: all remaining
-    devices."""
+    """Number of devices along each mesh axis. One of data, expert, fsdp and tensor may be -1: all
+    remaining devices."""
 
     data: int = 1
     """Replicas: each holds all parameters and a share of the batch."""
+    expert: int = 1
+    """Devices that split the experts of a mixture-of-experts model, and the batch. They exchange
+    tokens in place of the experts' matrices."""
     fsdp: int = -1
     """Devices that split the parameters and the batch. The default, -1, takes all remaining
     devices."""
@@ -149,7 +152,8 @@ class Mesh:
     draws its own completions, so larger groups mean fewer copies, each faster."""
 
     def __post_init__(self) -> None:
-        sizes = {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        axes = ("data", "expert", "fsdp", "tensor")
+        sizes = {name: getattr(self, name) for name in axes}
         for name, size in sizes.items():
             require(size == -1 or size >= 1, f"mesh.{name}", size, "must be positive or -1")
         require(list(sizes.values()).count(-1) <= 1, "mesh", sizes, "only one axis may be -1")

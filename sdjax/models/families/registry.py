@@ -17,6 +17,7 @@ FAMILIES: dict[str, Family] = {
         "llama",
         "qwen2",
         "qwen3",
+        "qwen3_moe",
         "olmo2",
         "olmo3",
         "smollm3",

@@ -37,6 +37,7 @@ TOKENIZER = (
     "chat_template.json",
 )
 COPIED = ("generation_config.json", *TOKENIZER, "LICENSE")
+EXPERTS = ("num_experts", "num_local_experts")  # of transformers 4 and vLLM, and transformers 5
 TEMPLATES = "additional_chat_templates"
 
 
@@ -134,10 +135,9 @@ def _write_config(folder: Path, cfg: ModelConfig, source: Path, dtype: str) -> N
     # vLLM chooses the class of a model by this field alone.
     fields.setdefault("architectures", ours["architectures"])
     # Both spellings of each, so that transformers 4, transformers 5 and vLLM read the same model.
-    rotary = {
-        k: v for k, v in ours.items() if k.startswith("rope_") or k == "partial_rotary_factor"
-    }
-    fields |= rotary | {"tie_word_embeddings": cfg.tie_embeddings}
+    both = {*EXPERTS, "partial_rotary_factor"}
+    spelled = {k: v for k, v in ours.items() if k.startswith("rope_") or k in both}
+    fields |= spelled | {"tie_word_embeddings": cfg.tie_embeddings}
     fields |= {"dtype": dtype, "torch_dtype": dtype}
     _write_json(folder / "config.json", fields)
 

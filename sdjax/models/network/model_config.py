@@ -93,6 +93,19 @@ class LayerKind:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The experts of every layer, of which each token runs those that the router scores highest."""
+
+    count: int
+    per_token: int
+    """How many experts a token runs."""
+    width: int
+    """The size of an expert's inner layer."""
+    normalised: bool
+    """Whether the shares of a token's experts sum to 1. Else they are parts of a softmax of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A decoder-only transformer. It is hashable: jitted functions take it as a static argument."""
 
@@ -131,6 +144,8 @@ class ModelConfig:
     """The factor of the product of a query and a key; None is 1 / sqrt(head_dim)."""
     logits_divisor: float = 1.0
     """Divides the logits. The final norm does it, so every user of a head gets it."""
+    experts: Experts | None = None
+    """None: every layer has the dense MLP of size `mlp`. Else that size has no effect."""
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: Literal["none", "dots", "full"] = "full"
     attention: Literal["auto", "plain", "cudnn", "splash"] = "auto"
@@ -172,6 +187,11 @@ class ModelConfig:
 
         context = min(context, self.max_positions)
         return replace(self, max_positions=context, layers=tuple(map(one, self.layers)))
+
+    @property
+    def inner(self) -> int:
+        """The size of the inner layer of each MLP, or of each expert."""
+        return self.mlp if self.experts is None else self.experts.width
 
     @property
     def windows(self) -> tuple[int | None, ...]:
