@@ -185,6 +185,7 @@ def unchanged(two_steps):
     return all((out / name).read_bytes() == whole for name, whole in files.items())
 
 
+@pytest.mark.heavy
 def test_changed_fields_are_refused_before_data_and_model_are_opened(model, two_steps, monkeypatch):
     monkeypatch.setattr(loaded_model, "open_model", lambda *_: pytest.fail("opened"))
     optim = {"lr": 3e-4, "microbatch": 4}
@@ -194,6 +195,7 @@ def test_changed_fields_are_refused_before_data_and_model_are_opened(model, two_
     assert unchanged(two_steps)
 
 
+@pytest.mark.heavy
 def test_a_finished_run_keeps_its_record_whatever_is_allowed(model, two_steps, capsys):
     out, _ = two_steps
     changed = runs.job(model, out, resume=True, allow=("seed",), steps=2, seed=4, **SMALL)
@@ -202,6 +204,7 @@ def test_a_finished_run_keeps_its_record_whatever_is_allowed(model, two_steps, c
     assert "step 2 of 2 is done: nothing is trained, nothing changes" in capsys.readouterr().out
 
 
+@pytest.mark.heavy
 def test_other_data_is_refused_before_the_weights_are_loaded(model, two_steps, monkeypatch):
     # As if rows of the file had changed: the same config gives other questions.
     monkeypatch.setattr(loaded_model.LoadedModel, "load", lambda _: pytest.fail("loaded"))
