@@ -31,9 +31,15 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # The last to be called. What Python then takes apart is 5 s of work, and the runner waits.
-    atexit.register(os._exit, 0)
+
+def pytest_configure(config):
+    """Ends a worker without taking Python apart, which is 5 s of work for which the runner waits.
+
+    The processes that a worker forks keep their exit codes.
+    """
+    if hasattr(config, "workerinput"):
+        worker = os.getpid()
+        atexit.register(lambda: os.getpid() == worker and os._exit(0))
 
 
 def pytest_collection_modifyitems(items):
