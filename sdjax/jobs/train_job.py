@@ -99,7 +99,10 @@ def _prepare(
         publish.Destination.of(cfg.checkpoint).check()
     lm_tasks.check(cfg.lm_eval)
     task = tasks.load(_with_columns(cfg), cfg.data)
-    _check_teaching(cfg, task)
+    if len(task.train):
+        _check_solutions(cfg, task)
+        _check_feedback(cfg, task)
+        _check_routes(cfg, task)
     others = tasks.load_others(cfg.out_of_domain, cfg.data)
     model = loaded_model.open_model(
         cfg.model,
@@ -160,20 +163,13 @@ def _check_sizes(cfg: config.Train, model: ModelConfig, mesh: jax.sharding.Mesh)
     loaded_model.check_vocabulary(model, "log.alternatives", cfg.log.alternatives)
 
 
-def _check_teaching(cfg: config.Train, task: Task) -> None:
-    """Raises UserError if no training example has what a teacher of the config reads.
-
-    Of a data set that is too large to be listed it looks at the first ones only.
-    """
+def _looked_at(cfg: config.Train, task: Task) -> list[Example]:
+    """Returns the training examples that are checked: of a large data set the first ones only."""
     number = min(len(task.train), cfg.data.limit or LISTED, LISTED // 100)
-    looked = [task.train[i] for i in range(number)]
-    if looked:
-        _check_solutions(cfg, looked)
-        _check_feedback(cfg, task, looked)
-        _check_routes(cfg, looked)
+    return [task.train[i] for i in range(number)]
 
 
-def _check_feedback(cfg: config.Train, task: Task, examples: Sequence[Example]) -> None:
+def _check_feedback(cfg: config.Train, task: Task) -> None:
     """Raises UserError if a teacher is to read feedback alone and the task's rule never gives any.
 
     It asks a rule of sdjax only. What a grader or a reward of the user says is known at step 1.
@@ -189,7 +185,7 @@ def _check_feedback(cfg: config.Train, task: Task, examples: Sequence[Example]) 
         return
     # A rule that gives feedback gives some to an answer that is missing, vague or cut off.
     texts = ["", "I am not sure.", "I am not sure."]
-    grades = task.grade_many(texts, [examples[0]] * len(texts), [False, False, True])
+    grades = task.grade_many(texts, [task.train[0]] * len(texts), [False, False, True])
     if not any(grade.feedback.strip() for grade in grades):
         raise UserError(
             "reprompt.feedback is True: the rule of the task gives no feedback, so no teacher "
@@ -203,19 +199,20 @@ def _with_columns(cfg: config.Train) -> config.TaskConfig:
     return replace(cfg.task, keep_columns=True) if cfg.teacher.route else cfg.task
 
 
-def _check_routes(cfg: config.Train, examples: Sequence[Example]) -> None:
+def _check_routes(cfg: config.Train, task: Task) -> None:
     """Raises UserError if the column of teacher.route names no model in a row.
 
     Every step checks the rows that it reads.
     """
     if cfg.teacher.route:
         rows = [
-            Group(example=each, prompt=NO_TOKENS, completions=(), grades=()) for each in examples
+            Group(example=each, prompt=NO_TOKENS, completions=(), grades=())
+            for each in _looked_at(cfg, task)
         ]
         batch.routes(rows, cfg.teacher)
 
 
-def _check_solutions(cfg: config.Train, examples: Sequence[Example]) -> None:
+def _check_solutions(cfg: config.Train, task: Task) -> None:
     """Raises UserError if a teacher is to read solutions and no example has one.
 
     Prints a line where some examples have none.
@@ -223,6 +220,7 @@ def _check_solutions(cfg: config.Train, examples: Sequence[Example]) -> None:
     shown = [x for x in contexts.used(cfg).values() if x.demonstration == "solution"]
     if not shown:
         return
+    examples = _looked_at(cfg, task)
     without = sum(not (example.solution or "").strip() for example in examples)
     if without == len(examples) and not any(x.feedback for x in shown):
         raise UserError(
